@@ -1,0 +1,1 @@
+//! p2pfs: a peer-to-peer shared filesystem.
