@@ -1,1 +1,7 @@
-//! p2pfs: a peer-to-peer shared filesystem.
+//! p2pfs: a peer-to-peer shared filesystem. See `docs/architecture.md` for the map.
+//!
+//! Pure code (no clock, no I/O): [`cluster`], [`content`], [`manifest`].
+
+pub mod cluster;
+pub mod content;
+pub mod manifest;

@@ -1,0 +1,304 @@
+//! Keys of the map: paths of the folder, and internal keys beside them.
+
+use std::{ffi::OsStr, fmt, ops::Range, os::unix::ffi::OsStrExt};
+
+use super::{Kind, WriterNumber};
+
+/// Longest name, in bytes.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Longest path, in bytes, with one `/` between names and none in front.
+pub const PATH_BYTES_MAX: usize = 4096;
+/// Longest encoded key: a path with one more byte.
+pub(super) const KEY_BYTES_MAX: usize = PATH_BYTES_MAX + 1;
+
+const SLASH: u8 = b'/';
+/// Ends the parent's path in a key; no name contains it.
+const END: u8 = 0;
+/// First byte after the 0 of an internal key.
+const WRITER: u8 = 1;
+const FILE: u8 = 2;
+
+/// One component of a path: 1 to 255 bytes, no `/`, no NUL, not `.` or `..`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(Vec<u8>);
+
+/// Why bytes are not a name or a path.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum NameError {
+    /// Longer than 255 bytes (a name) or 4096 (a path).
+    #[error("the name is too long")]
+    TooLong,
+    /// Empty, `.`, `..`, or with `/` or NUL in it.
+    #[error("the name is not allowed")]
+    Forbidden,
+}
+
+fn check_name(bytes: &[u8]) -> Result<(), NameError> {
+    if bytes.len() > NAME_BYTES_MAX {
+        return Err(NameError::TooLong);
+    }
+    if matches!(bytes, b"" | b"." | b"..") || bytes.iter().any(|&byte| matches!(byte, SLASH | END))
+    {
+        return Err(NameError::Forbidden);
+    }
+    Ok(())
+}
+
+impl Name {
+    /// Checks and takes a name.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Result<Self, NameError> {
+        let bytes = bytes.into();
+        check_name(&bytes)?;
+        Ok(Self(bytes))
+    }
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+    /// For use with the operating system.
+    pub fn as_os_str(&self) -> &OsStr {
+        OsStr::from_bytes(&self.0)
+    }
+}
+
+/// A path inside the cluster: names from the root down; no names for the root itself. At most 4096 bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TreePath(Vec<Name>);
+
+impl TreePath {
+    /// The root folder.
+    pub fn root() -> Self {
+        Self(Vec::new())
+    }
+    /// From `a/b/c`; leading and trailing slashes are passed over.
+    pub fn parse(bytes: &[u8]) -> Result<Self, NameError> {
+        let start = bytes
+            .iter()
+            .position(|&byte| byte != SLASH)
+            .unwrap_or(bytes.len());
+        let end = bytes
+            .iter()
+            .rposition(|&byte| byte != SLASH)
+            .map_or(start, |last| last + 1);
+        let Some(bytes) = bytes.get(start..end).filter(|bytes| !bytes.is_empty()) else {
+            return Ok(Self::root());
+        };
+        if bytes.len() > PATH_BYTES_MAX {
+            return Err(NameError::TooLong);
+        }
+        bytes
+            .split(|&byte| byte == SLASH)
+            .map(Name::new)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+    /// The path of a child.
+    pub fn join(&self, name: &Name) -> Result<Self, NameError> {
+        let mut names = self.0.clone();
+        names.push(name.clone());
+        Self(names).bounded()
+    }
+    /// The folder it stands in and its name there; `None` for the root.
+    pub fn split(&self) -> Option<(TreePath, &Name)> {
+        let (name, parent) = self.0.split_last()?;
+        Some((Self(parent.to_vec()), name))
+    }
+    /// Its names from the root down.
+    pub fn names(&self) -> &[Name] {
+        &self.0
+    }
+    /// Whether it is `ancestor` or lies below it.
+    pub fn is_within(&self, ancestor: &TreePath) -> bool {
+        self.0.starts_with(&ancestor.0)
+    }
+    /// The same place below `to` that this has below `from`; `None` when it is not within `from`.
+    pub fn moved(&self, from: &TreePath, to: &TreePath) -> Option<Result<TreePath, NameError>> {
+        let rest = self.0.strip_prefix(from.0.as_slice())?;
+        let names = to.0.iter().chain(rest).cloned().collect();
+        Some(Self(names).bounded())
+    }
+    /// Its bytes, `a/b`; what [`TreePath::parse`] reads.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.byte_length());
+        for (index, name) in self.0.iter().enumerate() {
+            if index > 0 {
+                bytes.push(SLASH);
+            }
+            bytes.extend(name.as_bytes());
+        }
+        bytes
+    }
+    fn byte_length(&self) -> usize {
+        let names: usize = self.0.iter().map(|name| name.0.len()).sum();
+        names + self.0.len().saturating_sub(1)
+    }
+    fn bounded(self) -> Result<Self, NameError> {
+        if self.byte_length() > PATH_BYTES_MAX {
+            return Err(NameError::TooLong);
+        }
+        Ok(self)
+    }
+    /// `/a/b`, as the keys of children and of deeper entries start; `/` for the root.
+    fn prefix(&self) -> Vec<u8> {
+        let mut prefix = vec![SLASH];
+        prefix.extend(self.to_bytes());
+        prefix
+    }
+}
+
+impl fmt::Display for TreePath {
+    /// `/a/b`, with U+FFFD for what is not UTF-8; `/` for the root.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.prefix()))
+    }
+}
+
+/// What the internal keys hold; they are no paths and are shown to nobody.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum InternalKey {
+    /// A row of the table of writers.
+    Writer(WriterNumber),
+    /// The record of a file that has several names.
+    File([u8; 16]),
+}
+
+/// An encoded key. Ordered by its bytes, so that the direct children of a folder are one contiguous range:
+/// `/` ‖ parent's names joined by `/` ‖ 0 ‖ name for a path, and a first byte of 0 for an internal key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(Vec<u8>);
+
+impl Key {
+    /// The key of a path; `None` for the root, which has no entry of its own.
+    pub fn of_path(path: &TreePath) -> Option<Self> {
+        let (parent, name) = path.split()?;
+        let mut bytes = parent.prefix();
+        bytes.push(END);
+        bytes.extend(name.as_bytes());
+        Some(Self(bytes))
+    }
+    /// The key of an internal record.
+    pub fn of_internal(key: &InternalKey) -> Self {
+        let mut bytes = vec![END];
+        match key {
+            InternalKey::Writer(number) => {
+                bytes.push(WRITER);
+                bytes.extend(number.0.to_be_bytes());
+            }
+            InternalKey::File(id) => {
+                bytes.push(FILE);
+                bytes.extend(id);
+            }
+        }
+        Self(bytes)
+    }
+    /// Checks bytes from a node in full.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, NameError> {
+        if bytes.len() > KEY_BYTES_MAX {
+            return Err(NameError::TooLong);
+        }
+        match bytes.as_slice() {
+            [END, WRITER, number @ ..] if number.len() == 8 => {}
+            [END, FILE, id @ ..] if id.len() == 16 => {}
+            [SLASH, rest @ ..] => {
+                let end = rest.iter().position(|&byte| byte == END);
+                let (parent, name) = end
+                    .and_then(|end| rest.split_at_checked(end))
+                    .ok_or(NameError::Forbidden)?;
+                check_name(name.get(1..).unwrap_or_default())?;
+                if !parent.is_empty() {
+                    parent
+                        .split(|&byte| byte == SLASH)
+                        .try_for_each(check_name)?;
+                }
+            }
+            _ => return Err(NameError::Forbidden),
+        }
+        Ok(Self(bytes))
+    }
+    /// The encoded bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+    /// The path, where it is one.
+    pub fn path(&self) -> Option<TreePath> {
+        let rest = self.0.strip_prefix(&[SLASH])?;
+        let end = rest.iter().position(|&byte| byte == END)?;
+        let (parent, name) = (rest.get(..end)?, rest.get(end + 1..)?);
+        // What is in a key was checked when the key was made.
+        let mut names: Vec<Name> = parent
+            .split(|&byte| byte == SLASH)
+            .filter(|name| !name.is_empty())
+            .map(|name| Name(name.to_vec()))
+            .collect();
+        names.push(Name(name.to_vec()));
+        Some(TreePath(names))
+    }
+    /// The last name of the path, where it is one.
+    pub fn name(&self) -> Option<Name> {
+        let end = self.0.iter().position(|&byte| byte == END)?;
+        // An internal key starts with the 0.
+        (end > 0).then(|| Name(self.0.get(end + 1..).unwrap_or_default().to_vec()))
+    }
+    /// The internal key, where it is one.
+    pub fn internal(&self) -> Option<InternalKey> {
+        match self.0.as_slice() {
+            [END, WRITER, number @ ..] => Some(InternalKey::Writer(WriterNumber(
+                u64::from_be_bytes(number.try_into().ok()?),
+            ))),
+            [END, FILE, id @ ..] => Some(InternalKey::File(id.try_into().ok()?)),
+            _ => None,
+        }
+    }
+    /// Whether an entry of this kind may stand under this key: rows of the table of writers and records of files with
+    /// several names only under their internal keys, and nothing else there.
+    pub(super) fn admits(&self, kind: &Kind) -> bool {
+        match self.internal() {
+            Some(InternalKey::Writer(_)) => matches!(kind, Kind::Writer { .. }),
+            Some(InternalKey::File(_)) => matches!(kind, Kind::File(_)),
+            None => !matches!(kind, Kind::Writer { .. }),
+        }
+    }
+    /// The range of raw key bytes that holds the direct children of a folder.
+    pub fn children_of(folder: &TreePath) -> Range<Vec<u8>> {
+        let prefix = folder.prefix();
+        followed_by(&prefix, END)..followed_by(&prefix, END + 1)
+    }
+    /// The two ranges of raw key bytes that hold everything below a folder: direct children, then deeper ones. For the
+    /// root they meet and hold every path.
+    pub fn below(folder: &TreePath) -> [Range<Vec<u8>>; 2] {
+        let prefix = folder.prefix();
+        let deeper = if folder.0.is_empty() {
+            followed_by(&prefix, END + 1)..vec![SLASH + 1]
+        } else {
+            followed_by(&prefix, SLASH)..followed_by(&prefix, SLASH + 1)
+        };
+        [Self::children_of(folder), deeper]
+    }
+    /// The range of raw key bytes of the direct children whose names start with `start`.
+    pub(super) fn children_starting(folder: &TreePath, start: &[u8]) -> Range<Vec<u8>> {
+        let all = Self::children_of(folder);
+        let mut first = all.start;
+        first.extend(start);
+        let end = after_prefix(&first).unwrap_or(all.end);
+        first..end
+    }
+}
+
+fn followed_by(prefix: &[u8], byte: u8) -> Vec<u8> {
+    let mut bytes = prefix.to_vec();
+    bytes.push(byte);
+    bytes
+}
+
+/// The least byte string above everything that starts with `prefix`; `None` when there is none (all bytes 0xff).
+pub(super) fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|&byte| byte < 0xff)?;
+    let mut bytes = prefix.get(..=last)?.to_vec();
+    if let Some(byte) = bytes.last_mut() {
+        *byte += 1;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests;

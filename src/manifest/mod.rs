@@ -1,0 +1,28 @@
+//! The manifest: an ordered Merkle map from paths to versions of entries that merges as a CRDT.
+//!
+//! Pure: nodes come from a [`NodeSource`]; what is not there is reported as [`TreeError::Missing`], the shell fetches it
+//! and asks again. Nothing here reads a clock, a socket or a file.
+
+mod cbor;
+mod context;
+mod entry;
+mod key;
+mod merge;
+mod node;
+mod tree;
+mod view;
+
+pub use context::{CausalContext, Dot, HybridTime, WRITERS_MAX, WriterNumber};
+pub use entry::{
+    ATTRIBUTE_NAME_BYTES_MAX, ATTRIBUTE_VALUE_BYTES_MAX, ATTRIBUTES_BYTES_MAX, ATTRIBUTES_MAX,
+    Entry, EntryError, Kind, TARGET_BYTES_MAX, Timestamp, VERSIONS_BYTES_MAX, VERSIONS_MAX,
+    Version, Versions,
+};
+pub use key::{InternalKey, Key, NAME_BYTES_MAX, Name, NameError, PATH_BYTES_MAX, TreePath};
+pub use merge::{Merged, merge, merge_versions};
+pub use node::{NODE_BYTES_MAX, Node, NodeError, NodeHash, Summary};
+pub use tree::{
+    Applied, Change, MISSING_MAX, NodeSource, TreeError, apply, diff, empty_root, folder_newest,
+    get, range_summary, scan, summary,
+};
+pub use view::{Shown, children, find_copy, lookup, shown};

@@ -1,0 +1,167 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::manifest::tree::testing::{Edits, Memory, directory, key, many, one, version, versions};
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+fn leaf() -> Vec<u8> {
+    let row = |name: &str, sequence| {
+        (
+            key(name),
+            versions([version(0x10, sequence, 9, directory())]),
+        )
+    };
+    Versions::into_node(0, vec![row("a/b", 1), row("a/bc", 2)]).encode()
+}
+
+#[test]
+fn golden_bytes() {
+    assert_eq!(hex(&Node::empty().1.encode()), "83010080");
+    let entry = "a50001 081901e8 091903e8 0a1903e8 0b05";
+    let expected = format!(
+        "830100 82 83 00 44 2f610062 81 84 10 01 09 {entry} 83 04 41 63 81 84 10 02 09 {entry}"
+    );
+    assert_eq!(hex(&leaf()), expected.replace(' ', ""));
+
+    let child = |byte, keys| Child {
+        hash: NodeHash([byte; 32]),
+        summary: Summary {
+            keys,
+            files: 2,
+            bytes: 1000,
+            newest: crate::manifest::HybridTime(9),
+        },
+    };
+    let rows = vec![(key("a/b"), child(0xaa, 3)), (key("a/c"), child(0xbb, 4))];
+    let inner = Child::into_node(1, rows);
+    let expected = format!(
+        "830101 82 87 00 44 2f610062 5820{} 03 02 1903e8 09 87 03 41 63 5820{} 04 02 1903e8 09",
+        "aa".repeat(32),
+        "bb".repeat(32)
+    );
+    assert_eq!(hex(&inner.encode()), expected.replace(' ', ""));
+    assert_eq!(Node::decode(&inner.encode()).unwrap(), inner);
+    assert_eq!(
+        inner.children(),
+        [NodeHash([0xaa; 32]), NodeHash([0xbb; 32])]
+    );
+    assert_eq!(inner.summary().keys, 7);
+}
+
+/// Where nodes are cut is part of the format: this root must never change.
+#[test]
+fn golden_root() {
+    let memory = Memory::default();
+    let root = memory.build(&many(1_000));
+    assert_eq!(
+        root.to_string(),
+        "bd56079d54fa06ed7b2222e7b53e824eceb30f0be4e274e3237621861987f111"
+    );
+}
+
+#[test]
+fn what_starts_a_node_is_not_accepted_inside_of_one() {
+    let started = (0..)
+        .map(|n| key(&format!("n{n}")))
+        .find(|key| levels_started(key) == 1);
+    let started = started.unwrap();
+    let rows = |first: &str| vec![(key(first), one(1)), (started.clone(), one(2))];
+    let both = Versions::into_node(0, rows("a")).encode();
+    assert!(Node::decode(&both).is_err());
+    let alone = Versions::into_node(0, rows("a").split_off(1)).encode();
+    assert!(Node::decode(&alone).is_ok());
+
+    let mut large = directory();
+    large.attributes.insert(b"a".to_vec(), vec![0; 2048]);
+    let large = versions([version(1, 1, 1, large)]);
+    let inside = vec![(key("a"), one(1)), (key("b"), large)];
+    assert!(Node::decode(&Versions::into_node(0, inside).encode()).is_err());
+}
+
+#[test]
+fn unordered_and_misshapen_nodes_are_refused() {
+    let rows = vec![(key("b"), one(1)), (key("a"), one(1))];
+    assert!(Node::decode(&Versions::into_node(0, rows).encode()).is_err());
+    let twice = vec![(key("a"), one(1)), (key("a"), one(1))];
+    assert!(Node::decode(&Versions::into_node(0, twice).encode()).is_err());
+    assert!(Node::decode(&Child::into_node(1, Vec::new()).encode()).is_err());
+    let child = Child {
+        hash: NodeHash([1; 32]),
+        summary: Summary::default(),
+    };
+    let level = |level| Child::into_node(level, vec![(key("a"), child.clone())]).encode();
+    assert!(Node::decode(&level(LEVEL_MAX)).is_ok());
+    assert!(Node::decode(&level(LEVEL_MAX + 1)).is_err());
+    // A table row under a path.
+    let kind = Kind::Writer {
+        peer: vec![1],
+        node: "n".to_owned(),
+    };
+    let mut writer = directory();
+    writer.kind = kind;
+    let row = vec![(key("a"), versions([version(1, 1, 1, writer)]))];
+    assert!(Node::decode(&Versions::into_node(0, row).encode()).is_err());
+    assert!(Node::decode(&vec![0; NODE_BYTES_MAX + 1]).is_err());
+}
+
+/// Few bytes that stand for long keys unfold only so far; and edits make no node that others would refuse.
+#[test]
+fn a_node_cannot_unfold_without_end() {
+    let folder = ["f".repeat(250).as_str(); 15].join("/");
+    let keys = (0..).map(|n| key(&format!("{folder}/{n:06}")));
+    let keys = keys.filter(|key| levels_started(key) == 0);
+    let rows = |count| {
+        let rows = keys.clone().take(count).map(|key| (key, one(1)));
+        Versions::into_node(0, rows.collect())
+    };
+    for (count, fits) in [(4_000, true), (5_000, false)] {
+        let node = rows(count);
+        let bytes = node.encode();
+        assert!(bytes.len() < NODE_BYTES_MAX);
+        assert_eq!(Node::decode(&bytes).is_ok(), fits);
+        assert_eq!(node.is_within_bounds(&bytes), fits);
+    }
+    let edits: Edits = keys.take(5_000).map(|key| (key, Some(one(1)))).collect();
+    let memory = Memory::default();
+    let applied = crate::manifest::apply(&memory, Node::empty().0, &edits);
+    assert!(matches!(applied, Err(TreeError::Bounds(..))));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    /// Whatever is accepted is the one encoding of what it says; and nothing makes it panic.
+    #[test]
+    fn damaged_nodes_are_refused_or_canonical(
+        place in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+        noise in prop::collection::vec(any::<u8>(), 0..80),
+        which in 0_usize..8,
+    ) {
+        static NODES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
+            let memory = Memory::default();
+            memory.build(&Edits::from_iter(many(500)));
+            let mut nodes: Vec<_> = memory.nodes.take().into_values().collect();
+            nodes.sort_by_key(Vec::len);
+            nodes.truncate(7);
+            nodes.push(leaf());
+            nodes
+        });
+        let good = &NODES[which.min(NODES.len() - 1)];
+        prop_assert!(Node::decode(good).is_ok());
+        prop_assert!(Node::decode(&good[..place.index(good.len())]).is_err());
+        let mut changed = good.clone();
+        changed[place.index(good.len())] = byte;
+        let mut inserted = good.clone();
+        inserted.insert(place.index(good.len()), byte);
+        let mut noisy = good[..place.index(good.len())].to_vec();
+        noisy.extend(&noise);
+        for bytes in [changed, inserted, noisy, noise] {
+            if let Ok(node) = Node::decode(&bytes) {
+                prop_assert_eq!(node.encode(), bytes);
+            }
+        }
+    }
+}

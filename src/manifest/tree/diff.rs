@@ -1,0 +1,259 @@
+//! Differences: two cursors go through both trees in step and pass over what is equal by its hash.
+
+use super::{
+    Arc, Change, Child, Key, MISSING_MAX, Node, NodeHash, NodeSource, Rows, TreeError, Versions,
+    load, load_child,
+};
+
+/// The differences, in order of keys; at most `limit` of them. Reads the nodes whose hashes differ, on both sides.
+pub fn diff(
+    source: &impl NodeSource,
+    old: NodeHash,
+    new: NodeHash,
+    limit: usize,
+) -> Result<Vec<Change>, TreeError> {
+    let mut changes = Vec::new();
+    if old == new || limit == 0 {
+        return Ok(changes);
+    }
+    let (mut a, mut b) = match (load(source, &old)?, load(source, &new)?) {
+        (Some(a), Some(b)) => {
+            a.check_root(&old)?;
+            b.check_root(&new)?;
+            (Cursor::new(a), Cursor::new(b))
+        }
+        (a, b) => {
+            let absent = [(a, old), (b, new)].into_iter();
+            let absent = absent.filter(|(node, _)| node.is_none());
+            return Err(TreeError::Missing(absent.map(|(_, hash)| hash).collect()));
+        }
+    };
+    let mut missing = Missing::default();
+    while missing.hashes.len() < MISSING_MAX && changes.len() < limit {
+        a.settle();
+        b.settle();
+        if let Some(until) = missing.until.take() {
+            let behind = |head: &Option<Head<'_>>| {
+                let head = head.as_ref();
+                head.is_some_and(|head| below(head.key, until.as_ref()))
+            };
+            let cursor = match (behind(&a.head()), behind(&b.head())) {
+                (true, _) => &mut a,
+                (_, true) => &mut b,
+                _ => continue,
+            };
+            missing.until = Some(until);
+            cursor.pass(source, &mut missing)?;
+            continue;
+        }
+        let (first, second) = (a.head(), b.head());
+        let order = match (&first, &second) {
+            (None, None) => break,
+            (Some(_), None) => std::cmp::Ordering::Less,
+            (None, Some(_)) => std::cmp::Ordering::Greater,
+            (Some(first), Some(second)) => first.key.cmp(second.key),
+        };
+        // What to do is decided while the heads are borrowed, and done afterwards.
+        let (from_a, from_b) = match order {
+            std::cmp::Ordering::Less => (true, false),
+            std::cmp::Ordering::Greater => (false, true),
+            std::cmp::Ordering::Equal => {
+                let level = |head: &Option<Head<'_>>| {
+                    let below = head.as_ref().and_then(|head| head.below.as_ref());
+                    below.map(|&(level, hash)| (level + 1, hash))
+                };
+                match (level(&first), level(&second)) {
+                    (Some((_, one)), Some((_, other))) if one == other => {
+                        a.advance();
+                        b.advance();
+                        continue;
+                    }
+                    (one, other) => {
+                        let (one, other) = (one.map(|at| at.0), other.map(|at| at.0));
+                        (one >= other, other >= one)
+                    }
+                }
+            }
+        };
+        let row = |head: Option<Head<'_>>, wanted: bool| {
+            let head = head.filter(|head| wanted && head.below.is_none())?;
+            Some((head.key.clone(), head.versions?.clone()))
+        };
+        let rows = (row(first, from_a), row(second, from_b));
+        if let (None, None) = rows {
+            if from_a {
+                a.enter(source, &mut missing)?;
+            }
+            if from_b {
+                b.enter(source, &mut missing)?;
+            }
+            continue;
+        }
+        if from_a {
+            a.advance();
+        }
+        if from_b {
+            b.advance();
+        }
+        let key = match &rows {
+            (Some((key, _)), _) | (None, Some((key, _))) => key.clone(),
+            (None, None) => continue,
+        };
+        let change = Change {
+            key,
+            old: rows.0.map(|(_, versions)| versions),
+            new: rows.1.map(|(_, versions)| versions),
+        };
+        if change.old != change.new {
+            changes.push(change);
+        }
+    }
+    if missing.hashes.is_empty() {
+        Ok(changes)
+    } else {
+        Err(TreeError::Missing(missing.hashes))
+    }
+}
+
+/// Nodes that were to be entered and are not here. The comparison is blind up to the last one's upper bound: what lies
+/// below it on either side is passed over, and is named only where it reaches beyond and so is needed in any case.
+#[derive(Default)]
+struct Missing {
+    hashes: Vec<NodeHash>,
+    /// Outer `None`: not blind. Inner `None`: to the end.
+    until: Option<Option<Key>>,
+}
+
+impl Missing {
+    fn add(&mut self, hash: NodeHash, upper: Option<Key>) {
+        if !self.hashes.contains(&hash) {
+            self.hashes.push(hash);
+        }
+        self.until = match (self.until.take(), upper) {
+            (None, upper) => Some(upper),
+            (Some(Some(before)), Some(upper)) => Some(Some(before.max(upper))),
+            (Some(_), _) => Some(None),
+        };
+    }
+}
+
+fn below(key: &Key, upper: Option<&Key>) -> bool {
+    upper.is_none_or(|upper| key < upper)
+}
+
+/// The item that a cursor stands at: a row, or a whole child that was not entered.
+struct Head<'a> {
+    key: &'a Key,
+    /// Of a child: its level and hash.
+    below: Option<(u8, NodeHash)>,
+    /// Of a row.
+    versions: Option<&'a Versions>,
+}
+
+struct Frame {
+    node: Arc<Node>,
+    /// The row that comes next.
+    next: usize,
+    upper: Option<Key>,
+    leftmost: bool,
+}
+
+impl Frame {
+    fn length(&self) -> usize {
+        match self.node.rows() {
+            Rows::Leaf(rows) => rows.len(),
+            Rows::Inner(rows) => rows.len(),
+        }
+    }
+    /// The child that comes next, and the bound of its keys.
+    fn child(&self) -> Option<(&(Key, Child), Option<&Key>)> {
+        let Rows::Inner(rows) = self.node.rows() else {
+            return None;
+        };
+        let upper = rows.get(self.next + 1).map(|(next, _)| next);
+        Some((rows.get(self.next)?, upper.or(self.upper.as_ref())))
+    }
+}
+
+/// A place in a tree: the nodes that were entered, outermost first.
+struct Cursor(Vec<Frame>);
+
+impl Cursor {
+    fn new(root: Arc<Node>) -> Self {
+        Self(vec![Frame {
+            node: root,
+            next: 0,
+            upper: None,
+            leftmost: true,
+        }])
+    }
+    /// Leaves nodes that are done with.
+    fn settle(&mut self) {
+        while self
+            .0
+            .pop_if(|frame| frame.next >= frame.length())
+            .is_some()
+        {}
+    }
+    /// What comes next, once settled; `None` at the end.
+    fn head(&self) -> Option<Head<'_>> {
+        let frame = self.0.last()?;
+        match frame.node.rows() {
+            Rows::Leaf(rows) => rows.get(frame.next).map(|(key, versions)| Head {
+                key,
+                below: None,
+                versions: Some(versions),
+            }),
+            Rows::Inner(rows) => rows.get(frame.next).map(|(key, child)| Head {
+                key,
+                below: Some((frame.node.level() - 1, child.hash)),
+                versions: None,
+            }),
+        }
+    }
+    fn advance(&mut self) {
+        if let Some(frame) = self.0.last_mut() {
+            frame.next += 1;
+        }
+    }
+    /// Goes into the child that comes next; passes over it when it is not here.
+    fn enter(&mut self, source: &impl NodeSource, missing: &mut Missing) -> Result<(), TreeError> {
+        let Some(frame) = self.0.last_mut() else {
+            return Ok(());
+        };
+        let leftmost = frame.leftmost && frame.next == 0;
+        let Some((row, upper)) = frame.child() else {
+            return Ok(());
+        };
+        let upper = upper.cloned();
+        match load_child(source, &frame.node, row, upper.as_ref(), leftmost)? {
+            None => {
+                missing.add(row.1.hash, upper);
+                frame.next += 1;
+            }
+            Some(node) => {
+                frame.next += 1;
+                self.0.push(Frame {
+                    node,
+                    next: 0,
+                    upper,
+                    leftmost,
+                });
+            }
+        }
+        Ok(())
+    }
+    /// Passes over what comes next, as far as the comparison is blind.
+    fn pass(&mut self, source: &impl NodeSource, missing: &mut Missing) -> Result<(), TreeError> {
+        let reaches_beyond = match (self.0.last().and_then(Frame::child), &missing.until) {
+            (Some((_, upper)), Some(Some(until))) => upper.is_none_or(|upper| upper > until),
+            _ => false,
+        };
+        if reaches_beyond {
+            self.enter(source, missing)
+        } else {
+            self.advance();
+            Ok(())
+        }
+    }
+}

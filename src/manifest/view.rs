@@ -1,0 +1,385 @@
+//! How versions look as files: which one is shown under the name, and what the conflict copies are called.
+//!
+//! All of it derives from the map alone, so that peers with equal maps show equal folders.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
+
+use super::{
+    Dot, Entry, HybridTime, InternalKey, Key, Kind, Name, NodeHash, NodeSource, Summary, TreeError,
+    TreePath, Version, Versions, WriterNumber, get,
+    key::{NAME_BYTES_MAX, after_prefix},
+    scan,
+    tree::{MISSING_MAX, Step, Visitor, any_in, walk},
+};
+
+/// What the names of all conflict copies have in them.
+const MARKER: &str = " (conflict, ";
+/// A longer ending (with its dot) is no extension, and goes before the note about the conflict.
+const EXTENSION_BYTES_MAX: usize = 32;
+/// Copies whose names would be equal are told apart by a number up to this.
+const EQUAL_NAMES_MAX: u32 = 65_536;
+
+/// An entry as it is shown in the folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// What it is. A directory that exists only because something lives below it has default attributes.
+    pub entry: Entry,
+    /// The versions that a change through this name replaces.
+    pub seen: Vec<Dot>,
+    /// When it was written.
+    pub time: HybridTime,
+}
+
+impl Shown {
+    /// A directory that exists only because something lives below it: mode 0o755, owner 0, no version to replace.
+    pub fn implied_directory() -> Self {
+        Self {
+            entry: Entry::implied_directory(),
+            seen: Vec::new(),
+            time: HybridTime::default(),
+        }
+    }
+}
+
+/// Versions of equal kind and content.
+pub(super) struct Group<'a> {
+    /// The one that gives the other fields.
+    pub(super) newest: &'a Version,
+    dots: Vec<Dot>,
+}
+
+impl Group<'_> {
+    fn shown(&self) -> Shown {
+        Shown {
+            entry: self.newest.entry.clone(),
+            seen: self.dots.clone(),
+            time: self.newest.time,
+        }
+    }
+    fn is_directory(&self) -> bool {
+        self.newest.entry.kind == Kind::Directory
+    }
+}
+
+/// The groups of versions of equal kind and content: a directory first, then by their newest, latest first.
+pub(super) fn groups(versions: &Versions) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for version in versions.as_slice() {
+        let same = |group: &&mut Group<'_>| group.newest.entry.kind == version.entry.kind;
+        if let Some(group) = groups.iter_mut().find(same) {
+            group.dots.push(version.dot);
+            if version.rank() > group.newest.rank() {
+                group.newest = version;
+            }
+        } else {
+            groups.push(Group {
+                newest: version,
+                dots: vec![version.dot],
+            });
+        }
+    }
+    groups.sort_by_key(|group| std::cmp::Reverse((group.is_directory(), group.newest.rank())));
+    groups
+}
+
+/// Which version is shown under the plain name, and the others, largest (time, writer) first. Versions of equal kind and
+/// content are one: the larger (time, writer) gives the other fields and `seen` has the dots of all of them. A directory
+/// keeps the name.
+pub fn shown(versions: &Versions) -> (Shown, Vec<Shown>) {
+    let mut groups = groups(versions).into_iter().map(|group| group.shown());
+    // There is at least one version, so the default never shows.
+    let first = groups.next().unwrap_or_else(Shown::implied_directory);
+    (first, groups.collect())
+}
+
+/// The folder's direct children as they are shown, conflict copies included, in byte order of their names.
+/// Folders that exist only through what lives below them are found by looking at the edges of each, not inside.
+pub fn children(
+    source: &impl NodeSource,
+    root: NodeHash,
+    folder: &TreePath,
+) -> Result<Vec<(Name, Shown)>, TreeError> {
+    let listed = listing(source, root, folder, &[])?.into_iter();
+    Ok(listed.map(|(name, item)| (name, item.shown)).collect())
+}
+
+/// What is shown at a path: an entry, a directory that exists only through what lives below it, or a conflict copy by its
+/// name. The root is always a directory. Costs a few descents, except for the names of conflict copies, which take a
+/// listing of the folder's names that start alike.
+pub fn lookup(
+    source: &impl NodeSource,
+    root: NodeHash,
+    path: &TreePath,
+) -> Result<Option<Shown>, TreeError> {
+    let Some(key) = Key::of_path(path) else {
+        return Ok(Some(Shown::implied_directory()));
+    };
+    let mut missing = BTreeSet::new();
+    let versions = gather(&mut missing, get(source, root, &key))?.flatten();
+    let entry = versions.map(|versions| shown(&versions).0);
+    if let Some(entry) = &entry
+        && entry.entry.kind == Kind::Directory
+    {
+        return Ok(Some(entry.clone()));
+    }
+    for range in Key::below(path) {
+        if gather(&mut missing, any_in(source, root, &range))? == Some(true) {
+            return Ok(Some(Shown::implied_directory()));
+        }
+    }
+    complete(missing)?;
+    if entry.is_some() {
+        return Ok(entry);
+    }
+    Ok(find_copy(source, root, path)?.map(|(_, copy)| copy))
+}
+
+/// The conflict copy that is shown at a path, and under which name of the same folder its versions stand; `None` when the
+/// path is not that of a conflict copy.
+pub fn find_copy(
+    source: &impl NodeSource,
+    root: NodeHash,
+    path: &TreePath,
+) -> Result<Option<(Name, Shown)>, TreeError> {
+    let Some((folder, name)) = path.split() else {
+        return Ok(None);
+    };
+    // What stands before the first marker is the start of the original's name, cut or not, and of all names that could
+    // be in this one's way.
+    let bytes = name.as_bytes();
+    let mut windows = bytes.windows(MARKER.len());
+    let marker = windows.position(|window| window == MARKER.as_bytes());
+    let Some(start) = marker.and_then(|marker| bytes.get(..marker)) else {
+        return Ok(None);
+    };
+    let mut listed = listing(source, root, &folder, start)?;
+    let item = listed.remove(name);
+    Ok(item.and_then(|item| Some((item.copy_of?, item.shown))))
+}
+
+struct Item {
+    shown: Shown,
+    /// The name under which a conflict copy's versions stand.
+    copy_of: Option<Name>,
+}
+
+/// What is shown in a folder under names that start with `start`, and the copies of what is.
+fn listing(
+    source: &impl NodeSource,
+    root: NodeHash,
+    folder: &TreePath,
+    start: &[u8],
+) -> Result<BTreeMap<Name, Item>, TreeError> {
+    let mut missing = BTreeSet::new();
+    let range = Key::children_starting(folder, start);
+    let rows = gather(&mut missing, scan(source, root, range, usize::MAX))?;
+    let implied = gather(&mut missing, child_folders(source, root, folder, start))?;
+    complete(missing)?;
+    let (rows, implied) = (rows.unwrap_or_default(), implied.unwrap_or_default());
+
+    let mut items = BTreeMap::new();
+    let mut copies = Vec::new();
+    for (key, versions) in &rows {
+        let Some(name) = key.name() else { continue };
+        let mut groups = groups(versions);
+        let own = !implied.contains(&name) || groups.first().is_some_and(Group::is_directory);
+        let shown = if own && !groups.is_empty() {
+            groups.remove(0).shown()
+        } else {
+            Shown::implied_directory()
+        };
+        copies.extend(groups.into_iter().map(|group| (name.clone(), group)));
+        let copy_of = None;
+        items.insert(name, Item { shown, copy_of });
+    }
+    for name in implied {
+        items.entry(name).or_insert_with(|| Item {
+            shown: Shown::implied_directory(),
+            copy_of: None,
+        });
+    }
+
+    let writers = copies.iter().map(|(_, group)| group.newest.dot.writer);
+    let nodes = node_names(source, root, writers.collect())?;
+    for (original, group) in copies {
+        let node = nodes
+            .get(&group.newest.dot.writer)
+            .map_or("", String::as_str);
+        let mut names = (1..=EQUAL_NAMES_MAX)
+            .filter_map(|nth| copy_name(&original, node, group.newest.time, nth));
+        if let Some(name) = names.find(|name| !items.contains_key(name)) {
+            let item = Item {
+                shown: group.shown(),
+                copy_of: Some(original),
+            };
+            items.insert(name, item);
+        }
+    }
+    Ok(items)
+}
+
+/// Takes a result, or notes what it lacks.
+fn gather<T>(
+    missing: &mut BTreeSet<NodeHash>,
+    result: Result<T, TreeError>,
+) -> Result<Option<T>, TreeError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(TreeError::Missing(nodes)) => {
+            missing.extend(nodes);
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn complete(missing: BTreeSet<NodeHash>) -> Result<(), TreeError> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(TreeError::Missing(
+        missing.into_iter().take(MISSING_MAX).collect(),
+    ))
+}
+
+/// Names, starting with `start`, of the folder's direct children that have something below them.
+fn child_folders(
+    source: &impl NodeSource,
+    root: NodeHash,
+    folder: &TreePath,
+    start: &[u8],
+) -> Result<BTreeSet<Name>, TreeError> {
+    struct Folders {
+        /// How much of a key comes before the child's name.
+        prefix: usize,
+        names: BTreeSet<Name>,
+    }
+    impl Folders {
+        /// What the keys below one child folder start with, as this key does: up to the byte after the child's name.
+        fn branch<'k>(&self, key: &'k [u8]) -> Option<&'k [u8]> {
+            let rest = key.get(self.prefix..)?;
+            let length = rest.iter().position(|byte| matches!(byte, 0 | b'/'))?;
+            key.get(..=self.prefix + length)
+        }
+        fn note(&mut self, branch: &[u8]) {
+            let name = branch.get(self.prefix..branch.len() - 1);
+            if let Some(Ok(name)) = name.map(Name::new) {
+                self.names.insert(name);
+            }
+        }
+    }
+    impl Visitor for Folders {
+        fn child(&mut self, first: &Key, upper: Option<&Key>, _summary: &Summary) -> Step {
+            // A child node whose keys all lie in one branch tells nothing more than its first key does.
+            let (Some(branch), Some(upper)) = (self.branch(first.as_bytes()), upper) else {
+                return Step::Enter;
+            };
+            let end = after_prefix(branch);
+            if end.is_none_or(|end| upper.as_bytes() > end.as_slice()) {
+                return Step::Enter;
+            }
+            self.note(branch);
+            Step::Skip
+        }
+        fn row(&mut self, key: &Key, _versions: &Versions) -> Step {
+            if let Some(branch) = self.branch(key.as_bytes()) {
+                self.note(branch);
+            }
+            Step::Enter
+        }
+    }
+    let [_, deeper] = Key::below(folder);
+    let prefix = if folder.names().is_empty() {
+        // The deeper keys of the root are those that don't have the 0 right after the first `/`.
+        1
+    } else {
+        deeper.start.len()
+    };
+    let range = if start.is_empty() {
+        deeper
+    } else {
+        starting(&deeper, prefix, start)
+    };
+    let mut folders = Folders {
+        prefix,
+        names: BTreeSet::new(),
+    };
+    walk(source, root, &range, &mut folders)?;
+    Ok(folders.names)
+}
+
+/// The part of the range where the bytes after the first `prefix` ones start with `start`.
+fn starting(range: &Range<Vec<u8>>, prefix: usize, start: &[u8]) -> Range<Vec<u8>> {
+    let first = [range.start.get(..prefix).unwrap_or_default(), start].concat();
+    let end = after_prefix(&first).unwrap_or_else(|| range.end.clone());
+    first..end
+}
+
+/// Node names of writers, from their table; the number in hexadecimal for those that aren't in it.
+fn node_names(
+    source: &impl NodeSource,
+    root: NodeHash,
+    writers: BTreeSet<WriterNumber>,
+) -> Result<BTreeMap<WriterNumber, String>, TreeError> {
+    let mut missing = BTreeSet::new();
+    let mut names = BTreeMap::new();
+    for writer in writers {
+        let key = Key::of_internal(&InternalKey::Writer(writer));
+        let row = gather(&mut missing, get(source, root, &key))?.flatten();
+        let name = match row.map(|versions| shown(&versions).0.entry.kind) {
+            Some(Kind::Writer { node, .. }) => node.replace('/', "_"),
+            _ => format!("{:016x}", writer.0),
+        };
+        names.insert(writer, name);
+    }
+    complete(missing)?;
+    Ok(names)
+}
+
+/// `stem (conflict, node, time).ext`; from the second of equal names on with their number after the time. The stem is cut
+/// where the whole would be longer than 255 bytes.
+fn copy_name(original: &Name, node: &str, time: HybridTime, nth: u32) -> Option<Name> {
+    let bytes = original.as_bytes();
+    let dot = bytes.iter().rposition(|&byte| byte == b'.');
+    let dot = dot.filter(|&dot| dot > 0 && bytes.len() - dot <= EXTENSION_BYTES_MAX);
+    let (stem, extension) = bytes.split_at_checked(dot.unwrap_or(bytes.len()))?;
+    let time = utc(time);
+    let note = match nth {
+        1 => format!("{MARKER}{node}, {time})"),
+        nth => format!("{MARKER}{node}, {time}, {nth})"),
+    };
+    let room = NAME_BYTES_MAX.checked_sub(note.len() + extension.len())?;
+    let mut cut = stem.len().min(room);
+    // Not inside of a character of UTF-8, whose bytes after the first are 0b10xxxxxx.
+    for _ in 0..3 {
+        if stem.get(cut).is_some_and(|byte| byte & 0xc0 == 0x80) {
+            cut = cut.saturating_sub(1);
+        }
+    }
+    let stem = stem.get(..cut)?;
+    Name::new([stem, note.as_bytes(), extension].concat()).ok()
+}
+
+/// `YYYY-MM-DD HH.MM.SS`, UTC.
+fn utc(time: HybridTime) -> String {
+    let seconds = time.0 / 1_000_000_000;
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Days since 0000-03-01 in the proleptic Gregorian calendar, where leap days end the year: a cycle of 400 years has
+    // 146,097 days (Howard Hinnant, "chrono-compatible low-level date algorithms").
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}.{minute:02}.{second:02}")
+}
+
+#[cfg(test)]
+mod tests;
