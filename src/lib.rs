@@ -5,3 +5,4 @@
 pub mod cluster;
 pub mod content;
 pub mod manifest;
+pub mod store;

@@ -1,0 +1,470 @@
+//! What an open store is made of, and the objects in use with their open files and their records.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::{self, File, OpenOptions},
+    io,
+    ops::Range,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::{Mutex, MutexGuard, RwLock};
+use positioned_io::ReadAt;
+
+use super::{
+    Origin, Presence, StoreError, Usage, failed,
+    record::{ObjectRecord, object_key},
+    staging::Staging,
+    worker::Bell,
+};
+use crate::content::{BlockSet, Object};
+
+/// Bounds sled's page cache; it would take a third of a gigabyte for a million records with its default.
+const INDEX_CACHE_BYTES: u64 = 64 * 1024 * 1024;
+/// How often sled syncs by itself.
+const INDEX_FLUSH_MS: u64 = 500;
+/// How long an index that this process has just closed may take to let go of its file.
+const INDEX_REOPEN_MAX: Duration = Duration::from_secs(5);
+
+/// Shards of the cache of objects in use, so that looking up one object doesn't wait for the record of another.
+const SHARDS: usize = 16;
+/// Objects per shard that are kept with open files (up to two each) when nobody uses them: 256 in all.
+const SHARD_OBJECTS_MAX: usize = 16;
+/// All of an open store but its lock and its thread.
+pub(super) struct Core {
+    pub(super) dir: PathBuf,
+    pub(super) db: sled::Db,
+    pub(super) meta: sled::Tree,
+    pub(super) settings: sled::Tree,
+    pub(super) nodes: sled::Tree,
+    pub(super) heads: sled::Tree,
+    pub(super) peers: sled::Tree,
+    pub(super) objects: sled::Tree,
+    pub(super) journal: sled::Tree,
+    pub(super) restored_copy: AtomicBool,
+    pub(super) objects_bytes: AtomicU64,
+    pub(super) bell: Bell,
+    pub(super) staging: Mutex<Staging>,
+    shards: [Mutex<Shard>; SHARDS],
+    /// Objects whose record is behind.
+    dirty: Mutex<HashSet<Object>>,
+    /// Objects with loose blocks.
+    pub(super) loose: Mutex<HashSet<Object>>,
+    /// One writing of all records at a time.
+    recording: Mutex<()>,
+    /// One settling at a time.
+    pub(super) settling: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Shard {
+    tick: u64,
+    objects: HashMap<Object, (Arc<Hot>, u64)>,
+}
+
+impl Shard {
+    fn get(&self, object: &Object) -> Option<Arc<Hot>> {
+        self.objects.get(object).map(|(hot, _)| Arc::clone(hot))
+    }
+
+    /// Gets an object and notes that it is used.
+    fn touch(&mut self, object: &Object) -> Option<Arc<Hot>> {
+        self.tick += 1;
+        let (hot, used) = self.objects.get_mut(object)?;
+        *used = self.tick;
+        Some(Arc::clone(hot))
+    }
+}
+
+/// An object in use. There is never more than one of these for an object.
+pub(super) struct Hot {
+    pub(super) object: Object,
+    /// Held by whoever changes files or record of the object.
+    pub(super) change: Mutex<()>,
+    pub(super) state: RwLock<State>,
+    /// Newer than the one in the record.
+    pub(super) last_use: AtomicU64,
+}
+
+/// What is known of an object. `present` is right at any time; the record in the index follows.
+pub(super) struct State {
+    pub(super) record: ObjectRecord,
+    /// Loose blocks that are being synced right now.
+    pub(super) settling: BlockSet,
+    pub(super) files: Option<Files>,
+    /// Counts drops: a read that sees it change looks again.
+    pub(super) drops: u64,
+    /// Whether the record in the index is behind.
+    pub(super) dirty: bool,
+    /// Blocks added since it was written.
+    pub(super) unrecorded: u64,
+    /// Whether there is one.
+    pub(super) recorded: bool,
+}
+
+/// The backing file and, for more than one block, the hash tree.
+#[derive(Clone)]
+pub(super) struct Files {
+    pub(super) data: Arc<File>,
+    pub(super) tree: TreeFile,
+}
+
+/// A hash tree to read: of a single block it has no bytes.
+#[derive(Clone)]
+pub(super) struct TreeFile(pub(super) Option<Arc<File>>);
+
+impl ReadAt for TreeFile {
+    fn read_at(&self, pos: u64, buf: &mut [u8]) -> io::Result<usize> {
+        match &self.0 {
+            Some(file) => FileExt::read_at(&**file, buf, pos),
+            None => Ok(0),
+        }
+    }
+}
+
+impl State {
+    fn absent() -> Self {
+        Self {
+            record: ObjectRecord {
+                origin: Origin::Fetched,
+                size_proven: false,
+                last_use: now(),
+                inline: None,
+                present: BlockSet::default(),
+                loose: BlockSet::default(),
+            },
+            settling: BlockSet::default(),
+            files: None,
+            drops: 0,
+            dirty: false,
+            unrecorded: 0,
+            recorded: false,
+        }
+    }
+
+    pub(super) fn recorded(record: ObjectRecord) -> Self {
+        Self {
+            record,
+            recorded: true,
+            ..Self::absent()
+        }
+    }
+
+    pub(super) fn presence(&self, object: &Object) -> Presence {
+        if self.record.is_complete(object) {
+            Presence::Complete
+        } else if self.record.present.is_empty() {
+            Presence::Absent
+        } else {
+            Presence::Partial(self.record.present.clone())
+        }
+    }
+
+    /// [`StoreError::Absent`] unless all the blocks are here.
+    pub(super) fn require(&self, blocks: &Range<u64>) -> Result<(), StoreError> {
+        match self.record.present.missing(blocks.clone()).first() {
+            None => Ok(()),
+            Some(missing) => Err(StoreError::Absent(missing.clone())),
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// How many bytes these blocks of the object have.
+pub(super) fn bytes_in(object: &Object, blocks: &BlockSet) -> u64 {
+    blocks
+        .ranges()
+        .iter()
+        .map(|range| object.bytes_of(range.clone()))
+        .map(|bytes| bytes.end - bytes.start)
+        .sum()
+}
+
+impl Core {
+    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+        let db = open_index(&dir.join("index"))?;
+        Ok(Self {
+            meta: db.open_tree("meta")?,
+            settings: db.open_tree("settings")?,
+            nodes: db.open_tree("nodes")?,
+            heads: db.open_tree("heads")?,
+            peers: db.open_tree("peers")?,
+            objects: db.open_tree("objects")?,
+            journal: db.open_tree("journal")?,
+            db,
+            dir: dir.to_owned(),
+            restored_copy: AtomicBool::new(false),
+            objects_bytes: AtomicU64::new(0),
+            bell: Bell::default(),
+            staging: Mutex::default(),
+            shards: Default::default(),
+            dirty: Mutex::default(),
+            loose: Mutex::default(),
+            recording: Mutex::new(()),
+            settling: Mutex::new(()),
+        })
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn data_path(&self, object: &Object) -> PathBuf {
+        self.dir.join("objects").join(format!(
+            "{:02x}/{}-{}",
+            object.content.0[0], object.content, object.size
+        ))
+    }
+
+    pub(super) fn tree_path(&self, object: &Object) -> PathBuf {
+        self.data_path(object).with_extension("tree")
+    }
+
+    fn shard(&self, object: &Object) -> &Mutex<Shard> {
+        // The first byte names the folder; any other is as good. The remainder is always within the array.
+        &self.shards[usize::from(object.content.0[31]) % SHARDS]
+    }
+
+    /// What the index knows of an object.
+    fn recorded(&self, object: &Object) -> Result<Option<State>, StoreError> {
+        match self.objects.get(object_key(object))? {
+            Some(value) => Ok(Some(State::recorded(ObjectRecord::decode(object, &value)?))),
+            None => Ok(None),
+        }
+    }
+
+    /// The object as it is in use, loaded from its record if need be; `None` without a record.
+    pub(super) fn hot(&self, object: &Object) -> Result<Option<Arc<Hot>>, StoreError> {
+        let mut shard = self.shard(object).lock();
+        if let Some(hot) = shard.touch(object) {
+            return Ok(Some(hot));
+        }
+        let state = self.recorded(object)?;
+        Ok(state.map(|state| self.take_into_use(&mut shard, object, state)))
+    }
+
+    /// As [`Core::hot`], with none of its blocks if there is no record.
+    pub(super) fn hot_or_new(&self, object: &Object) -> Result<Arc<Hot>, StoreError> {
+        let mut shard = self.shard(object).lock();
+        if let Some(hot) = shard.touch(object) {
+            return Ok(hot);
+        }
+        let state = self.recorded(object)?.unwrap_or_else(State::absent);
+        Ok(self.take_into_use(&mut shard, object, state))
+    }
+
+    fn take_into_use(&self, shard: &mut Shard, object: &Object, state: State) -> Arc<Hot> {
+        self.make_room(shard);
+        let hot = Arc::new(Hot {
+            object: *object,
+            change: Mutex::new(()),
+            last_use: AtomicU64::new(state.record.last_use),
+            state: RwLock::new(state),
+        });
+        shard
+            .objects
+            .insert(*object, (Arc::clone(&hot), shard.tick));
+        hot
+    }
+
+    /// Forgets the least recently used objects that nobody holds. More than the maximum remain only while that many are
+    /// being worked on.
+    fn make_room(&self, shard: &mut Shard) {
+        while shard.objects.len() >= SHARD_OBJECTS_MAX {
+            // Only this map holds it, and the shard is locked: nobody can get at it meanwhile.
+            let idle = shard
+                .objects
+                .values()
+                .filter(|(hot, _)| Arc::strong_count(hot) == 1)
+                .min_by_key(|(_, used)| *used)
+                .map(|(hot, _)| Arc::clone(hot));
+            let Some(idle) = idle else { break };
+            if self.write_record(&idle, &idle.change.lock()).is_err() {
+                // It must stay then. The worker meets the same error and reports it.
+                break;
+            }
+            shard.objects.remove(&idle.object);
+        }
+    }
+
+    /// Looks at an object without taking it into use: lists of many objects leave the cache alone.
+    pub(super) fn look<R>(
+        &self,
+        object: &Object,
+        at: impl FnOnce(&State) -> R,
+    ) -> Result<Option<R>, StoreError> {
+        let hot = self.shard(object).lock().get(object);
+        if let Some(hot) = hot {
+            return Ok(Some(at(&hot.state.read())));
+        }
+        Ok(self.recorded(object)?.map(|state| at(&state)))
+    }
+
+    /// Brings the record in the index up to date; if that fails, the worker tries again.
+    pub(super) fn write_record(
+        &self,
+        hot: &Hot,
+        _change: &MutexGuard<'_, ()>,
+    ) -> Result<(), StoreError> {
+        let mut state = hot.state.write();
+        if !state.dirty {
+            return Ok(());
+        }
+        state.record.last_use = hot.last_use.load(Ordering::Relaxed);
+        let key = object_key(&hot.object);
+        let present = !state.record.present.is_empty();
+        let written = if present {
+            // Blocks that are being synced are loose until that is done.
+            let mut record = state.record.clone();
+            record.loose.union(&state.settling);
+            self.objects.insert(key, record.encode(&hot.object))
+        } else {
+            self.objects.remove(key)
+        };
+        match written {
+            Ok(_) => {
+                state.recorded = present;
+                state.dirty = false;
+                state.unrecorded = 0;
+                Ok(())
+            }
+            Err(error) => {
+                drop(state);
+                self.record_later(&hot.object);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Has the worker write the record soon.
+    pub(super) fn record_later(&self, object: &Object) {
+        self.dirty.lock().insert(*object);
+        self.bell.ring();
+    }
+
+    /// Writes all records that are behind.
+    pub(super) fn write_records(&self) -> Result<(), StoreError> {
+        // One at a time, so that nobody returns while another still holds what it took out.
+        let _one = self.recording.lock();
+        let objects = std::mem::take(&mut *self.dirty.lock());
+        let mut outcome = Ok(());
+        for object in objects {
+            let hot = self.shard(&object).lock().get(&object);
+            // One that is no longer in use had its record written when it went.
+            let Some(hot) = hot else { continue };
+            outcome = outcome.and(self.write_record(&hot, &hot.change.lock()));
+        }
+        outcome
+    }
+
+    /// What the worker does.
+    pub(super) fn catch_up(&self) -> Result<(), StoreError> {
+        self.write_records()?;
+        self.unlink_unstaged()
+    }
+
+    pub(super) fn flush(&self) -> Result<(), StoreError> {
+        self.write_records()?;
+        self.db.flush()?;
+        Ok(())
+    }
+
+    /// The files of an object, opened if they aren't; `make` creates them.
+    pub(super) fn files(&self, hot: &Hot, make: bool) -> Result<Files, StoreError> {
+        if let Some(files) = &hot.state.read().files {
+            return Ok(files.clone());
+        }
+        // Under the lock, so that nobody unlinks the files between opening and keeping them.
+        let mut state = hot.state.write();
+        if let Some(files) = &state.files {
+            return Ok(files.clone());
+        }
+        if !make && state.record.present.is_empty() {
+            return Err(StoreError::Absent(0..hot.object.blocks()));
+        }
+        let files = self.open_files(&hot.object, make)?;
+        state.files = Some(files.clone());
+        Ok(files)
+    }
+
+    pub(super) fn open_files(&self, object: &Object, make: bool) -> Result<Files, StoreError> {
+        let open = |path: &Path| {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(make)
+                .truncate(false)
+                .mode(0o600)
+                .open(path)
+                .map(Arc::new)
+                .map_err(failed("opening", path))
+        };
+        let path = self.data_path(object);
+        let data = open(&path)?;
+        let length = data.metadata().map_err(failed("looking at", &path))?.len();
+        if make && length < object.size {
+            data.set_len(object.size)
+                .map_err(failed("extending", &path))?;
+        }
+        let tree = (object.blocks() > 1)
+            .then(|| open(&self.tree_path(object)))
+            .transpose()?;
+        Ok(Files {
+            data,
+            tree: TreeFile(tree),
+        })
+    }
+
+    pub(super) fn usage(&self) -> Result<Usage, StoreError> {
+        Ok(Usage {
+            objects_bytes: self.objects_bytes.load(Ordering::Relaxed),
+            staging_bytes: self.staging_bytes()?,
+            index_bytes: self.db.size_on_disk()?,
+        })
+    }
+}
+
+/// Removes a file that may be gone already.
+pub(super) fn remove_file(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(failed("removing", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Opens sled. An index that this process closed a moment ago may still be held by sled's own threads; no other process
+/// can have it, since the folder's lock is ours.
+fn open_index(path: &Path) -> Result<sled::Db, StoreError> {
+    let deadline = Instant::now() + INDEX_REOPEN_MAX;
+    loop {
+        let opened = sled::Config::new()
+            .path(path)
+            .cache_capacity(INDEX_CACHE_BYTES)
+            .flush_every_ms(Some(INDEX_FLUSH_MS))
+            .open();
+        match opened {
+            Err(sled::Error::Io(error))
+                if error.to_string().contains("could not acquire lock")
+                    && Instant::now() < deadline =>
+            {
+                thread::sleep(Duration::from_millis(10));
+            }
+            other => return Ok(other?),
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! Checking what is on disk: after a crash, on demand, and to make an index from backing files.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    ops::Range,
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+};
+
+use rustix::fs::SeekFrom;
+
+use super::{
+    Damage, Origin, Presence, StoreError,
+    cache::{Core, Files, TreeFile, bytes_in, remove_file},
+    failed, folder,
+    record::{ObjectRecord, object_key, parse_object_key},
+};
+use crate::content::{self, BLOCK_BYTES, BlockSet, INLINE_BYTES_MAX, Object};
+
+/// Blocks that are read and proven at a time: 1 MiB.
+const STEP_BLOCKS: u64 = 16;
+
+/// In which boot of the machine the index was last opened.
+const BOOT_KEY: &str = "boot";
+/// There when the store was closed in order.
+const CLEAN_KEY: &str = "clean";
+/// Identity of the folder, from [`folder::identity`].
+const ORIGIN_KEY: &str = "origin";
+
+/// When backing files are looked through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// At the start: nobody else uses the store.
+    Opening {
+        /// In another boot: what can be read comes from the disk, not from memory.
+        rebooted: bool,
+    },
+    /// At any time.
+    Running,
+}
+
+impl Core {
+    /// Makes the store consistent, whatever ended the last process.
+    pub(super) fn recover(&self) -> Result<(), StoreError> {
+        let boot = folder::boot().unwrap_or_default();
+        let known_boot = self.meta.get(BOOT_KEY)?;
+        let new_index = known_boot.is_none();
+        let rebooted = boot.is_empty() || known_boot.is_none_or(|known| known != boot.as_bytes());
+        let clean = self.meta.contains_key(CLEAN_KEY)?;
+
+        let sound = self.recover_records(rebooted)?;
+        if !clean || !sound {
+            self.adopt_orphans(Moment::Opening { rebooted })?;
+        }
+        self.recover_staging(rebooted, new_index)?;
+        self.recover_origin()?;
+
+        self.meta.insert(BOOT_KEY, boot.as_bytes())?;
+        self.meta.remove(CLEAN_KEY)?;
+        self.db.flush()?;
+        Ok(())
+    }
+
+    /// Syncs everything and notes that nothing needs looking at.
+    pub(super) fn close(&self) -> Result<(), StoreError> {
+        self.settle()?;
+        self.settle_journal()?;
+        self.unlink_unstaged()?;
+        self.meta.insert(CLEAN_KEY, &[])?;
+        self.db.flush()?;
+        Ok(())
+    }
+
+    fn recover_origin(&self) -> Result<(), StoreError> {
+        let identity = folder::identity(&self.dir)?;
+        match self.meta.get(ORIGIN_KEY)? {
+            Some(known) => self
+                .restored_copy
+                .store(known != identity, Ordering::Relaxed),
+            None => {
+                self.meta.insert(ORIGIN_KEY, &identity)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_restored_copy(&self) -> bool {
+        self.restored_copy.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn settle_here(&self) -> Result<(), StoreError> {
+        self.meta
+            .insert(ORIGIN_KEY, &folder::identity(&self.dir)?)?;
+        self.db.flush()?;
+        self.restored_copy.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Counts what is here and, after a reboot, proves what is loose. False if a record was damaged and has been removed.
+    fn recover_records(&self, rebooted: bool) -> Result<bool, StoreError> {
+        let mut sound = true;
+        let mut bytes = 0;
+        for pair in self.objects.iter() {
+            let (key, value) = pair?;
+            let decoded = parse_object_key(&key)
+                .and_then(|object| Ok((object, ObjectRecord::decode(&object, &value)?)));
+            let (object, mut record) = match decoded {
+                Ok(decoded) => decoded,
+                Err(error) => {
+                    tracing::warn!(%error, "removing a record; its blocks are proven and indexed again");
+                    self.objects.remove(key)?;
+                    sound = false;
+                    continue;
+                }
+            };
+            if !record.loose.is_empty() {
+                if rebooted {
+                    self.prove_loose(&object, &mut record)?;
+                } else {
+                    self.loose.lock().insert(object);
+                }
+            }
+            bytes += bytes_in(&object, &record.present);
+        }
+        self.objects_bytes.store(bytes, Ordering::Relaxed);
+        Ok(sound)
+    }
+
+    /// Forgets loose blocks that do not prove. Those that do were read from the disk, and so are on it.
+    fn prove_loose(&self, object: &Object, record: &mut ObjectRecord) -> Result<(), StoreError> {
+        let loose = std::mem::take(&mut record.loose);
+        let proven = match self.open_files(object, false) {
+            Ok(files) => proven(&files, object, loose.ranges()),
+            Err(_) => BlockSet::default(),
+        };
+        for range in loose.ranges() {
+            for lost in proven.missing(range.clone()) {
+                tracing::warn!(content = %object.content, blocks = ?lost, "did not survive the machine going down");
+                record.present.remove(lost);
+            }
+        }
+        if record.present.is_empty() {
+            self.objects.remove(object_key(object))?;
+        } else {
+            self.objects
+                .insert(object_key(object), record.encode(object))?;
+        }
+        Ok(())
+    }
+
+    /// Indexes backing files that have no record, by proving their blocks; removes those that prove nothing. Returns how
+    /// many objects were found.
+    pub(super) fn adopt_orphans(&self, moment: Moment) -> Result<u64, StoreError> {
+        let mut adopted = 0;
+        let objects = self.dir.join("objects");
+        for first in 0..=u8::MAX {
+            let dir = objects.join(format!("{first:02x}"));
+            for entry in fs::read_dir(&dir).map_err(failed("listing", &dir))? {
+                let path = entry.map_err(failed("listing", &dir))?.path();
+                if path.extension() == Some(OsStr::new("new")) {
+                    if moment != Moment::Running {
+                        remove_file(&path)?;
+                    }
+                    continue;
+                }
+                let Some(object) = parse_file_name(&path) else {
+                    tracing::warn!(path = %path.display(), "not a file of ours; left alone");
+                    continue;
+                };
+                if self.presence(&object)? != Presence::Absent {
+                    continue;
+                }
+                let hot = self.hot_or_new(&object)?;
+                let change = hot.change.lock();
+                if !hot.state.read().record.present.is_empty() {
+                    continue;
+                }
+                let present = self.prove_file(&object)?;
+                if present.is_empty() {
+                    remove_file(&self.data_path(&object))?;
+                    remove_file(&self.tree_path(&object))?;
+                    continue;
+                }
+                let mut state = hot.state.write();
+                self.objects_bytes
+                    .fetch_add(bytes_in(&object, &present), Ordering::Relaxed);
+                state.record.origin = Origin::Fetched;
+                state.record.size_proven =
+                    present.contains(object.blocks().saturating_sub(1)..object.blocks());
+                if moment != (Moment::Opening { rebooted: true }) {
+                    state.record.loose = present.clone();
+                    self.loose.lock().insert(object);
+                }
+                state.record.present = present;
+                state.dirty = true;
+                drop(state);
+                self.write_record(&hot, &change)?;
+                adopted += 1;
+            }
+        }
+        Ok(adopted)
+    }
+
+    /// Which blocks of a backing file prove themselves. A hash tree that is missing or damaged is made anew if the file is
+    /// whole.
+    fn prove_file(&self, object: &Object) -> Result<BlockSet, StoreError> {
+        let path = self.data_path(object);
+        let Ok(data) = File::open(&path) else {
+            return Ok(BlockSet::default());
+        };
+        let tree = File::open(self.tree_path(object)).ok().map(Arc::new);
+        let files = Files {
+            data: Arc::new(data),
+            tree: TreeFile(tree),
+        };
+        let ranges = allocated(&files.data, object);
+        let found = proven(&files, object, &ranges);
+        let all = 0..object.blocks();
+        let whole = ranges == [all.clone()];
+        if whole && !found.contains(all.clone()) && self.remake_tree(object, &files.data)? {
+            return Ok(BlockSet::of(all));
+        }
+        Ok(found)
+    }
+
+    /// Makes the hash tree of a complete file anew; false, with nothing changed, if the file isn't the content.
+    fn remake_tree(&self, object: &Object, data: &File) -> Result<bool, StoreError> {
+        if object.blocks() < 2 {
+            return Ok(false);
+        }
+        let target = self.tree_path(object);
+        let partial = self.data_path(object).with_extension("new");
+        let mut tree = File::create(&partial).map_err(failed("making", &partial))?;
+        let hashed = content::hash_into(data, object.size, &mut tree)
+            .and_then(|content| tree.sync_data().map(|()| content));
+        match hashed {
+            Ok(content) if content == object.content => {
+                fs::rename(&partial, &target).map_err(failed("placing", &target))?;
+                Ok(true)
+            }
+            _ => remove_file(&partial).map(|()| false),
+        }
+    }
+
+    pub(super) fn verify(&self, damaged: &mut dyn FnMut(Damage)) -> Result<(u64, u64), StoreError> {
+        self.write_records()?;
+        let (mut objects, mut bytes) = (0, 0);
+        for key in self.objects.iter().keys() {
+            let object = parse_object_key(&key?)?;
+            let present = match self.presence(&object)? {
+                Presence::Absent => continue,
+                Presence::Partial(blocks) => blocks,
+                Presence::Complete => BlockSet::of(0..object.blocks()),
+            };
+            objects += 1;
+            bytes += bytes_in(&object, &present);
+            let found = self.damage_of(&object, &present)?;
+            if found.is_empty() {
+                continue;
+            }
+            if self.presence(&object)? == Presence::Complete && self.repair_tree(&object)? {
+                tracing::warn!(content = %object.content, "the hash tree was damaged and has been made anew");
+                continue;
+            }
+            for blocks in found.ranges() {
+                damaged(Damage {
+                    object,
+                    blocks: blocks.clone(),
+                });
+            }
+        }
+        Ok((objects, bytes))
+    }
+
+    /// Which of these blocks do not prove. Blocks that went meanwhile are no damage.
+    fn damage_of(&self, object: &Object, present: &BlockSet) -> Result<BlockSet, StoreError> {
+        let mut damage = BlockSet::default();
+        for range in present.ranges() {
+            for step in steps(range) {
+                if self.proves(object, step.clone())? {
+                    continue;
+                }
+                for block in step {
+                    if !self.proves(object, block..block + 1)? {
+                        damage.insert(block..block + 1);
+                    }
+                }
+            }
+        }
+        Ok(damage)
+    }
+
+    fn proves(&self, object: &Object, blocks: Range<u64>) -> Result<bool, StoreError> {
+        match self.encode(object, blocks.clone()) {
+            Ok(encoded) => Ok(content::verify_range(*object, blocks, &encoded).is_ok()),
+            // One of several may have gone: then each is asked for by itself.
+            Err(StoreError::Absent(_)) => Ok(blocks.end - blocks.start == 1),
+            Err(StoreError::Io { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn repair_tree(&self, object: &Object) -> Result<bool, StoreError> {
+        if object.size <= INLINE_BYTES_MAX {
+            return Ok(false);
+        }
+        let path = self.data_path(object);
+        let Ok(data) = File::open(&path) else {
+            return Ok(false);
+        };
+        let Some(hot) = self.hot(object)? else {
+            return Ok(false);
+        };
+        let _change = hot.change.lock();
+        let remade = self.remake_tree(object, &data)?;
+        if remade {
+            // Opened again at the next use.
+            hot.state.write().files = None;
+        }
+        Ok(remade)
+    }
+}
+
+/// The object that a path among the objects belongs to.
+fn parse_file_name(path: &Path) -> Option<Object> {
+    let name = path.file_name()?.to_str()?;
+    let name = name.strip_suffix(".tree").unwrap_or(name);
+    let (content, size) = name.split_once('-')?;
+    let object = Object {
+        content: content.parse().ok()?,
+        size: size.parse().ok()?,
+    };
+    let in_place = path.parent()?.file_name()? == format!("{:02x}", object.content.0[0]).as_str();
+    (in_place && object.size > INLINE_BYTES_MAX && object.size.to_string() == size)
+        .then_some(object)
+}
+
+/// The blocks that have bytes on disk, at least in part.
+fn allocated(data: &File, object: &Object) -> Vec<Range<u64>> {
+    let mut blocks = BlockSet::default();
+    let mut at = 0;
+    while at < object.size {
+        // Fails with ENXIO behind the last data; a filesystem without holes has data everywhere.
+        let Ok(start) = rustix::fs::seek(data, SeekFrom::Data(at)) else {
+            break;
+        };
+        let end = rustix::fs::seek(data, SeekFrom::Hole(start)).unwrap_or(object.size);
+        blocks.insert(start / BLOCK_BYTES..end.min(object.size).div_ceil(BLOCK_BYTES));
+        at = end.max(start + 1);
+    }
+    blocks.ranges().to_vec()
+}
+
+/// Cuts a range into pieces of at most [`STEP_BLOCKS`].
+fn steps(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let end = range.end;
+    range
+        .clone()
+        .step_by(STEP_BLOCKS as usize)
+        .map(move |start| start..(start + STEP_BLOCKS).min(end))
+}
+
+/// Which of these blocks match their hashes.
+fn proven(files: &Files, object: &Object, ranges: &[Range<u64>]) -> BlockSet {
+    let mut encoded = Vec::new();
+    let mut proves = |blocks: Range<u64>| {
+        encoded.clear();
+        content::encode_range(
+            &*files.data,
+            &files.tree,
+            *object,
+            blocks.clone(),
+            &mut encoded,
+        )
+        .is_ok()
+            && content::verify_range(*object, blocks, &encoded).is_ok()
+    };
+    let mut found = BlockSet::default();
+    for step in ranges.iter().flat_map(steps) {
+        if proves(step.clone()) {
+            found.insert(step);
+            continue;
+        }
+        for block in step {
+            if proves(block..block + 1) {
+                found.insert(block..block + 1);
+            }
+        }
+    }
+    found
+}

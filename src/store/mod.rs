@@ -1,0 +1,487 @@
+//! The store: backing files for payloads, sled for everything else, staging for what is not published yet.
+//!
+//! It keeps what it is given. It takes the word of its callers that blocks were proven, hands out none that isn't here,
+//! never fetches, decides nothing about what is worth keeping, and blocks on the disk only, never on the network.
+//!
+//! ```text
+//! <state folder>/              mode 0700
+//!   lock                       flock held while open; the pid of the holder
+//!   format                     format version of everything here, in decimal; checked before anything is touched
+//!   origin                     marker whose inode and birth time tell the original folder from a restored copy
+//!   index/                     sled: one record per object, journal, nodes, heads, peers, settings
+//!   objects/<2 hex>/           the first byte of the hash, all 256 of them
+//!     <64 hex>-<size>          a content of more than 4 KiB; sparse where blocks are absent
+//!     <64 hex>-<size>.tree     its hash tree, sparse as well; none for a single block
+//!   staging/<id>               contents in the making; `.tree` and `.copy` are temporary
+//!   lost/                      staging files that were found without a journal that tells what they are
+//! ```
+//!
+//! Invariants
+//! - *Data, then index.* A block is in a record only after its bytes and the inner nodes that prove it were written. A
+//!   crash may forget blocks that arrived a moment ago; it never claims one that isn't there.
+//! - A killed process loses nothing that `write` returned from, so its records hold. After the machine went down they hold
+//!   for what had been synced: a record lists blocks that were not yet as *loose*, [`Store::settle`] syncs them, and
+//!   opening in another boot proves the loose ones and forgets those that fail.
+//! - Before bytes go (a hole is punched, a file is unlinked), the record that no longer claims them is on disk.
+//! - While the process runs, memory is right about presence; the records of objects follow at most about 200 ms or 64 MiB
+//!   later. Everything else goes to the index at once.
+//!
+//! Lock order: a shard of the object cache, an object's `change`, an object's `state`, the small sets. The first one is
+//! held only to look an object up; nothing waits for the disk under `state` but opening a file.
+
+mod cache;
+mod check;
+mod folder;
+mod objects;
+mod record;
+mod settle;
+mod staging;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::{
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+
+use self::{cache::Core, worker::Worker};
+use crate::{
+    content::{BlockSet, ContentId, Object, VerifiedRange},
+    manifest::{Dot, NodeHash},
+};
+
+/// Why the store could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has the state folder.
+    #[error("{} is in use by another p2pfs process (pid {pid})", dir.display())]
+    Locked {
+        /// The state folder.
+        dir: PathBuf,
+        /// Who has it; 0 when unknown.
+        pid: u32,
+    },
+    /// Written by a later version.
+    #[error("{} has format {found}, this version knows up to {known}", dir.display())]
+    Format {
+        /// The state folder.
+        dir: PathBuf,
+        /// What it has.
+        found: u32,
+        /// What is known.
+        known: u32,
+    },
+    /// Blocks that are not here.
+    #[error("blocks {}..{} are not here", .0.start, .0.end)]
+    Absent(Range<u64>),
+    /// No room.
+    #[error("the disk is full")]
+    Full,
+    /// The disk failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done, with the path.
+        what: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The index failed.
+    #[error("the index failed: {0}")]
+    Index(#[source] sled::Error),
+    /// A record doesn't decode.
+    #[error("a record of the index is damaged: {0}")]
+    Damaged(String),
+}
+
+impl From<sled::Error> for StoreError {
+    fn from(error: sled::Error) -> Self {
+        match error {
+            sled::Error::Io(source) if is_full(&source) => Self::Full,
+            other => Self::Index(other),
+        }
+    }
+}
+
+/// Whether an error of the disk means that there is no room: on the disk, or in the user's quota.
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// Turns an error of the disk into one of the store: `file.sync_data().map_err(failed("syncing", path))`.
+fn failed(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    move |source| {
+        if is_full(&source) {
+            return StoreError::Full;
+        }
+        StoreError::Io {
+            what: format!("{doing} {}", path.display()),
+            source,
+        }
+    }
+}
+
+/// How much of an object is here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Nothing.
+    Absent,
+    /// These blocks.
+    Partial(BlockSet),
+    /// All of it.
+    Complete,
+}
+
+/// Where an object came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Origin {
+    /// Written through this mount.
+    Written,
+    /// Fetched from peers.
+    Fetched,
+}
+
+/// Number of a staging file.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub struct StagingId(pub u64);
+
+/// What the journal knows of a staging file: enough to publish it after a crash.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct JournalRecord {
+    /// Path in the cluster, as [`crate::manifest::TreePath`] prints its bytes (`a/b`).
+    #[serde(with = "serde_bytes")]
+    pub path: Vec<u8>,
+    /// Versions that the writer saw and replaces.
+    pub seen: Vec<Dot>,
+    /// The content below the written ranges.
+    pub base: Option<Object>,
+    /// How many bytes of the base still show (a truncation lowers it for good).
+    pub base_bytes: u64,
+    /// Length of the file.
+    pub size: u64,
+    /// Byte ranges that stand in the staging file; everything else is the base or zero.
+    pub written: Vec<(u64, u64)>,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub owner: u32,
+    /// Group.
+    pub group: u32,
+    /// Modification time, nanoseconds since 1970.
+    pub modified: i64,
+}
+
+/// Keys and values of small things that the caller encodes.
+pub type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// How much room is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// By blocks of objects, inline ones included.
+    pub objects_bytes: u64,
+    /// By staging files (allocated).
+    pub staging_bytes: u64,
+    /// By the index.
+    pub index_bytes: u64,
+}
+
+/// A block range that did not match its hash, or could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The object.
+    pub object: Object,
+    /// The blocks.
+    pub blocks: Range<u64>,
+}
+
+/// The store of one state folder. Cheap to clone; closed when the last clone is dropped, which syncs what is loose.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+/// Dropped in this order: the worker ends, the index closes, the lock is released.
+struct Inner {
+    worker: Worker,
+    core: Arc<Core>,
+    _lock: folder::Lock,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.worker.stop();
+        if let Err(error) = self.core.close() {
+            tracing::warn!(%error, "the store was not closed cleanly; the next start looks through it");
+        }
+    }
+}
+
+impl Store {
+    /// Opens or makes the state folder (mode 0700), takes its lock, checks its format, and repairs what a crash left:
+    /// one pass over the object records; after a crash, a look at the names of all backing files; after the machine went
+    /// down, reading and hashing what had not been synced.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] when another process has it; [`StoreError::Format`], with nothing touched, when a later
+    /// version wrote it.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        folder::check_format(dir)?;
+        folder::make(dir)?;
+        let lock = folder::Lock::take(dir)?;
+        folder::check_format(dir)?;
+        folder::make_layout(dir)?;
+        let core = Arc::new(Core::open(dir)?);
+        core.recover()?;
+        let worker =
+            Worker::start(Arc::clone(&core)).map_err(failed("starting a thread for", dir))?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                worker,
+                core,
+                _lock: lock,
+            }),
+        })
+    }
+
+    /// The state folder.
+    pub fn dir(&self) -> &Path {
+        self.inner.core.dir()
+    }
+
+    /// Everything that was put into the index is on disk when this returns.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.inner.core.flush()
+    }
+
+    /// Whether this state folder is a copy: restored from a backup, or cloned to another machine. A copy must not go on
+    /// writing under the identity of the original. True until [`Store::settle_here`]. Snapshots of a whole disk that are
+    /// rolled back can't be told apart here.
+    pub fn is_restored_copy(&self) -> bool {
+        self.inner.core.is_restored_copy()
+    }
+
+    /// Takes this folder for the original from now on; to be called once a new writer identity has been taken. On disk
+    /// when it returns.
+    pub fn settle_here(&self) -> Result<(), StoreError> {
+        self.inner.core.settle_here()
+    }
+
+    /// A setting; not flushed by itself.
+    pub fn setting(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self
+            .inner
+            .core
+            .settings
+            .get(name)?
+            .map(|value| value.to_vec()))
+    }
+
+    /// Sets or, with `None`, removes it.
+    pub fn set_setting(&self, name: &str, value: Option<&[u8]>) -> Result<(), StoreError> {
+        match value {
+            Some(value) => self.inner.core.settings.insert(name, value)?,
+            None => self.inner.core.settings.remove(name)?,
+        };
+        Ok(())
+    }
+
+    /// The encoding of a manifest node.
+    pub fn node(&self, hash: &NodeHash) -> Result<Option<Bytes>, StoreError> {
+        let found = self.inner.core.nodes.get(hash.0)?;
+        Ok(found.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    /// Keeps nodes (already validated by the caller), all of them or, after a crash, none.
+    pub fn put_nodes(&self, nodes: &[(NodeHash, Vec<u8>)]) -> Result<(), StoreError> {
+        let mut batch = sled::Batch::default();
+        for (hash, encoded) in nodes {
+            batch.insert(&hash.0, encoded.as_slice());
+        }
+        Ok(self.inner.core.nodes.apply_batch(batch)?)
+    }
+
+    /// Known heads, encoded, by an arbitrary key; ordered by it.
+    pub fn heads(&self) -> Result<Pairs, StoreError> {
+        all(&self.inner.core.heads)
+    }
+
+    /// Keeps a head.
+    pub fn put_head(&self, key: &[u8], head: &[u8]) -> Result<(), StoreError> {
+        self.inner.core.heads.insert(key, head)?;
+        Ok(())
+    }
+
+    /// Drops a head.
+    pub fn remove_head(&self, key: &[u8]) -> Result<(), StoreError> {
+        self.inner.core.heads.remove(key)?;
+        Ok(())
+    }
+
+    /// Known peers: peer id bytes and a record that the caller encodes.
+    pub fn peers(&self) -> Result<Pairs, StoreError> {
+        all(&self.inner.core.peers)
+    }
+
+    /// Remembers a peer.
+    pub fn put_peer(&self, peer: &[u8], record: &[u8]) -> Result<(), StoreError> {
+        self.inner.core.peers.insert(peer, record)?;
+        Ok(())
+    }
+
+    /// What of an object is here. The empty object is always complete.
+    pub fn presence(&self, object: &Object) -> Result<Presence, StoreError> {
+        self.inner.core.presence(object)
+    }
+
+    /// Whether the object's size has been proven by its last block.
+    pub fn size_proven(&self, object: &Object) -> Result<bool, StoreError> {
+        self.inner.core.size_proven(object)
+    }
+
+    /// Adds proven blocks. Blocks that are here already are not written again.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] leaves what was here before.
+    pub fn insert(&self, range: &VerifiedRange) -> Result<(), StoreError> {
+        self.inner.core.insert(range)
+    }
+
+    /// Fills `buf` from `offset`, cut to the object's end; all blocks must be here. Returns the bytes read.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`] with the first blocks that are not here.
+    pub fn read(&self, object: &Object, offset: u64, buf: &mut [u8]) -> Result<usize, StoreError> {
+        self.inner.core.read(object, offset, buf)
+    }
+
+    /// Proof and bytes of blocks for a peer. The caller bounds the range: the answer is made in memory.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`] for blocks that are not here, an empty range, or blocks beyond the object's end.
+    pub fn encode(&self, object: &Object, blocks: Range<u64>) -> Result<Vec<u8>, StoreError> {
+        self.inner.core.encode(object, blocks)
+    }
+
+    /// Drops blocks that turned out damaged. Reads that run meanwhile get the bytes or [`StoreError::Absent`].
+    pub fn drop_blocks(&self, object: &Object, blocks: Range<u64>) -> Result<(), StoreError> {
+        self.inner.core.drop_blocks(object, blocks)
+    }
+
+    /// Sizes under which this content id is here, at least in part.
+    pub fn sizes_of(&self, content: &ContentId) -> Result<Vec<u64>, StoreError> {
+        self.inner.core.sizes_of(content)
+    }
+
+    /// Calls back for every object with its presence and origin; stops when the callback says false.
+    pub fn each_object(
+        &self,
+        visit: &mut dyn FnMut(Object, Presence, Origin) -> bool,
+    ) -> Result<(), StoreError> {
+        self.inner.core.each_object(visit)
+    }
+
+    /// Checks every present block against its hash, calling back for each damaged range; returns (objects, bytes) checked.
+    /// Drops nothing: that is up to the caller ([`Store::drop_blocks`], then fetch again). A damaged hash tree over sound
+    /// data of a complete object is made anew and is no damage.
+    pub fn verify(&self, damaged: &mut dyn FnMut(Damage)) -> Result<(u64, u64), StoreError> {
+        self.inner.core.verify(damaged)
+    }
+
+    /// Makes index records for all backing files that have none, by proving their blocks; returns how many objects were
+    /// found. [`Store::open`] does it by itself after a crash and when the index is gone (so a folder whose index fails to
+    /// open comes back after `index/` is removed). Inline contents live in the index alone and can't be found again.
+    pub fn rebuild(&self) -> Result<u64, StoreError> {
+        self.inner.core.adopt_orphans(check::Moment::Running)
+    }
+
+    /// A new, empty staging file, opened for reading and writing. It survives a crash once it has a journal record.
+    pub fn stage(&self) -> Result<(StagingId, std::fs::File), StoreError> {
+        self.inner.core.stage()
+    }
+
+    /// Opens an existing one for reading and writing. If it was imported already (before a crash, say), it is detached
+    /// from the object first, at the cost of a copy.
+    pub fn staged(&self, id: StagingId) -> Result<std::fs::File, StoreError> {
+        self.inner.core.staged(id)
+    }
+
+    /// Removes a staging file and its journal record; to be called once the entry that names the imported object was put
+    /// into this store. The file itself goes after the index is on disk, so a crash finds it or the entry. If it was
+    /// promised to survive power loss, its object is synced first ([`Store::settle`] before many of these is cheaper).
+    pub fn unstage(&self, id: StagingId) -> Result<(), StoreError> {
+        self.inner.core.unstage(id)
+    }
+
+    /// Writes the journal record; `durable` puts data (fdatasync), what is here of the base, and record on disk before
+    /// returning.
+    ///
+    /// The last durable record is kept until the next one: if the machine goes down, it is what [`Store::journaled`]
+    /// returns, not a later one whose data may not have reached the disk.
+    pub fn journal(
+        &self,
+        id: StagingId,
+        record: &JournalRecord,
+        durable: bool,
+    ) -> Result<(), StoreError> {
+        self.inner.core.journal(id, record, durable)
+    }
+
+    /// All journal records, for recovery, in the order in which their files were made.
+    pub fn journaled(&self) -> Result<Vec<(StagingId, JournalRecord)>, StoreError> {
+        self.inner.core.journaled()
+    }
+
+    /// Hashes a complete staging file, cut or extended with zeros to `size` bytes, and makes it an object: small ones go
+    /// into the index, larger ones are linked into place. Not durable by itself; made so by [`Store::settle`].
+    ///
+    /// Published bytes are never overwritten: from this call on nobody may write through a descriptor of the staging file.
+    /// Whoever goes on writing uses [`Store::import_copy`].
+    ///
+    /// A crash finds, after each step:
+    /// 1. hash tree made in `staging/<id>.tree`: the staging file and its journal record; the tree is removed at open.
+    /// 2. hash tree renamed into place: as before; a tree over blocks that were here already proves them just as well.
+    /// 3. data linked into place (a second name of the staging file): staging file and journal record, and a backing file
+    ///    that is proven and indexed at open, or that replaced one whose record still holds.
+    /// 4. object record made: object and journal record, until [`Store::unstage`]. Publishing it again gives equal content.
+    pub fn import(&self, id: StagingId, size: u64) -> Result<Object, StoreError> {
+        self.inner.core.import(id, size)
+    }
+
+    /// As [`Store::import`], from a copy (a shared one where the filesystem can), so that the staging file stays as it is
+    /// and may be written meanwhile: the object is what the copy caught.
+    pub fn import_copy(&self, id: StagingId, size: u64) -> Result<Object, StoreError> {
+        self.inner.core.import_copy(id, size)
+    }
+
+    /// Puts the data of objects that came since on disk, marks them durable, and flushes the index. For a periodic caller.
+    ///
+    /// # Errors
+    /// What could not be synced stays marked as doubtful, to be proven after the next boot.
+    pub fn settle(&self) -> Result<(), StoreError> {
+        self.inner.core.settle()
+    }
+
+    /// Room taken. Objects are counted as they come and go; staging files are looked at, so not for every operation.
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        self.inner.core.usage()
+    }
+}
+
+/// All pairs of a small tree.
+fn all(tree: &sled::Tree) -> Result<Pairs, StoreError> {
+    tree.iter()
+        .map(|pair| {
+            let (key, value) = pair?;
+            Ok((key.to_vec(), value.to_vec()))
+        })
+        .collect()
+}

@@ -1,0 +1,393 @@
+//! Objects: what of them is here; adding, reading, proving and dropping blocks.
+
+use std::{
+    io,
+    ops::Range,
+    os::unix::fs::{FileExt, MetadataExt},
+    sync::atomic::Ordering,
+};
+
+use bytes::Bytes;
+use parking_lot::MutexGuard;
+use rustix::fs::FallocateFlags;
+
+use super::{
+    Origin, Presence, StoreError,
+    cache::{Core, Files, Hot, State, TreeFile, bytes_in, now, remove_file},
+    failed,
+    record::{ObjectRecord, parse_object_key},
+};
+use crate::content::{self, BlockSet, ContentId, INLINE_BYTES_MAX, Object, VerifiedRange};
+
+/// Blocks that may be missing in a record before it is written at once: 64 MiB.
+const UNRECORDED_BLOCKS_MAX: u64 = 1024;
+/// How coarse "last use" is; finer would write a record for every read.
+const LAST_USE_SECONDS: u64 = 60;
+/// How often a read starts over when blocks of the object are dropped meanwhile.
+const READ_TRIES: usize = 8;
+
+impl Core {
+    pub(super) fn presence(&self, object: &Object) -> Result<Presence, StoreError> {
+        if is_empty_object(object) {
+            return Ok(Presence::Complete);
+        }
+        let found = self.look(object, |state| state.presence(object))?;
+        Ok(found.unwrap_or(Presence::Absent))
+    }
+
+    pub(super) fn size_proven(&self, object: &Object) -> Result<bool, StoreError> {
+        if is_empty_object(object) {
+            return Ok(true);
+        }
+        let found = self.look(object, |state| state.record.size_proven)?;
+        Ok(found.unwrap_or(false))
+    }
+
+    pub(super) fn sizes_of(&self, content: &ContentId) -> Result<Vec<u64>, StoreError> {
+        let mut sizes = Vec::new();
+        if Object::empty().content == *content {
+            sizes.push(0);
+        }
+        for key in self.objects.scan_prefix(content.0).keys() {
+            let object = parse_object_key(&key?)?;
+            // The record of one whose blocks were dropped a moment ago may still stand.
+            if self.presence(&object)? != Presence::Absent {
+                sizes.push(object.size);
+            }
+        }
+        Ok(sizes)
+    }
+
+    pub(super) fn each_object(
+        &self,
+        visit: &mut dyn FnMut(Object, Presence, Origin) -> bool,
+    ) -> Result<(), StoreError> {
+        self.write_records()?;
+        for pair in self.objects.iter() {
+            let (key, value) = pair?;
+            let object = parse_object_key(&key)?;
+            let state = State::recorded(ObjectRecord::decode(&object, &value)?);
+            if !visit(object, state.presence(&object), state.record.origin) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn insert(&self, range: &VerifiedRange) -> Result<(), StoreError> {
+        let object = range.object;
+        let bytes = object.bytes_of(range.blocks.clone());
+        let fits = !range.blocks.is_empty()
+            && range.blocks.end <= object.blocks()
+            && range.data.len() as u64 == bytes.end - bytes.start;
+        if !fits {
+            return Err(StoreError::Io {
+                what: format!("inserting blocks {:?} of {}", range.blocks, object.content),
+                source: io::ErrorKind::InvalidInput.into(),
+            });
+        }
+        if object.size <= INLINE_BYTES_MAX {
+            return self.put_inline(&object, &range.data, Origin::Fetched);
+        }
+        let hot = self.hot_or_new(&object)?;
+        let change = hot.change.lock();
+        let proves_size = range.blocks.end == object.blocks();
+        let missing = hot
+            .state
+            .read()
+            .record
+            .present
+            .missing(range.blocks.clone());
+        if !missing.is_empty() {
+            // A file that should be there and isn't is an error, not a reason to make one full of holes.
+            let new = hot.state.read().record.present.is_empty();
+            let written = self.files(&hot, new).and_then(|files| {
+                write_range(&files, range, &missing)
+                    .map_err(failed("writing", &self.data_path(&object)))
+            });
+            if let Err(error) = written {
+                if new {
+                    // On a full disk, what nobody knows of must not take room.
+                    hot.state.write().files = None;
+                    remove_file(&self.data_path(&object))?;
+                    remove_file(&self.tree_path(&object))?;
+                }
+                return Err(error);
+            }
+        }
+
+        let mut state = hot.state.write();
+        if missing.is_empty() && (!proves_size || state.record.size_proven) {
+            return Ok(());
+        }
+        for blocks in &missing {
+            state.record.present.insert(blocks.clone());
+            state.record.loose.insert(blocks.clone());
+            state.unrecorded += blocks.end - blocks.start;
+            let bytes = object.bytes_of(blocks.clone());
+            self.objects_bytes
+                .fetch_add(bytes.end - bytes.start, Ordering::Relaxed);
+        }
+        state.record.size_proven |= proves_size;
+        state.dirty = true;
+        let at_once = !state.recorded || state.unrecorded >= UNRECORDED_BLOCKS_MAX;
+        drop(state);
+        self.loose.lock().insert(object);
+        if at_once {
+            return self.write_record(&hot, &change);
+        }
+        self.record_later(&object);
+        Ok(())
+    }
+
+    /// Keeps a small content, which the caller has proven. Its record is its data, so it is there or it isn't.
+    pub(super) fn put_inline(
+        &self,
+        object: &Object,
+        content: &[u8],
+        origin: Origin,
+    ) -> Result<(), StoreError> {
+        let hot = self.hot_or_new(object)?;
+        let change = hot.change.lock();
+        let mut state = hot.state.write();
+        if !state.record.is_complete(object) {
+            self.objects_bytes.fetch_add(object.size, Ordering::Relaxed);
+            state.record.inline = Some(Bytes::copy_from_slice(content));
+            state.record.present = BlockSet::of(0..object.blocks());
+            state.record.size_proven = true;
+            state.record.origin = origin;
+            state.dirty = true;
+        } else if origin == Origin::Written && state.record.origin != origin {
+            state.record.origin = origin;
+            state.dirty = true;
+        }
+        drop(state);
+        self.write_record(&hot, &change)
+    }
+
+    pub(super) fn read(
+        &self,
+        object: &Object,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<usize, StoreError> {
+        let end = offset.saturating_add(buf.len() as u64).min(object.size);
+        if offset >= end {
+            return Ok(0);
+        }
+        let blocks = object.blocks_of(offset..end);
+        // At most the length of `buf`, so it fits.
+        let length = (end - offset) as usize;
+        let buf = &mut buf[..length];
+        self.with_blocks(object, &blocks, |source| match source {
+            Source::Inline(content) => {
+                let from = content.get(offset as usize..end as usize);
+                buf.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+            Source::Files(files) => FileExt::read_exact_at(&*files.data, buf, offset),
+        })?;
+        Ok(length)
+    }
+
+    pub(super) fn encode(
+        &self,
+        object: &Object,
+        blocks: Range<u64>,
+    ) -> Result<Vec<u8>, StoreError> {
+        if blocks.is_empty() || blocks.end > object.blocks() {
+            return Err(StoreError::Absent(blocks));
+        }
+        let mut out = Vec::new();
+        self.with_blocks(object, &blocks, |source| {
+            out.clear();
+            // The blocks are here; callers stay near 1 MiB.
+            out.reserve(content::encoded_bytes(*object, blocks.clone()) as usize);
+            match source {
+                Source::Inline(bytes) => {
+                    let tree = TreeFile(None);
+                    content::encode_range(&&bytes[..], &tree, *object, blocks.clone(), &mut out)
+                }
+                Source::Files(files) => content::encode_range(
+                    &*files.data,
+                    &files.tree,
+                    *object,
+                    blocks.clone(),
+                    &mut out,
+                ),
+            }
+        })?;
+        Ok(out)
+    }
+
+    /// Runs `read` with the bytes of blocks that are here, again if blocks were dropped meanwhile: it may have seen a hole.
+    fn with_blocks(
+        &self,
+        object: &Object,
+        blocks: &Range<u64>,
+        mut read: impl FnMut(Source<'_>) -> io::Result<()>,
+    ) -> Result<(), StoreError> {
+        let Some(hot) = self.hot(object)? else {
+            return Err(StoreError::Absent(blocks.clone()));
+        };
+        for _ in 0..READ_TRIES {
+            let (drops, inline) = {
+                let state = hot.state.read();
+                state.require(blocks)?;
+                (state.drops, state.record.inline.clone())
+            };
+            let outcome = match &inline {
+                Some(content) => read(Source::Inline(content)),
+                None => read(Source::Files(&self.files(&hot, false)?)),
+            };
+            if hot.state.read().drops == drops {
+                outcome.map_err(failed("reading", &self.data_path(object)))?;
+                self.touch(&hot);
+                return Ok(());
+            }
+        }
+        Err(StoreError::Absent(blocks.clone()))
+    }
+
+    fn touch(&self, hot: &Hot) {
+        let now = now();
+        let before = hot.last_use.load(Ordering::Relaxed);
+        if now.saturating_sub(before) >= LAST_USE_SECONDS {
+            hot.last_use.store(now, Ordering::Relaxed);
+            hot.state.write().dirty = true;
+            self.record_later(&hot.object);
+        }
+    }
+
+    pub(super) fn drop_blocks(
+        &self,
+        object: &Object,
+        blocks: Range<u64>,
+    ) -> Result<(), StoreError> {
+        let Some(hot) = self.hot(object)? else {
+            return Ok(());
+        };
+        let change = hot.change.lock();
+        let mut state = hot.state.write();
+        let dropped = state.record.present.present(blocks.clone());
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        state.record.present.remove(blocks.clone());
+        state.record.loose.remove(blocks.clone());
+        state.settling.remove(blocks);
+        state.drops += 1;
+        state.dirty = true;
+        let inline = state.record.inline.take().is_some();
+        let all = state.record.present.is_empty();
+        let files = if all {
+            state.files.take()
+        } else {
+            state.files.clone()
+        };
+        drop(state);
+        for blocks in &dropped {
+            let bytes = object.bytes_of(blocks.clone());
+            self.objects_bytes
+                .fetch_sub(bytes.end - bytes.start, Ordering::Relaxed);
+        }
+        self.write_record(&hot, &change)?;
+        if inline {
+            return Ok(());
+        }
+        // No record may claim what is about to go, not even one that a crash brings back.
+        self.db.flush()?;
+        if all {
+            remove_file(&self.data_path(object))?;
+            return remove_file(&self.tree_path(object));
+        }
+        let files = match files {
+            Some(files) => files,
+            None => self.files(&hot, false)?,
+        };
+        let names = files.data.metadata().map(|file| file.nlink());
+        if names.map_err(failed("looking at", &self.data_path(object)))? > 1 {
+            // A staging file that isn't published yet has the same bytes.
+            return Ok(());
+        }
+        for blocks in dropped {
+            let bytes = object.bytes_of(blocks);
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            match rustix::fs::fallocate(&*files.data, flags, bytes.start, bytes.end - bytes.start) {
+                // Where holes can't be punched, the room is given back with the last block.
+                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+                Err(error) => {
+                    return Err(failed("punching", &self.data_path(object))(error.into()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes an object complete from files that were put in place, and writes its record.
+    pub(super) fn complete(
+        &self,
+        hot: &Hot,
+        change: &MutexGuard<'_, ()>,
+        files: Files,
+    ) -> Result<(), StoreError> {
+        let object = &hot.object;
+        let all = BlockSet::of(0..object.blocks());
+        let mut state = hot.state.write();
+        let had = bytes_in(object, &state.record.present);
+        state.record.present = all.clone();
+        state.record.loose = all;
+        state.settling = BlockSet::default();
+        state.record.size_proven = true;
+        state.record.origin = Origin::Written;
+        state.files = Some(files);
+        state.dirty = true;
+        drop(state);
+        self.objects_bytes
+            .fetch_add(object.size - had, Ordering::Relaxed);
+        self.loose.lock().insert(*object);
+        self.write_record(hot, change)
+    }
+}
+
+/// Whether it is the one object that needs no bytes.
+fn is_empty_object(object: &Object) -> bool {
+    object.size == 0 && *object == Object::empty()
+}
+
+/// Where bytes of an object come from.
+enum Source<'a> {
+    Inline(&'a Bytes),
+    Files(&'a Files),
+}
+
+/// Writes the missing blocks of a range, and its inner nodes: neighbours in one go.
+fn write_range(files: &Files, range: &VerifiedRange, missing: &[Range<u64>]) -> io::Result<()> {
+    let start = range.object.bytes_of(range.blocks.clone()).start;
+    for blocks in missing {
+        let bytes = range.object.bytes_of(blocks.clone());
+        let data = range
+            .data
+            .get((bytes.start - start) as usize..(bytes.end - start) as usize)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        files.data.write_all_at(data, bytes.start)?;
+    }
+    let Some(tree) = &files.tree.0 else {
+        return Ok(());
+    };
+    let mut nodes = range.nodes.clone();
+    nodes.sort_unstable_by_key(|(offset, _)| *offset);
+    let mut run: Vec<u8> = Vec::new();
+    let mut run_start = 0;
+    for (offset, node) in nodes {
+        if offset != run_start + run.len() as u64 {
+            tree.write_all_at(&run, run_start)?;
+            run.clear();
+        }
+        if run.is_empty() {
+            run_start = offset;
+        }
+        run.extend_from_slice(&node);
+    }
+    tree.write_all_at(&run, run_start)
+}

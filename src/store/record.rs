@@ -1,0 +1,232 @@
+//! What stands in the index: object records and journal records. The first byte of each is its version.
+
+use bytes::Bytes;
+
+use super::{JournalRecord, Origin, StagingId, StoreError};
+use crate::content::{BlockSet, INLINE_BYTES_MAX, Object};
+
+const OBJECT_VERSION: u8 = 1;
+const JOURNAL_VERSION: u8 = 1;
+
+const INLINE: u8 = 1;
+const WRITTEN: u8 = 2;
+const SIZE_PROVEN: u8 = 4;
+const COMPLETE: u8 = 8;
+
+/// Bytes of an object's key: hash, then size, big-endian, so that the sizes of one content are neighbours.
+const OBJECT_KEY_BYTES: usize = 40;
+
+/// The record of an object.
+///
+/// ```text
+/// key    hash (32) ‖ size (8, big-endian)
+/// value  version (1) ‖ flags (1) ‖ last use, seconds since 1970 (8, little-endian) ‖
+///        inline:    the content
+///        otherwise: present blocks (left out when complete) ‖ loose blocks
+/// flags  1 inline · 2 written here (else fetched) · 4 size proven · 8 complete
+/// blocks count of ranges, then for each: blocks since the end of the one before, length; all LEB128
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ObjectRecord {
+    pub(super) origin: Origin,
+    /// Whether the last block has been seen, and with it the size been proven.
+    pub(super) size_proven: bool,
+    /// Seconds since 1970, within a minute or so.
+    pub(super) last_use: u64,
+    /// The content, for small ones.
+    pub(super) inline: Option<Bytes>,
+    /// Blocks that are here.
+    pub(super) present: BlockSet,
+    /// Those of them that may not survive the machine going down.
+    pub(super) loose: BlockSet,
+}
+
+pub(super) fn object_key(object: &Object) -> [u8; OBJECT_KEY_BYTES] {
+    let mut key = [0; OBJECT_KEY_BYTES];
+    let (content, size) = key.split_at_mut(32);
+    content.copy_from_slice(&object.content.0);
+    size.copy_from_slice(&object.size.to_be_bytes());
+    key
+}
+
+pub(super) fn parse_object_key(key: &[u8]) -> Result<Object, StoreError> {
+    let (content, size) = key
+        .split_first_chunk::<32>()
+        .ok_or_else(|| damaged("object key"))?;
+    Ok(Object {
+        content: crate::content::ContentId(*content),
+        size: u64::from_be_bytes(size.try_into().map_err(|_| damaged("object key"))?),
+    })
+}
+
+impl ObjectRecord {
+    /// Whether all of the object is here.
+    pub(super) fn is_complete(&self, object: &Object) -> bool {
+        object.blocks() > 0 && self.present.contains(0..object.blocks())
+    }
+
+    pub(super) fn encode(&self, object: &Object) -> Vec<u8> {
+        let complete = self.is_complete(object);
+        let mut flags = 0;
+        for (flag, holds) in [
+            (INLINE, self.inline.is_some()),
+            (WRITTEN, self.origin == Origin::Written),
+            (SIZE_PROVEN, self.size_proven),
+            (COMPLETE, complete),
+        ] {
+            flags |= if holds { flag } else { 0 };
+        }
+        let mut out = vec![OBJECT_VERSION, flags];
+        out.extend_from_slice(&self.last_use.to_le_bytes());
+        if let Some(content) = &self.inline {
+            out.extend_from_slice(content);
+            return out;
+        }
+        if !complete {
+            put_blocks(&self.present, &mut out);
+        }
+        put_blocks(&self.loose, &mut out);
+        out
+    }
+
+    pub(super) fn decode(object: &Object, value: &[u8]) -> Result<Self, StoreError> {
+        let bad = || damaged(&format!("object {}", object.content));
+        let (&[version, flags], rest) = value.split_first_chunk().ok_or_else(bad)?;
+        let (last_use, mut rest) = rest.split_first_chunk().ok_or_else(bad)?;
+        if version != OBJECT_VERSION {
+            return Err(bad());
+        }
+        let all = BlockSet::of(0..object.blocks());
+        let mut record = Self {
+            origin: if flags & WRITTEN != 0 {
+                Origin::Written
+            } else {
+                Origin::Fetched
+            },
+            size_proven: flags & SIZE_PROVEN != 0,
+            last_use: u64::from_le_bytes(*last_use),
+            inline: None,
+            present: all,
+            loose: BlockSet::default(),
+        };
+        if flags & INLINE != 0 {
+            if object.size > INLINE_BYTES_MAX || rest.len() as u64 != object.size {
+                return Err(bad());
+            }
+            record.inline = Some(Bytes::copy_from_slice(rest));
+            return Ok(record);
+        }
+        if flags & COMPLETE == 0 {
+            record.present = take_blocks(&mut rest, object.blocks()).ok_or_else(bad)?;
+        }
+        record.loose = take_blocks(&mut rest, object.blocks()).ok_or_else(bad)?;
+        let loose_is_present = record
+            .loose
+            .ranges()
+            .iter()
+            .all(|range| record.present.contains(range.clone()));
+        if !rest.is_empty() || !loose_is_present {
+            return Err(bad());
+        }
+        Ok(record)
+    }
+}
+
+fn put_blocks(blocks: &BlockSet, out: &mut Vec<u8>) {
+    put_number(blocks.ranges().len() as u64, out);
+    let mut end = 0;
+    for range in blocks.ranges() {
+        put_number(range.start - end, out);
+        put_number(range.end - range.start, out);
+        end = range.end;
+    }
+}
+
+/// `None` unless the ranges are in order, apart, not empty, and end at `blocks_max` or before.
+fn take_blocks(from: &mut &[u8], blocks_max: u64) -> Option<BlockSet> {
+    let mut pairs = Vec::new();
+    let mut end = 0u64;
+    for index in 0..take_number(from)? {
+        let gap = take_number(from)?;
+        let length = take_number(from)?;
+        let start = end.checked_add(gap)?;
+        end = start.checked_add(length)?;
+        if length == 0 || (gap == 0 && index > 0) || end > blocks_max {
+            return None;
+        }
+        pairs.push((start, end));
+    }
+    BlockSet::try_from(pairs).ok()
+}
+
+fn put_number(mut number: u64, out: &mut Vec<u8>) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+fn take_number(from: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = from.split_first()?;
+        *from = rest;
+        let bits = u64::from(byte & 0x7f);
+        if shift == 63 && bits > 1 {
+            return None;
+        }
+        number |= bits << shift;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+/// Which of the two records of a staging file: the one that is known to match what is on disk, or a later one.
+///
+/// ```text
+/// key    staging id (8, big-endian) ‖ 0 durable, 1 latest
+/// value  version (1) ‖ CBOR map
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum JournalKind {
+    Durable,
+    Latest,
+}
+
+pub(super) fn journal_key(id: StagingId, kind: JournalKind) -> [u8; 9] {
+    let mut key = [kind as u8; 9];
+    key[..8].copy_from_slice(&id.0.to_be_bytes());
+    key
+}
+
+pub(super) fn parse_journal_key(key: &[u8]) -> Result<(StagingId, JournalKind), StoreError> {
+    let (id, kind) = key
+        .split_first_chunk::<8>()
+        .ok_or_else(|| damaged("journal key"))?;
+    let kind = match kind {
+        [0] => JournalKind::Durable,
+        [1] => JournalKind::Latest,
+        _ => return Err(damaged("journal key")),
+    };
+    Ok((StagingId(u64::from_be_bytes(*id)), kind))
+}
+
+pub(super) fn encode_journal(record: &JournalRecord) -> Result<Vec<u8>, StoreError> {
+    cbor4ii::serde::to_vec(vec![JOURNAL_VERSION], record)
+        .map_err(|error| StoreError::Damaged(format!("journal record: {error}")))
+}
+
+pub(super) fn decode_journal(value: &[u8]) -> Result<JournalRecord, StoreError> {
+    match value.split_first() {
+        Some((&JOURNAL_VERSION, encoded)) => cbor4ii::serde::from_slice(encoded)
+            .map_err(|error| StoreError::Damaged(format!("journal record: {error}"))),
+        _ => Err(damaged("journal record")),
+    }
+}
+
+fn damaged(what: &str) -> StoreError {
+    StoreError::Damaged(what.to_owned())
+}

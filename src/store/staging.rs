@@ -1,0 +1,484 @@
+//! Staging: contents in the making, the journal that tells what they are, and their way to becoming objects.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::{self, File, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    JournalRecord, Origin, StagingId, StoreError,
+    cache::{Core, Files, TreeFile, remove_file},
+    failed,
+    folder::sync_dir,
+    record::{JournalKind, decode_journal, encode_journal, journal_key, parse_journal_key},
+};
+use crate::content::{self, INLINE_BYTES_MAX, Object};
+
+/// Ids are taken from the index this many at a time, with one flush: no id is given out twice, whatever crashes.
+const IDS_RESERVED: u64 = 1024;
+/// Where the end of the reserved ids is kept.
+const RESERVED_KEY: &str = "staging ids";
+/// Size of the unit of `st_blocks`, whatever the filesystem.
+const STAT_BLOCK_BYTES: u64 = 512;
+
+/// What is known of staging files while the process runs.
+#[derive(Default)]
+pub(super) struct Staging {
+    /// Ids from here on are free…
+    next: u64,
+    /// …up to here, exclusively.
+    reserved: u64,
+    /// Files whose name may not be on disk.
+    unsynced: HashSet<StagingId>,
+    /// The latest object that each imported file became.
+    imported: HashMap<StagingId, Object>,
+    /// Files without a journal record, to be unlinked once the index is on disk.
+    unstaged: Vec<StagingId>,
+}
+
+/// How an imported file gets its place among the objects.
+enum Placing {
+    /// As a second name.
+    Link,
+    /// By moving it.
+    Move,
+}
+
+impl Core {
+    pub(super) fn staging_dir(&self) -> PathBuf {
+        self.dir.join("staging")
+    }
+
+    fn staging_path(&self, id: StagingId) -> PathBuf {
+        self.staging_dir().join(id.0.to_string())
+    }
+
+    /// A path for a temporary file that belongs to a staging file; removed at open, as it has no journal record.
+    fn temporary_path(&self, id: StagingId, extension: &str) -> PathBuf {
+        self.staging_path(id).with_extension(extension)
+    }
+
+    fn next_staging_id(&self, staging: &mut Staging) -> Result<StagingId, StoreError> {
+        if staging.next == staging.reserved {
+            let start = match self.meta.get(RESERVED_KEY)? {
+                Some(value) => u64::from_be_bytes(
+                    value
+                        .as_ref()
+                        .try_into()
+                        .map_err(|_| StoreError::Damaged(RESERVED_KEY.to_owned()))?,
+                ),
+                None => 1,
+            };
+            let end = start.saturating_add(IDS_RESERVED);
+            self.meta.insert(RESERVED_KEY, &end.to_be_bytes())?;
+            self.meta.flush()?;
+            staging.next = start;
+            staging.reserved = end;
+        }
+        let id = StagingId(staging.next);
+        staging.next += 1;
+        Ok(id)
+    }
+
+    pub(super) fn stage(&self) -> Result<(StagingId, File), StoreError> {
+        let id = self.next_staging_id(&mut self.staging.lock())?;
+        let path = self.staging_path(id);
+        let file = new_file(&path)?;
+        self.staging.lock().unsynced.insert(id);
+        Ok((id, file))
+    }
+
+    pub(super) fn staged(&self, id: StagingId) -> Result<File, StoreError> {
+        let path = self.staging_path(id);
+        let file = open_existing(&path)?;
+        let names = file
+            .metadata()
+            .map_err(failed("looking at", &path))?
+            .nlink();
+        if names < 2 {
+            return Ok(file);
+        }
+        // An object has the same bytes: they must not change under it.
+        let copy_path = self.temporary_path(id, "copy");
+        let copy = copy_file(&file, u64::MAX, &copy_path)?;
+        copy.sync_data().map_err(failed("syncing", &copy_path))?;
+        fs::rename(&copy_path, &path).map_err(failed("replacing", &path))?;
+        self.staging.lock().unsynced.insert(id);
+        Ok(copy)
+    }
+
+    pub(super) fn unstage(&self, id: StagingId) -> Result<(), StoreError> {
+        let durable = journal_key(id, JournalKind::Durable);
+        let imported = self.staging.lock().imported.get(&id).copied();
+        if let Some(object) = imported
+            && self.journal.contains_key(durable)?
+        {
+            self.make_durable(&object)?;
+        }
+        let mut batch = sled::Batch::default();
+        batch.remove(&durable);
+        batch.remove(&journal_key(id, JournalKind::Latest));
+        self.journal.apply_batch(batch)?;
+        let mut staging = self.staging.lock();
+        staging.imported.remove(&id);
+        staging.unsynced.remove(&id);
+        staging.unstaged.push(id);
+        drop(staging);
+        self.bell.ring();
+        Ok(())
+    }
+
+    /// Unlinks what was unstaged, after what replaces it is on disk.
+    pub(super) fn unlink_unstaged(&self) -> Result<(), StoreError> {
+        let ids = std::mem::take(&mut self.staging.lock().unstaged);
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let outcome = self.db.flush().map_err(StoreError::from).and_then(|_| {
+            ids.iter()
+                .try_for_each(|id| remove_file(&self.staging_path(*id)))
+        });
+        if outcome.is_err() {
+            self.staging.lock().unstaged.extend(ids);
+        }
+        outcome
+    }
+
+    pub(super) fn journal(
+        &self,
+        id: StagingId,
+        record: &JournalRecord,
+        durable: bool,
+    ) -> Result<(), StoreError> {
+        let encoded = encode_journal(record)?;
+        if !durable {
+            self.journal
+                .insert(journal_key(id, JournalKind::Latest), encoded)?;
+            return Ok(());
+        }
+        let path = self.staging_path(id);
+        open_existing(&path)?
+            .sync_data()
+            .map_err(failed("syncing", &path))?;
+        self.sync_staging_name(id)?;
+        if let Some(base) = &record.base {
+            self.make_durable(base)?;
+        }
+        let mut batch = sled::Batch::default();
+        batch.insert(&journal_key(id, JournalKind::Durable), encoded);
+        batch.remove(&journal_key(id, JournalKind::Latest));
+        self.journal.apply_batch(batch)?;
+        self.journal.flush()?;
+        Ok(())
+    }
+
+    /// Puts the file's name on disk, along with all others that are new.
+    fn sync_staging_name(&self, id: StagingId) -> Result<(), StoreError> {
+        let fresh: Vec<_> = {
+            let staging = self.staging.lock();
+            if !staging.unsynced.contains(&id) {
+                return Ok(());
+            }
+            staging.unsynced.iter().copied().collect()
+        };
+        sync_dir(&self.staging_dir())?;
+        let mut staging = self.staging.lock();
+        for id in fresh {
+            staging.unsynced.remove(&id);
+        }
+        Ok(())
+    }
+
+    pub(super) fn journaled(&self) -> Result<Vec<(StagingId, JournalRecord)>, StoreError> {
+        let mut records: Vec<(StagingId, JournalRecord)> = Vec::new();
+        for pair in self.journal.iter() {
+            let (key, value) = pair?;
+            let (id, _) = parse_journal_key(&key)?;
+            let record = decode_journal(&value)?;
+            // In order of the key, so that the latest comes right after the durable one.
+            match records.last_mut() {
+                Some((last, known)) if *last == id => *known = record,
+                _ => records.push((id, record)),
+            }
+        }
+        Ok(records)
+    }
+
+    /// Puts on disk what the journal says of all files, as [`Core::journal`] does for one.
+    pub(super) fn settle_journal(&self) -> Result<(), StoreError> {
+        for (id, record) in self.journaled()? {
+            if self
+                .journal
+                .contains_key(journal_key(id, JournalKind::Latest))?
+            {
+                self.journal(id, &record, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn import(&self, id: StagingId, size: u64) -> Result<Object, StoreError> {
+        let path = self.staging_path(id);
+        let file = open_existing(&path)?;
+        if file.metadata().map_err(failed("looking at", &path))?.len() != size {
+            file.set_len(size).map_err(failed("resizing", &path))?;
+        }
+        let object = self.import_file(id, file, &path, size, &Placing::Link)?;
+        self.staging.lock().imported.insert(id, object);
+        Ok(object)
+    }
+
+    pub(super) fn import_copy(&self, id: StagingId, size: u64) -> Result<Object, StoreError> {
+        let path = self.temporary_path(id, "copy");
+        let copy = copy_file(&open_existing(&self.staging_path(id))?, size, &path)?;
+        let imported = self.import_file(id, copy, &path, size, &Placing::Move);
+        // Still there unless it became the object.
+        remove_file(&path)?;
+        let object = imported?;
+        self.staging.lock().imported.insert(id, object);
+        Ok(object)
+    }
+
+    /// See [`super::Store::import`] for what a crash finds.
+    fn import_file(
+        &self,
+        id: StagingId,
+        file: File,
+        path: &Path,
+        size: u64,
+        placing: &Placing,
+    ) -> Result<Object, StoreError> {
+        if size == 0 {
+            return Ok(Object::empty());
+        }
+        if size <= INLINE_BYTES_MAX {
+            let mut bytes = vec![0; size as usize];
+            file.read_exact_at(&mut bytes, 0)
+                .map_err(failed("reading", path))?;
+            let object = Object {
+                content: content::hash_bytes(&bytes),
+                size,
+            };
+            self.put_inline(&object, &bytes, Origin::Written)?;
+            return Ok(object);
+        }
+        let tree_path = self.temporary_path(id, "tree");
+        let mut tree = new_file(&tree_path)?;
+        let content =
+            content::hash_into(&file, size, &mut tree).map_err(failed("hashing", path))?;
+        let object = Object { content, size };
+        let placed = self.place(&object, file, path, tree, &tree_path, placing);
+        // Still there unless it became the object's.
+        remove_file(&tree_path)?;
+        placed?;
+        Ok(object)
+    }
+
+    fn place(
+        &self,
+        object: &Object,
+        data: File,
+        path: &Path,
+        tree: File,
+        tree_path: &Path,
+        placing: &Placing,
+    ) -> Result<(), StoreError> {
+        let hot = self.hot_or_new(object)?;
+        let change = hot.change.lock();
+        {
+            let mut state = hot.state.write();
+            if state.record.is_complete(object) {
+                if state.record.origin != Origin::Written {
+                    state.record.origin = Origin::Written;
+                    state.dirty = true;
+                }
+                drop(state);
+                return self.write_record(&hot, &change);
+            }
+        }
+        if !hot.state.read().record.present.is_empty() {
+            // Some blocks may be durable, and must be so in the files that replace theirs.
+            data.sync_data().map_err(failed("syncing", path))?;
+            tree.sync_data().map_err(failed("syncing", tree_path))?;
+        }
+        let tree = if object.blocks() > 1 {
+            let target = self.tree_path(object);
+            fs::rename(tree_path, &target).map_err(failed("placing", &target))?;
+            Some(Arc::new(tree))
+        } else {
+            None
+        };
+        let target = self.data_path(object);
+        let data = match placing {
+            Placing::Move => fs::rename(path, &target).map(|()| data),
+            Placing::Link => link_over(path, &target, data),
+        }
+        .map_err(failed("placing", &target))?;
+        let files = Files {
+            data: Arc::new(data),
+            tree: TreeFile(tree),
+        };
+        self.complete(&hot, &change, files)
+    }
+
+    /// Room taken by staging files; those that are objects by now are counted there.
+    pub(super) fn staging_bytes(&self) -> Result<u64, StoreError> {
+        let dir = self.staging_dir();
+        let mut bytes = 0;
+        for entry in fs::read_dir(&dir).map_err(failed("listing", &dir))? {
+            let entry = entry.map_err(failed("listing", &dir))?;
+            match entry.metadata() {
+                Ok(file) if file.nlink() < 2 => bytes += file.blocks() * STAT_BLOCK_BYTES,
+                // An object's as well, or gone since it was listed.
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed("looking at", &entry.path())(error)),
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Brings journal and staging files in line after a start: of an id both or none remain.
+    ///
+    /// `rebooted`: records that are newer than the last durable one may speak of data that never reached the disk.
+    /// `keep_unknown`: the journal is gone; files are put aside instead of removed.
+    pub(super) fn recover_staging(
+        &self,
+        rebooted: bool,
+        keep_unknown: bool,
+    ) -> Result<(), StoreError> {
+        let mut known = HashSet::new();
+        for pair in self.journal.iter() {
+            let (key, value) = pair?;
+            let (id, kind) = parse_journal_key(&key)?;
+            let durable = journal_key(id, JournalKind::Durable);
+            if kind == JournalKind::Latest && rebooted && self.journal.contains_key(durable)? {
+                self.journal.remove(key)?;
+                continue;
+            }
+            if !self.staging_path(id).exists() {
+                // Unstaged: unlinked after the entry was on disk, and the record's removal was not.
+                self.journal.remove(key)?;
+                continue;
+            }
+            if let Err(error) = decode_journal(&value) {
+                tracing::error!(%error, id = id.0, "a staging file can't be published and is put aside in `lost`");
+                self.journal.remove(key)?;
+                self.put_aside(&self.staging_path(id))?;
+                continue;
+            }
+            known.insert(id.0.to_string());
+        }
+        let dir = self.staging_dir();
+        for entry in fs::read_dir(&dir).map_err(failed("listing", &dir))? {
+            let entry = entry.map_err(failed("listing", &dir))?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if known.contains(name.as_ref()) {
+                continue;
+            }
+            if keep_unknown && name.parse::<u64>().is_ok() {
+                tracing::error!(file = %name, "a staging file without journal is put aside in `lost`");
+                self.put_aside(&entry.path())?;
+            } else {
+                remove_file(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn put_aside(&self, path: &Path) -> Result<(), StoreError> {
+        let lost = self.dir.join("lost");
+        fs::create_dir_all(&lost).map_err(failed("making", &lost))?;
+        let Some(name) = path.file_name() else {
+            return Ok(());
+        };
+        // Ids may start anew with a new index: never over one that is there.
+        let target = (0..u32::MAX)
+            .map(|copy| lost.join(format!("{}.{copy}", name.to_string_lossy())))
+            .find(|target| !target.exists());
+        match target {
+            Some(target) => fs::rename(path, &target).map_err(failed("putting aside", path)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn new_file(path: &Path) -> Result<File, StoreError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed("making", path))
+}
+
+fn open_existing(path: &Path) -> Result<File, StoreError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(failed("opening", path))
+}
+
+/// Copies a file to a new one of at most `size` bytes, or exactly `size` when it is not `u64::MAX`; shares the extents
+/// where the filesystem can.
+fn copy_file(from: &File, size: u64, path: &Path) -> Result<File, StoreError> {
+    let copy = new_file(path)?;
+    let copied = (|| {
+        if rustix::fs::ioctl_ficlone(&copy, from).is_err() {
+            // Copies within the kernel where it can.
+            let mut source = from.try_clone()?;
+            io::Seek::seek(&mut source, io::SeekFrom::Start(0))?;
+            io::copy(&mut source.take(size), &mut &copy)?;
+        }
+        if size != u64::MAX {
+            copy.set_len(size)?;
+        }
+        io::Result::Ok(())
+    })();
+    if let Err(error) = copied {
+        remove_file(path)?;
+        return Err(failed("copying to", path)(error));
+    }
+    Ok(copy)
+}
+
+/// Gives a file a second name, replacing what has it; on filesystems without hard links, a copy gets the name. Returns the
+/// file that has the name now.
+fn link_over(path: &Path, target: &Path, file: File) -> io::Result<File> {
+    let partial = target.with_extension("new");
+    if let Err(error) = fs::remove_file(&partial)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error);
+    }
+    let placed = match fs::hard_link(path, &partial) {
+        Ok(()) => file,
+        Err(_) => {
+            let mut copy = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&partial)?;
+            if let Err(error) = io::copy(&mut &file, &mut copy) {
+                fs::remove_file(&partial)?;
+                return Err(error);
+            }
+            copy
+        }
+    };
+    fs::rename(&partial, target)?;
+    // Renaming does nothing when both are names of one file already.
+    match fs::remove_file(&partial) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(placed),
+    }
+}

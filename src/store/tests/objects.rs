@@ -1,0 +1,360 @@
+//! Blocks of objects: added, read, proven, dropped.
+
+use super::*;
+
+#[test]
+fn the_empty_object_is_always_complete_and_no_other_of_size_zero_is() {
+    let (_dir, store) = new_store();
+    let empty = Object::empty();
+    assert_eq!(store.presence(&empty).unwrap(), Presence::Complete);
+    assert!(store.size_proven(&empty).unwrap());
+    assert_eq!(store.read(&empty, 0, &mut [0; 8]).unwrap(), 0);
+    assert_eq!(store.sizes_of(&empty.content).unwrap(), [0]);
+    let false_one = Object {
+        content: ContentId([1; 32]),
+        size: 0,
+    };
+    assert_eq!(store.presence(&false_one).unwrap(), Presence::Absent);
+}
+
+#[test]
+fn contents_of_all_interesting_sizes_come_in_pieces_and_stay() {
+    let (_dir, store) = new_store();
+    let samples: Vec<_> = INTERESTING_SIZES
+        .iter()
+        .filter(|&&size| size > 0)
+        .map(|&size| Sample::new(size, 0))
+        .collect();
+    for sample in &samples {
+        let object = &sample.object;
+        assert_eq!(store.presence(object).unwrap(), Presence::Absent);
+        // The odd pieces first, so that all have holes for a while.
+        for parity in [1, 0] {
+            let pieces = (0..object.blocks().div_ceil(3)).filter(|piece| piece % 2 == parity);
+            for piece in pieces {
+                let blocks = piece * 3..(piece * 3 + 3).min(object.blocks());
+                assert!(matches!(
+                    read_blocks(&store, object, blocks.clone()),
+                    Err(StoreError::Absent(missing)) if missing == blocks
+                ));
+                store.insert(&sample.range(blocks.clone())).unwrap();
+                assert_eq!(
+                    read_blocks(&store, object, blocks.clone()).unwrap(),
+                    sample.slice(blocks)
+                );
+            }
+        }
+        assert!(store.size_proven(object).unwrap());
+    }
+    let store = reopen(store);
+    for sample in &samples {
+        let object = &sample.object;
+        assert_eq!(store.presence(object).unwrap(), Presence::Complete);
+        assert_eq!(
+            read_blocks(&store, object, 0..object.blocks()).unwrap(),
+            sample.data
+        );
+        for blocks in [
+            0..1,
+            0..object.blocks(),
+            object.blocks() - 1..object.blocks(),
+        ] {
+            let encoded = store.encode(object, blocks.clone()).unwrap();
+            assert_eq!(
+                verify_range(*object, blocks.clone(), &encoded)
+                    .unwrap()
+                    .data,
+                sample.slice(blocks)
+            );
+        }
+        assert_eq!(store.sizes_of(&object.content).unwrap(), [object.size]);
+    }
+    let bytes: u64 = samples.iter().map(|sample| sample.object.size).sum();
+    assert_eq!(store.usage().unwrap().objects_bytes, bytes);
+    let mut found = Vec::new();
+    let checked = store.verify(&mut |damage| found.push(damage)).unwrap();
+    assert_eq!((checked, found), ((samples.len() as u64, bytes), vec![]));
+}
+
+#[test]
+fn the_size_is_proven_by_the_last_block_only() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(5 * BLOCK_BYTES, 0);
+    store.insert(&sample.range(0..4)).unwrap();
+    assert!(!store.size_proven(&sample.object).unwrap());
+    store.insert(&sample.range(4..5)).unwrap();
+    assert!(store.size_proven(&sample.object).unwrap());
+}
+
+#[test]
+fn ranges_beyond_the_object_are_refused() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(3 * BLOCK_BYTES, 0);
+    let mut range = sample.range(1..3);
+    range.blocks = 2..4;
+    assert!(matches!(store.insert(&range), Err(StoreError::Io { .. })));
+    range.blocks = 0..1;
+    assert!(matches!(store.insert(&range), Err(StoreError::Io { .. })));
+    store.insert(&sample.all()).unwrap();
+    for blocks in [0..0, 2..4, 3..4] {
+        assert!(matches!(
+            store.encode(&sample.object, blocks),
+            Err(StoreError::Absent(_))
+        ));
+    }
+    assert_eq!(
+        store
+            .read(&sample.object, 3 * BLOCK_BYTES, &mut [0; 9])
+            .unwrap(),
+        0
+    );
+    assert_eq!(
+        store
+            .read(&sample.object, 3 * BLOCK_BYTES - 4, &mut [0; 9])
+            .unwrap(),
+        4
+    );
+}
+
+#[test]
+fn an_insert_that_fails_leaves_nothing_behind() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(3 * BLOCK_BYTES, 1);
+    // A hash tree that can't be opened.
+    let tree = store.inner.core.tree_path(&sample.object);
+    std::os::unix::fs::symlink("/nonexistent/tree", &tree).unwrap();
+    assert!(matches!(
+        store.insert(&sample.all()),
+        Err(StoreError::Io { .. })
+    ));
+    assert!(!data_path(&store, &sample.object).exists());
+    assert_eq!(store.presence(&sample.object).unwrap(), Presence::Absent);
+    store.insert(&sample.all()).unwrap();
+    assert_eq!(damage(&store), []);
+}
+
+#[test]
+fn damage_is_found_to_the_block_and_repaired_by_fetching_again() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(40 * BLOCK_BYTES, 4);
+    store.insert(&sample.range(1..30)).unwrap();
+    let file = OpenOptions::new()
+        .write(true)
+        .open(data_path(&store, &sample.object))
+        .unwrap();
+    for block in [7, 8, 20] {
+        file.write_all_at(b"rot", block * BLOCK_BYTES + 5).unwrap();
+    }
+    let object = sample.object;
+    let found = damage(&store);
+    assert_eq!(
+        found,
+        [7..9, 20..21].map(|blocks| Damage { object, blocks })
+    );
+    for Damage { object, blocks } in found {
+        store.drop_blocks(&object, blocks.clone()).unwrap();
+        assert!(matches!(
+            read_blocks(&store, &object, blocks.clone()),
+            Err(StoreError::Absent(_))
+        ));
+        store.insert(&sample.range(blocks)).unwrap();
+    }
+    assert_eq!(damage(&store), []);
+    assert_eq!(
+        read_blocks(&store, &object, 1..30).unwrap(),
+        sample.slice(1..30)
+    );
+}
+
+#[test]
+fn a_damaged_hash_tree_over_sound_data_is_made_anew() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(9 * BLOCK_BYTES, 4);
+    store.insert(&sample.all()).unwrap();
+    let path = store.inner.core.tree_path(&sample.object);
+    fs::write(&path, [0; 64]).unwrap();
+    assert_eq!(damage(&store), []);
+    assert_eq!(fs::read(&path).unwrap(), sample.tree[..8 * 64]);
+    store.encode(&sample.object, 0..9).unwrap();
+}
+
+#[test]
+fn a_truncated_or_missing_backing_file_is_an_error_and_not_zeros() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(9 * BLOCK_BYTES, 4);
+    store.insert(&sample.all()).unwrap();
+    let object = sample.object;
+    let path = data_path(&store, &object);
+    OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(5 * BLOCK_BYTES)
+        .unwrap();
+    assert!(matches!(
+        read_blocks(&store, &object, 4..6),
+        Err(StoreError::Io { .. })
+    ));
+    assert!(matches!(
+        store.encode(&object, 4..6),
+        Err(StoreError::Io { .. })
+    ));
+    assert_eq!(
+        damage(&store),
+        [Damage {
+            object,
+            blocks: 5..9
+        }]
+    );
+    let store = {
+        let dir = store.dir().to_owned();
+        drop(store);
+        fs::remove_file(path).unwrap();
+        Store::open(&dir).unwrap()
+    };
+    assert!(matches!(
+        read_blocks(&store, &object, 0..1),
+        Err(StoreError::Io { .. })
+    ));
+    assert_eq!(
+        damage(&store),
+        [Damage {
+            object,
+            blocks: 0..9
+        }]
+    );
+    store.drop_blocks(&object, 0..9).unwrap();
+    store.insert(&sample.all()).unwrap();
+    assert_eq!(read_blocks(&store, &object, 0..9).unwrap(), sample.data);
+}
+
+#[test]
+fn dropping_all_blocks_gives_the_room_back() {
+    let (_dir, store) = new_store();
+    for size in [100, 10 * BLOCK_BYTES] {
+        let sample = Sample::new(size, 5);
+        store.insert(&sample.all()).unwrap();
+        assert_eq!(store.usage().unwrap().objects_bytes, size);
+        store.drop_blocks(&sample.object, 0..u64::MAX).unwrap();
+        assert_eq!(store.usage().unwrap().objects_bytes, 0);
+        assert_eq!(store.presence(&sample.object).unwrap(), Presence::Absent);
+        assert!(store.sizes_of(&sample.object.content).unwrap().is_empty());
+        assert!(!data_path(&store, &sample.object).exists());
+        store.insert(&sample.all()).unwrap();
+        assert_eq!(
+            read_blocks(&store, &sample.object, 0..sample.object.blocks()).unwrap(),
+            sample.data
+        );
+        store
+            .drop_blocks(&sample.object, 0..sample.object.blocks())
+            .unwrap();
+    }
+}
+
+#[test]
+fn dropping_some_blocks_punches_holes() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(32 * BLOCK_BYTES, 5);
+    store.insert(&sample.all()).unwrap();
+    store.settle().unwrap();
+    let allocated = || {
+        fs::metadata(data_path(&store, &sample.object))
+            .unwrap()
+            .blocks()
+            * 512
+    };
+    let before = allocated();
+    store.drop_blocks(&sample.object, 4..28).unwrap();
+    assert!(allocated() <= before - 24 * BLOCK_BYTES);
+    assert_eq!(store.usage().unwrap().objects_bytes, 8 * BLOCK_BYTES);
+    assert_eq!(
+        read_blocks(&store, &sample.object, 0..4).unwrap(),
+        sample.slice(0..4)
+    );
+    assert_eq!(damage(&store), []);
+}
+
+#[test]
+fn more_objects_than_stay_open_are_served() {
+    let (_dir, store) = new_store();
+    let samples: Vec<_> = (0..600)
+        .map(|seed| Sample::new(INLINE_BYTES_MAX + 1 + seed, seed))
+        .collect();
+    for sample in &samples {
+        store.insert(&sample.all()).unwrap();
+    }
+    for sample in &samples {
+        assert_eq!(
+            read_blocks(&store, &sample.object, 0..1).unwrap(),
+            sample.data
+        );
+    }
+    let mut visited = 0;
+    store
+        .each_object(&mut |_, presence, origin| {
+            assert_eq!((presence, origin), (Presence::Complete, Origin::Fetched));
+            visited += 1;
+            visited < 500
+        })
+        .unwrap();
+    assert_eq!(visited, 500);
+    let open = fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .filter(|path| path.starts_with(store.dir().join("objects")))
+        .count();
+    assert!(open <= 256, "{open} backing files are open");
+}
+
+#[test]
+fn inserts_reads_and_drops_from_many_threads_never_show_wrong_bytes() {
+    let (_dir, store) = new_store();
+    let samples: Vec<_> = (0..3)
+        .map(|seed| Sample::new(24 * BLOCK_BYTES - 1, seed))
+        .collect();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for turn in 0.. {
+                    if done.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let sample = &samples[turn % samples.len()];
+                    let start = (turn as u64 * 5) % 20;
+                    let blocks = start..start + 3;
+                    match read_blocks(&store, &sample.object, blocks.clone()) {
+                        Ok(bytes) => assert!(bytes == sample.slice(blocks), "wrong bytes"),
+                        Err(StoreError::Absent(_)) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+        }
+        let changers: Vec<_> = (0..4u64)
+            .map(|seed| {
+                let (store, samples) = (&store, &samples);
+                scope.spawn(move || {
+                    for turn in 0..120u64 {
+                        let sample = &samples[(turn % 3) as usize];
+                        let start = (turn * 7 + seed * 11) % 22;
+                        match (turn + seed) % 5 {
+                            0 => store.drop_blocks(&sample.object, start..start + 2).unwrap(),
+                            1 if turn % 20 == 1 => store.settle().unwrap(),
+                            _ => store.insert(&sample.range(start..start + 2)).unwrap(),
+                        }
+                    }
+                })
+            })
+            .collect();
+        for changer in changers {
+            changer.join().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(damage(&store), []);
+    let counted = store.usage().unwrap().objects_bytes;
+    let store = reopen(store);
+    assert_eq!(store.usage().unwrap().objects_bytes, counted);
+    assert_eq!(damage(&store), []);
+}

@@ -1,0 +1,176 @@
+//! Staging, journal, import.
+
+use super::*;
+
+#[test]
+fn imported_files_become_objects() {
+    let (_dir, store) = new_store();
+    let mut imported = Vec::new();
+    for &size in INTERESTING_SIZES {
+        let sample = Sample::new(size, 1);
+        let (id, file) = store.stage().unwrap();
+        file.write_all_at(&sample.data, 0).unwrap();
+        assert_eq!(store.import(id, size).unwrap(), sample.object);
+        store.unstage(id).unwrap();
+        imported.push((id, sample));
+    }
+    wait_until("unstaged files are gone", || {
+        fs::read_dir(store.dir().join("staging")).unwrap().count() == 0
+    });
+    let store = reopen(store);
+    for (id, sample) in &imported {
+        assert!(store.staged(*id).is_err());
+        assert_eq!(store.presence(&sample.object).unwrap(), Presence::Complete);
+        assert_eq!(
+            read_blocks(&store, &sample.object, 0..sample.object.blocks()).unwrap(),
+            sample.data
+        );
+    }
+    assert_eq!(damage(&store), []);
+    store
+        .each_object(&mut |_, presence, origin| {
+            assert_eq!((presence, origin), (Presence::Complete, Origin::Written));
+            true
+        })
+        .unwrap();
+}
+
+#[test]
+fn an_import_completes_what_was_partly_fetched() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(20 * BLOCK_BYTES, 1);
+    store.insert(&sample.range(3..5)).unwrap();
+    for _ in 0..2 {
+        let (id, file) = store.stage().unwrap();
+        file.write_all_at(&sample.data, 0).unwrap();
+        assert_eq!(store.import(id, sample.object.size).unwrap(), sample.object);
+        store.unstage(id).unwrap();
+        assert_eq!(store.presence(&sample.object).unwrap(), Presence::Complete);
+        assert_eq!(store.usage().unwrap().objects_bytes, sample.object.size);
+    }
+    assert_eq!(damage(&store), []);
+}
+
+#[test]
+fn a_copy_is_imported_while_the_file_is_written_on() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(3 * BLOCK_BYTES + 1, 2);
+    let (id, file) = store.stage().unwrap();
+    file.write_all_at(&sample.data, 0).unwrap();
+    assert_eq!(
+        store.import_copy(id, sample.object.size).unwrap(),
+        sample.object
+    );
+    file.write_all_at(&[0xff; 1000], 70_000).unwrap();
+    assert_eq!(damage(&store), []);
+    let mut seen = [0; 1000];
+    store
+        .staged(id)
+        .unwrap()
+        .read_exact_at(&mut seen, 70_000)
+        .unwrap();
+    assert_eq!(seen, [0xff; 1000]);
+}
+
+#[test]
+fn what_was_promised_to_survive_power_loss_is_synced_before_its_staging_file_goes() {
+    let (_dir, store) = new_store();
+    for copied in [false, true] {
+        let sample = Sample::new(3 * BLOCK_BYTES, 10 + u64::from(copied));
+        let (id, file) = store.stage().unwrap();
+        file.write_all_at(&sample.data, 0).unwrap();
+        store.journal(id, &entry(sample.object.size), true).unwrap();
+        if copied {
+            store.import_copy(id, sample.object.size).unwrap();
+        } else {
+            store.import(id, sample.object.size).unwrap();
+        }
+        let loose = || store.inner.core.loose.lock().contains(&sample.object);
+        assert!(loose());
+        store.unstage(id).unwrap();
+        assert!(!loose());
+    }
+}
+
+#[test]
+fn a_durable_record_has_a_durable_base() {
+    let (_dir, store) = new_store();
+    let base = Sample::new(3 * BLOCK_BYTES, 1);
+    store.insert(&base.all()).unwrap();
+    let (id, _) = store.stage().unwrap();
+    let record = JournalRecord {
+        base: Some(base.object),
+        ..entry(1)
+    };
+    let loose = || store.inner.core.loose.lock().contains(&base.object);
+    store.journal(id, &record, false).unwrap();
+    assert!(loose());
+    store.journal(id, &record, true).unwrap();
+    assert!(!loose());
+}
+
+#[test]
+fn dropping_blocks_of_an_object_leaves_a_staging_file_with_the_same_bytes_alone() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(3 * BLOCK_BYTES, 1);
+    let (id, file) = store.stage().unwrap();
+    file.write_all_at(&sample.data, 0).unwrap();
+    store.import(id, sample.object.size).unwrap();
+    store.drop_blocks(&sample.object, 0..2).unwrap();
+    store.drop_blocks(&sample.object, 2..3).unwrap();
+    assert_eq!(store.presence(&sample.object).unwrap(), Presence::Absent);
+    let mut bytes = vec![0; sample.data.len()];
+    store
+        .staged(id)
+        .unwrap()
+        .read_exact_at(&mut bytes, 0)
+        .unwrap();
+    assert_eq!(bytes, sample.data);
+}
+
+#[test]
+fn a_staging_file_that_was_imported_is_detached_before_it_is_written_again() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(3 * BLOCK_BYTES, 3);
+    let (id, file) = store.stage().unwrap();
+    file.write_all_at(&sample.data, 0).unwrap();
+    store.import(id, sample.object.size).unwrap();
+    drop(file);
+    let again = store.staged(id).unwrap();
+    let mut seen = vec![0; sample.data.len()];
+    again.read_exact_at(&mut seen, 0).unwrap();
+    assert_eq!(seen, sample.data);
+    again.set_len(0).unwrap();
+    assert_eq!(damage(&store), []);
+    assert_eq!(store.presence(&sample.object).unwrap(), Presence::Complete);
+}
+
+#[test]
+fn staging_ids_are_never_given_out_twice() {
+    let (_dir, store) = new_store();
+    let (first, _) = store.stage().unwrap();
+    let (second, _) = store.stage().unwrap();
+    let store = reopen(store);
+    let (third, _) = store.stage().unwrap();
+    assert!(first < second && second < third);
+}
+
+#[test]
+fn the_journal_keeps_the_latest_record_of_a_file() {
+    let (_dir, store) = new_store();
+    let (id, file) = store.stage().unwrap();
+    file.write_all_at(&[1; 10], 0).unwrap();
+    store.journal(id, &entry(10), true).unwrap();
+    store.journal(id, &entry(20), false).unwrap();
+    let (unknown, _) = store.stage().unwrap();
+    assert_eq!(store.journaled().unwrap(), [(id, entry(20))]);
+    let store = reopen(store);
+    assert_eq!(store.journaled().unwrap(), [(id, entry(20))]);
+    assert!(store.staged(id).is_ok());
+    assert!(
+        store.staged(unknown).is_err(),
+        "nobody could tell what it was"
+    );
+    store.unstage(id).unwrap();
+    assert_eq!(store.journaled().unwrap(), []);
+}
