@@ -5,4 +5,5 @@
 pub mod cluster;
 pub mod content;
 pub mod manifest;
+pub mod net;
 pub mod store;

@@ -1,0 +1,464 @@
+//! `/p2pfs/blocks/1`: ranges of contents.
+//!
+//! A requester keeps up to [`LANES`] streams open to a peer and has up to [`ASKED_MAX`] requests on its way in each, so that
+//! no round trip is ever waited for. An answer is a small CBOR head, tied to its request by number, and for data the raw
+//! bytes after it. The requester knows the length before the first byte, and allocates it only for a request of its own
+//! that somebody still waits for; what nobody waits for any more is read and thrown away, so the stream stays in step.
+//!
+//! The answering side works on a bounded number of requests for each peer and for all of them; it says
+//! [`BlockAnswer::Busy`] rather than queue beyond that. It gives a peer up that takes no bytes for [`WRITE_WITHIN`].
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use libp2p::{PeerId, Stream};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    task::{AbortHandle, JoinSet},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use super::{
+    framing::{self, FrameError},
+    peers::{Peer, Shared, Traffic},
+    proto::{BLOCK_ANSWER_BYTES_MAX, BLOCKS, BlockAnswer, BlockRequest, Have},
+    streams,
+};
+
+/// Streams to one peer. They share a connection; the second keeps it busy while the first is between two answers.
+const LANES: usize = 2;
+/// Requests on their way in one stream.
+const ASKED_MAX: usize = 16;
+/// Most bytes of a call.
+const CALL_BYTES_MAX: usize = 1024;
+/// Most bytes of the head of an answer: 1024 ranges of two numbers.
+const HEAD_BYTES_MAX: usize = 32 * 1024;
+/// Bytes read or written between two signs of life; one frame of the multiplexer.
+const PIECE_BYTES: usize = 256 * 1024;
+/// Longest time for one piece to leave.
+const WRITE_WITHIN: Duration = Duration::from_secs(30);
+/// Longest time for the service to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Pauses before a broken stream is opened again.
+const REOPEN_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+
+/// From the side that opened the stream.
+#[derive(Serialize, Deserialize)]
+pub(super) enum Call {
+    Request(u64, BlockRequest),
+    /// The answer is no longer wanted. Comes too late more often than not, which does no harm.
+    Cancel(u64),
+}
+
+/// What comes before the bytes, if there are any.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Head {
+    Data { number: u64, length: u32 },
+    WrongSize { number: u64, size: u64, length: u32 },
+    DontHave { number: u64, have: Have },
+    Busy { number: u64 },
+    Cancelled { number: u64 },
+}
+
+struct Question {
+    number: u64,
+    request: BlockRequest,
+    answer: oneshot::Sender<BlockAnswer>,
+    /// Held until the answer came or the stream ended.
+    _place: OwnedSemaphorePermit,
+}
+
+enum Job {
+    Ask(Question),
+    Cancel(u64),
+}
+
+struct Lane {
+    places: Arc<Semaphore>,
+    jobs: mpsc::Sender<Job>,
+}
+
+/// The requesting side of one peer.
+pub(super) struct BlockClient {
+    next: AtomicU64,
+    lanes: Vec<Lane>,
+}
+
+/// Tells the other side, unless the answer came.
+struct Wanted<'a> {
+    lane: &'a Lane,
+    number: u64,
+    answered: bool,
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            // Without room for it the answer comes after all, and is thrown away.
+            let _ = self.lane.jobs.try_send(Job::Cancel(self.number));
+        }
+    }
+}
+
+impl BlockClient {
+    /// Asks; `None` when the stream ended first. The caller bounds the time. Dropping the future cancels.
+    pub(super) async fn fetch(&self, request: BlockRequest) -> Option<BlockAnswer> {
+        let lane = self
+            .lanes
+            .iter()
+            .max_by_key(|lane| lane.places.available_permits())?;
+        let place = lane.places.clone().acquire_owned().await.ok()?;
+        let number = self.next.fetch_add(1, Relaxed);
+        let (answer, answered) = oneshot::channel();
+        let question = Question {
+            number,
+            request,
+            answer,
+            _place: place,
+        };
+        lane.jobs.send(Job::Ask(question)).await.ok()?;
+        let mut wanted = Wanted {
+            lane,
+            number,
+            answered: false,
+        };
+        let answer = answered.await.ok();
+        wanted.answered = true;
+        answer
+    }
+}
+
+/// Starts the requesting side of a peer; it ends with `gone`. Streams are opened when they are first needed.
+pub(super) fn start(
+    shared: &Arc<Shared>,
+    peer: PeerId,
+    gone: &CancellationToken,
+    traffic: &Arc<Traffic>,
+) -> BlockClient {
+    let lanes = (0..LANES).map(|_| {
+        let (jobs, mut queue) = mpsc::channel(2 * ASKED_MAX);
+        let (shared, gone, traffic) = (shared.clone(), gone.clone(), traffic.clone());
+        tokio::spawn(async move {
+            let lane = keep_lane(&shared, peer, &traffic, &mut queue);
+            gone.run_until_cancelled(lane).await;
+        });
+        let places = Arc::new(Semaphore::new(ASKED_MAX));
+        Lane { places, jobs }
+    });
+    BlockClient {
+        next: AtomicU64::new(1),
+        lanes: lanes.collect(),
+    }
+}
+
+async fn keep_lane(
+    shared: &Shared,
+    peer: PeerId,
+    traffic: &Traffic,
+    queue: &mut mpsc::Receiver<Job>,
+) {
+    let [mut pause, pause_max] = REOPEN_PAUSES;
+    while let Some(first) = queue.recv().await {
+        let Job::Ask(first) = first else { continue };
+        if first.answer.is_closed() {
+            continue;
+        }
+        let ended = match streams::open(shared, peer, BLOCKS).await {
+            Ok(stream) => {
+                pause = REOPEN_PAUSES[0];
+                run(shared, traffic, stream, first, queue).await
+            }
+            Err(error) => FrameError::Io(io::Error::other(error.to_string())),
+        };
+        debug!(%peer, %ended, "no block stream");
+        streams::blame(shared, peer, &ended).await;
+        sleep(pause).await;
+        pause = (pause * 2).min(pause_max);
+    }
+}
+
+/// Uses one stream until it ends; tells why it did.
+async fn run(
+    shared: &Shared,
+    traffic: &Traffic,
+    stream: Stream,
+    first: Question,
+    queue: &mut mpsc::Receiver<Job>,
+) -> FrameError {
+    let (mut reader, mut writer) = stream.split();
+    let waiting = Mutex::new(BTreeMap::<u64, Question>::new());
+    let sending = async {
+        let mut next = Some(Job::Ask(first));
+        while let Some(job) = next {
+            let call = match job {
+                Job::Ask(question) if question.answer.is_closed() => None,
+                Job::Ask(question) => {
+                    let call = Call::Request(question.number, question.request.clone());
+                    waiting.lock().insert(question.number, question);
+                    Some(call)
+                }
+                Job::Cancel(number) => waiting
+                    .lock()
+                    .contains_key(&number)
+                    .then_some(Call::Cancel(number)),
+            };
+            if let Some(call) = call {
+                framing::write(&mut writer, &call, CALL_BYTES_MAX).await?;
+            }
+            next = queue.recv().await;
+        }
+        Err(io::Error::from(io::ErrorKind::BrokenPipe).into())
+    };
+    let receiving = async {
+        loop {
+            let head: Head = framing::read(&mut reader, HEAD_BYTES_MAX).await?;
+            traffic.alive();
+            let (Head::Data { number, .. }
+            | Head::WrongSize { number, .. }
+            | Head::DontHave { number, .. }
+            | Head::Busy { number }
+            | Head::Cancelled { number }) = head;
+            let Some(question) = waiting.lock().remove(&number) else {
+                return Err(FrameError::Malformed("an answer to no request".into()));
+            };
+            let count = |bytes: usize| {
+                traffic.alive();
+                traffic.block_received.fetch_add(bytes as u64, Relaxed);
+                let counter = &shared.counters.block_received;
+                counter.fetch_add(bytes as u64, Relaxed);
+            };
+            let wanted = !question.answer.is_closed();
+            let answer = match head {
+                Head::Data { length, .. } => read_data(&mut reader, length, wanted, count)
+                    .await?
+                    .map(BlockAnswer::Data),
+                Head::WrongSize { size, length, .. } => {
+                    let proof = read_data(&mut reader, length, wanted, count).await?;
+                    proof.map(|proof| BlockAnswer::WrongSize { size, proof })
+                }
+                Head::DontHave { have, .. } => Some(BlockAnswer::DontHave(have)),
+                Head::Busy { .. } => Some(BlockAnswer::Busy),
+                Head::Cancelled { .. } => None,
+            };
+            if let Some(answer) = answer {
+                answer
+                    .check()
+                    .map_err(|reason| FrameError::Malformed(reason.into()))?;
+                // Whoever asked may have given up meanwhile.
+                let _ = question.answer.send(answer);
+            }
+        }
+    };
+    let ended: Result<(), FrameError> = tokio::select! {
+        ended = sending => ended,
+        ended = receiving => ended,
+    };
+    match ended {
+        Err(error) => error,
+        Ok(()) => FrameError::Io(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Reads the bytes of an answer, or throws them away.
+async fn read_data<S: AsyncRead + Unpin>(
+    reader: &mut S,
+    length: u32,
+    wanted: bool,
+    count: impl Fn(usize),
+) -> Result<Option<Bytes>, FrameError> {
+    let length = length as usize;
+    if length > BLOCK_ANSWER_BYTES_MAX {
+        return Err(FrameError::Malformed(format!(
+            "{length} bytes where {BLOCK_ANSWER_BYTES_MAX} are the limit"
+        )));
+    }
+    let mut bytes = vec![
+        0;
+        if wanted {
+            length
+        } else {
+            PIECE_BYTES.min(length)
+        }
+    ];
+    let mut done = 0;
+    while done < length {
+        let piece = PIECE_BYTES.min(length - done);
+        let start = if wanted { done } else { 0 };
+        reader.read_exact(&mut bytes[start..start + piece]).await?;
+        count(piece);
+        done += piece;
+    }
+    Ok(wanted.then(|| bytes.into()))
+}
+
+/// Counts an answer as long as it is worked on.
+struct Load(Arc<Shared>);
+
+impl Load {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.load.fetch_add(1, Relaxed);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.load.fetch_sub(1, Relaxed);
+    }
+}
+
+/// What an answer holds until its last byte is written.
+type Held = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>, Load);
+
+enum Outgoing {
+    Answer(u64, BlockAnswer, Held),
+    Cancelled(u64),
+}
+
+/// Answers on a stream that a proven peer opened.
+pub(super) async fn serve(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    stream: Stream,
+) -> Result<(), FrameError> {
+    let (mut reader, mut writer) = stream.split();
+    let (answers, mut answered) = mpsc::channel(ASKED_MAX);
+    // Who takes a number out of this map sends what there is to say about it: the answering task, or a cancellation.
+    let running = Arc::new(Mutex::new(BTreeMap::<u64, AbortHandle>::new()));
+    let mut tasks = JoinSet::new();
+
+    let reading = async {
+        loop {
+            let call = framing::read(&mut reader, CALL_BYTES_MAX).await?;
+            peer.traffic.alive();
+            while tasks.try_join_next().is_some() {}
+            match call {
+                Call::Request(number, request) => {
+                    request
+                        .check()
+                        .map_err(|reason| FrameError::Malformed(reason.into()))?;
+                    let place = peer.answers.clone().acquire_owned().await;
+                    let place = place.map_err(io::Error::other)?;
+                    let room = shared.answers.clone().try_acquire_owned().ok();
+                    let busy = room.is_none();
+                    let held = (place, room, Load::new(shared));
+                    let service = shared.service.clone();
+                    let (id, answers, mine) = (peer.id, answers.clone(), running.clone());
+                    let mut running = running.lock();
+                    let task = tasks.spawn(async move {
+                        let answer = match busy {
+                            true => BlockAnswer::Busy,
+                            false => answer(service.blocks(id, request)).await,
+                        };
+                        let still_wanted = mine.lock().remove(&number).is_some();
+                        if still_wanted {
+                            let _ = answers.send(Outgoing::Answer(number, answer, held)).await;
+                        }
+                    });
+                    if running.insert(number, task).is_some() {
+                        return Err(FrameError::Malformed("a number twice".into()));
+                    }
+                }
+                Call::Cancel(number) => {
+                    let task = running.lock().remove(&number);
+                    if let Some(task) = task {
+                        task.abort();
+                        let _ = answers.send(Outgoing::Cancelled(number)).await;
+                    }
+                }
+            }
+        }
+    };
+    let writing = async {
+        while let Some(outgoing) = answered.recv().await {
+            match outgoing {
+                Outgoing::Cancelled(number) => {
+                    write_head(&mut writer, &Head::Cancelled { number }).await?;
+                }
+                Outgoing::Answer(number, answer, held) => {
+                    let sent = write_answer(&mut writer, &peer.traffic, number, answer).await?;
+                    peer.traffic.block_sent.fetch_add(sent, Relaxed);
+                    shared.counters.block_sent.fetch_add(sent, Relaxed);
+                    drop(held);
+                }
+            }
+        }
+        Ok(())
+    };
+    tokio::select! {
+        ended = reading => ended,
+        ended = writing => ended,
+    }
+}
+
+/// The service's answer, made fit to be sent.
+async fn answer(service: impl Future<Output = BlockAnswer>) -> BlockAnswer {
+    let answer = timeout(ANSWER_WITHIN, service).await;
+    let answer = answer.unwrap_or(BlockAnswer::Busy);
+    match answer.check() {
+        Ok(()) => answer,
+        Err(reason) => {
+            error!(reason, "a block answer that cannot be sent");
+            BlockAnswer::Busy
+        }
+    }
+}
+
+async fn write_head<S: AsyncWrite + Unpin>(writer: &mut S, head: &Head) -> Result<(), FrameError> {
+    timeout(WRITE_WITHIN, framing::write(writer, head, HEAD_BYTES_MAX))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// Writes an answer; tells the bytes of its data.
+async fn write_answer<S: AsyncWrite + Unpin>(
+    writer: &mut S,
+    traffic: &Traffic,
+    number: u64,
+    answer: BlockAnswer,
+) -> Result<u64, FrameError> {
+    let length = |data: &Bytes| data.len().try_into().unwrap_or(u32::MAX);
+    let (head, data) = match answer {
+        BlockAnswer::Data(data) => {
+            let length = length(&data);
+            (Head::Data { number, length }, data)
+        }
+        BlockAnswer::WrongSize { size, proof } => {
+            let length = length(&proof);
+            (
+                Head::WrongSize {
+                    number,
+                    size,
+                    length,
+                },
+                proof,
+            )
+        }
+        BlockAnswer::DontHave(have) => (Head::DontHave { number, have }, Bytes::new()),
+        BlockAnswer::Busy => (Head::Busy { number }, Bytes::new()),
+    };
+    let frame = framing::encode(&head, HEAD_BYTES_MAX)?;
+    for piece in std::iter::once(&frame[..]).chain(data.chunks(PIECE_BYTES)) {
+        timeout(WRITE_WITHIN, writer.write_all(piece))
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        traffic.alive();
+    }
+    timeout(WRITE_WITHIN, writer.flush())
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    Ok(data.len() as u64)
+}

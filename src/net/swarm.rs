@@ -1,0 +1,631 @@
+//! The owner of the swarm: one task that dials, keeps count of connections, and decides who counts as a peer.
+//!
+//! It waits for one thing at a time (an event, a command, a note from a task, a deadline), handles it without waiting for
+//! anybody, and then restores what must always hold: dials that are due are under way, blocked peers are disconnected, and
+//! no connection stays unproven for longer than [`UNPROVEN_MAX`], those to trackers excepted.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use futures::{Stream as _, StreamExt};
+use libp2p::{
+    Multiaddr, PeerId, Swarm, allow_block_list,
+    connection_limits::{self, ConnectionLimits},
+    core::{
+        ConnectedPoint,
+        transport::{ListenerId, TransportError},
+    },
+    identify, ping,
+    swarm::{
+        ConnectionId, DialError, NetworkBehaviour, SwarmEvent,
+        dial_opts::{DialOpts, PeerCondition},
+    },
+};
+use rand::Rng;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, info, warn};
+
+use super::{
+    NetError, NetEvent,
+    addresses::{dialable, explain, plain, probe},
+    book::Target,
+    hello::HelloError,
+    peers::{Note, Shared, Whereabouts},
+    proto::ADDRESSES_MAX,
+    streams::{self, HELLO_WITHIN},
+    transport::without_peer,
+};
+
+/// Longest life of a connection to a peer that proves nothing: the handshake's time and a little for closing.
+const UNPROVEN_MAX: Duration = HELLO_WITHIN.saturating_add(Duration::from_secs(1));
+/// Pause between two pings, and longest wait for an answer.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const PING_WITHIN: Duration = Duration::from_secs(5);
+/// A connection whose pings have not been answered for this long is closed. (libp2p reports only the second failure in a
+/// row, after some 25 s.)
+const SILENT_MAX: Duration = Duration::from_secs(15);
+/// A peer that moved data within this time is alive, whatever its pings do: they queue behind the data on a slow line.
+const ALIVE_WITHIN: Duration = Duration::from_secs(10);
+/// libp2p closes a connection without streams after this. Those that should end sooner are ended here.
+const IDLE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Connections, all together; a peer keeps some dozens.
+const CONNECTIONS_MAX: u32 = 512;
+/// Connections that others opened.
+const INCOMING_MAX: u32 = 384;
+/// Connections whose handshakes are under way, each direction.
+const PENDING_MAX: u32 = 64;
+/// Connections to one peer: both sides may dial at once, at several addresses.
+const PER_PEER_MAX: u32 = 6;
+/// Longest wait for the listeners to report their addresses.
+const LISTEN_WITHIN: Duration = Duration::from_secs(10);
+/// Longest wait for all connections to close.
+const CLOSE_WITHIN: Duration = Duration::from_millis(500);
+
+/// What the swarm speaks. Ping and identify reveal nothing of the cluster.
+#[derive(NetworkBehaviour)]
+pub(super) struct Behaviour {
+    limits: connection_limits::Behaviour,
+    blocked: allow_block_list::Behaviour<allow_block_list::BlockedPeers>,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+    pub(super) streams: libp2p_stream::Behaviour,
+}
+
+impl Behaviour {
+    pub(super) fn new(identity: &libp2p::identity::Keypair) -> Self {
+        let limits = ConnectionLimits::default()
+            .with_max_pending_incoming(Some(PENDING_MAX))
+            .with_max_pending_outgoing(Some(PENDING_MAX))
+            .with_max_established_incoming(Some(INCOMING_MAX))
+            .with_max_established(Some(CONNECTIONS_MAX))
+            .with_max_established_per_peer(Some(PER_PEER_MAX));
+        // Without its cache identify dials nobody: whom to dial is decided here.
+        let identify = identify::Config::new("p2pfs/1".into(), identity.public())
+            .with_agent_version("p2pfs".into())
+            .with_push_listen_addr_updates(true)
+            .with_cache_size(0);
+        let ping = ping::Config::new()
+            .with_interval(PING_INTERVAL)
+            .with_timeout(PING_WITHIN);
+        Self {
+            limits: connection_limits::Behaviour::new(limits),
+            blocked: allow_block_list::Behaviour::default(),
+            identify: identify::Behaviour::new(identify),
+            ping: ping::Behaviour::new(ping),
+            streams: libp2p_stream::Behaviour::new(),
+        }
+    }
+}
+
+/// How libp2p runs the swarm.
+pub(super) fn swarm_config() -> libp2p::swarm::Config {
+    libp2p::swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_MAX)
+}
+
+/// What [`super::Net`] asks for.
+pub(super) enum Command {
+    Connect {
+        address: Multiaddr,
+        reply: oneshot::Sender<Result<PeerId, String>>,
+    },
+    /// Closes everything; replies when it is closed, or by dropping the reply.
+    Stop { closed: oneshot::Sender<()> },
+}
+
+/// What a dial is for.
+enum Dial {
+    Member(Target),
+    Other(Target, Vec<oneshot::Sender<Result<PeerId, String>>>),
+}
+
+struct Connection {
+    peer: PeerId,
+    since: Instant,
+    /// Where the other side is.
+    address: Multiaddr,
+    /// What was dialed, if it was.
+    dialed: Option<Target>,
+    /// Wanted without proof.
+    to_tracker: bool,
+    /// When a ping was last answered, or the peer otherwise seen to live; nothing where it does not speak ping.
+    answered: Option<Instant>,
+}
+
+/// See the module.
+pub(super) struct Owner {
+    shared: Arc<Shared>,
+    swarm: Swarm<Behaviour>,
+    commands: mpsc::Receiver<Command>,
+    notes: mpsc::Receiver<Note>,
+    dials: HashMap<ConnectionId, Dial>,
+    connections: HashMap<ConnectionId, Connection>,
+    /// What identify said.
+    listens: HashMap<PeerId, Vec<Multiaddr>>,
+    /// Peers that said goodbye.
+    leaving: BTreeSet<PeerId>,
+}
+
+impl Owner {
+    /// Binds all listen addresses.
+    pub(super) async fn bind(
+        shared: Arc<Shared>,
+        mut swarm: Swarm<Behaviour>,
+        commands: mpsc::Receiver<Command>,
+        notes: mpsc::Receiver<Note>,
+        listen: Vec<Multiaddr>,
+    ) -> Result<Self, NetError> {
+        let mut unbound: HashMap<ListenerId, Multiaddr> = HashMap::new();
+        for address in listen {
+            let failed = |reason: String| NetError::Listen {
+                address: address.clone(),
+                reason,
+            };
+            probe(&address).map_err(|error| failed(plain(&error)))?;
+            let listener = swarm.listen_on(address.clone()).map_err(|error| {
+                failed(match error {
+                    TransportError::MultiaddrNotSupported(_) => {
+                        "only /ip4/…/tcp/… and /ip6/…/tcp/… can be listened on".into()
+                    }
+                    TransportError::Other(error) => plain(&error),
+                })
+            })?;
+            unbound.insert(listener, address);
+        }
+        let mut owner = Self {
+            shared,
+            swarm,
+            commands,
+            notes,
+            dials: HashMap::new(),
+            connections: HashMap::new(),
+            listens: HashMap::new(),
+            leaving: BTreeSet::new(),
+        };
+        let deadline = tokio::time::Instant::now() + LISTEN_WITHIN;
+        while let Some(address) = unbound.values().next() {
+            let event = tokio::time::timeout_at(deadline, owner.swarm.select_next_some()).await;
+            let Ok(event) = event else {
+                return Err(NetError::Listen {
+                    address: address.clone(),
+                    reason: "the system named no address for it".into(),
+                });
+            };
+            match &event {
+                SwarmEvent::NewListenAddr { listener_id, .. } => {
+                    unbound.remove(listener_id);
+                }
+                SwarmEvent::ListenerError { listener_id, error } => {
+                    if let Some(address) = unbound.remove(listener_id) {
+                        let reason = plain(error);
+                        return Err(NetError::Listen { address, reason });
+                    }
+                }
+                SwarmEvent::ListenerClosed {
+                    listener_id,
+                    reason,
+                    ..
+                } => {
+                    if let Some(address) = unbound.remove(listener_id) {
+                        let reason = reason.as_ref().err().map_or("closed".into(), plain);
+                        return Err(NetError::Listen { address, reason });
+                    }
+                }
+                _ => {}
+            }
+            owner.on_event(event);
+        }
+        // The other interfaces of an unspecified address are reported one by one, right away.
+        while let Poll::Ready(Some(event)) =
+            poll_fn(|cx| Poll::Ready(Pin::new(&mut owner.swarm).poll_next(cx))).await
+        {
+            owner.on_event(event);
+        }
+        Ok(owner)
+    }
+
+    /// Runs until told to stop, or until nobody is left to tell.
+    pub(super) async fn run(mut self) {
+        loop {
+            self.maintain();
+            let shared = self.shared.clone();
+            let next = self.next_deadline();
+            let deadline = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                event = self.swarm.select_next_some() => self.on_event(event),
+                Some(note) = self.notes.recv() => self.on_note(note),
+                command = self.commands.recv() => match command {
+                    Some(Command::Connect { address, reply }) => self.connect(address, reply),
+                    Some(Command::Stop { closed }) => {
+                        self.close().await;
+                        let _ = closed.send(());
+                        break;
+                    }
+                    None => break,
+                },
+                () = shared.book_changed.notified() => {}
+                () = deadline => {}
+            }
+        }
+        self.shared.stop.cancel();
+        for peer in self.shared.all_peers() {
+            self.shared.dismiss(&peer.id);
+        }
+        self.shared.connected.write().clear();
+    }
+
+    async fn close(&mut self) {
+        for id in self.connections.keys() {
+            self.swarm.close_connection(*id);
+        }
+        let closed = async {
+            while !self.connections.is_empty() {
+                let event = self.swarm.select_next_some().await;
+                self.on_event(event);
+            }
+        };
+        if tokio::time::timeout(CLOSE_WITHIN, closed).await.is_err() {
+            debug!("some connections did not close in time");
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let connected = self.shared.connected.read();
+        let book = self
+            .shared
+            .book
+            .lock()
+            .next(|peer| connected.contains(peer));
+        let unproven = self
+            .unwanted()
+            .map(|(_, connection)| connection.since + UNPROVEN_MAX);
+        let silent = self
+            .connections
+            .values()
+            .filter_map(|connection| Some(connection.answered? + SILENT_MAX));
+        unproven.chain(silent).chain(book).min()
+    }
+
+    /// Connections to peers that are neither proven nor trackers.
+    fn unwanted(&self) -> impl Iterator<Item = (ConnectionId, &Connection)> {
+        let trackers: BTreeSet<PeerId> = self
+            .connections
+            .values()
+            .filter(|connection| connection.to_tracker)
+            .map(|connection| connection.peer)
+            .collect();
+        self.connections
+            .iter()
+            .filter(move |(_, one)| !trackers.contains(&one.peer))
+            .filter(|(_, one)| self.shared.peer(&one.peer).is_none())
+            .map(|(id, one)| (*id, one))
+    }
+
+    fn maintain(&mut self) {
+        let now = Instant::now();
+        let (blocked, unblocked, due) = {
+            let connected = self.shared.connected.read();
+            let mut book = self.shared.book.lock();
+            let blocked = book.take_newly_blocked();
+            let unblocked = book.unblocked(now);
+            let due = book.due(now, |peer| connected.contains(peer));
+            (blocked, unblocked, due)
+        };
+        for peer in blocked {
+            self.swarm.behaviour_mut().blocked.block_peer(peer);
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+        for peer in unblocked {
+            self.swarm.behaviour_mut().blocked.unblock_peer(peer);
+        }
+        for target in due {
+            let options = dial_options(&target);
+            let id = options.connection_id();
+            self.dials.insert(id, Dial::Member(target));
+            if let Err(error) = self.swarm.dial(options) {
+                self.on_dial_failed(id, &error);
+            }
+        }
+        let overdue: Vec<ConnectionId> = self
+            .unwanted()
+            .filter(|(_, one)| now >= one.since + UNPROVEN_MAX)
+            .map(|(id, _)| id)
+            .collect();
+        for id in overdue {
+            self.swarm.close_connection(id);
+            if let Some(connection) = self.connections.get_mut(&id) {
+                debug!(peer = %connection.peer, "closing a connection that proved nothing");
+                // Closing may take a moment; it is not asked for again at once.
+                connection.since = now;
+            }
+        }
+        for (id, connection) in &mut self.connections {
+            if connection.answered.is_some_and(|at| now >= at + SILENT_MAX) {
+                connection.answered = Some(now);
+                let known = self.shared.peer(&connection.peer);
+                if !known.is_some_and(|known| known.traffic.alive_within(ALIVE_WITHIN)) {
+                    debug!(peer = %connection.peer, "no sign of life: closing the connection");
+                    self.swarm.close_connection(*id);
+                }
+            }
+        }
+    }
+
+    fn connect(&mut self, address: Multiaddr, reply: oneshot::Sender<Result<PeerId, String>>) {
+        let target = Target::new(address);
+        let there = self.connections.values_mut().find(|connection| {
+            target.peer == Some(connection.peer)
+                || target.peer.is_none() && connection.dialed.as_ref() == Some(&target)
+        });
+        if let Some(connection) = there {
+            connection.to_tracker = true;
+            let _ = reply.send(Ok(connection.peer));
+            return;
+        }
+        for dial in self.dials.values_mut() {
+            if let Dial::Other(other, replies) = dial
+                && *other == target
+            {
+                replies.retain(|reply| !reply.is_closed());
+                replies.push(reply);
+                return;
+            }
+        }
+        let options = dial_options(&target);
+        let id = options.connection_id();
+        self.dials.insert(id, Dial::Other(target, vec![reply]));
+        if let Err(error) = self.swarm.dial(options) {
+            self.on_dial_failed(id, &error);
+        }
+    }
+
+    fn on_dial_failed(&mut self, id: ConnectionId, error: &DialError) {
+        match self.dials.remove(&id) {
+            None => {}
+            Some(Dial::Other(_, replies)) => {
+                for reply in replies {
+                    let _ = reply.send(Err(explain(error)));
+                }
+            }
+            Some(Dial::Member(target)) => {
+                debug!(address = %target.address, reason = explain(error), "could not connect");
+                let mut book = self.shared.book.lock();
+                match error {
+                    DialError::LocalPeerId { .. } => book.is_self(&target),
+                    _ => book.failed(Instant::now(), &target, jitter()),
+                }
+            }
+        }
+    }
+
+    fn on_note(&mut self, note: Note) {
+        match note {
+            Note::Leaving(peer) => {
+                if self.shared.peer(&peer).is_some() {
+                    self.leaving.insert(peer);
+                    // Closing tells it that it was heard.
+                    let _ = self.swarm.disconnect_peer_id(peer);
+                }
+            }
+            Note::Offence { peer, reason } => self.on_offence(peer, &reason),
+            Note::Hello {
+                peer,
+                target,
+                outcome,
+            } => self.on_hello(peer, target, outcome),
+        }
+    }
+
+    fn on_offence(&mut self, peer: PeerId, reason: &str) {
+        let duration = self.shared.book.lock().offence(Instant::now(), peer);
+        let seconds = duration.as_secs();
+        warn!(%peer, reason, seconds, "disconnected and blocked for a while");
+    }
+
+    fn on_hello(
+        &mut self,
+        peer: PeerId,
+        target: Option<Target>,
+        outcome: Result<super::proto::PeerHello, HelloError>,
+    ) {
+        let now = Instant::now();
+        let whereabouts = self.whereabouts(&peer);
+        let blocked = self.shared.book.lock().is_blocked(now, &peer);
+        match (outcome, whereabouts) {
+            (Ok(hello), Some(at)) if !blocked => {
+                if let Some(target) = &target {
+                    self.shared.book.lock().reached(target);
+                }
+                self.leaving.remove(&peer);
+                let node = hello.node.clone();
+                if self.shared.admit(peer, hello, at) {
+                    info!(%peer, node, "peer is up");
+                    self.shared.book.lock().settle(peer);
+                    let _ = self.shared.events.send(NetEvent::Up(peer));
+                }
+            }
+            (outcome, _) => {
+                if let Some(target) = &target {
+                    self.shared.book.lock().failed(now, target, jitter());
+                    self.drop_unproven(peer, target);
+                }
+                match outcome {
+                    Err(HelloError::Refused(reason)) => self.on_offence(peer, &reason),
+                    Err(error) => debug!(%peer, %error, "no handshake"),
+                    Ok(_) => {}
+                }
+            }
+        }
+    }
+
+    /// Closes what was dialed for a handshake that failed.
+    fn drop_unproven(&mut self, peer: PeerId, target: &Target) {
+        let unwanted: Vec<ConnectionId> = self
+            .unwanted()
+            .filter(|(_, one)| one.peer == peer && one.dialed.as_ref() == Some(target))
+            .map(|(id, _)| id)
+            .collect();
+        for id in unwanted {
+            self.swarm.close_connection(id);
+        }
+    }
+
+    /// Where a connected peer is; a connection that this side dialed says it best.
+    fn whereabouts(&self, peer: &PeerId) -> Option<Whereabouts> {
+        let connection = self
+            .connections
+            .values()
+            .filter(|connection| connection.peer == *peer)
+            .max_by_key(|connection| connection.dialed.is_some())?;
+        let dialed = connection.dialed.as_ref().map(|dialed| &dialed.address);
+        let said = self.listens.get(peer).map_or(&[][..], Vec::as_slice);
+        Some(Whereabouts {
+            address: connection.address.clone(),
+            listen: dialable(dialed, &connection.address, said),
+        })
+    }
+
+    fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                ..
+            } => self.on_connected(peer_id, connection_id, &endpoint),
+            SwarmEvent::ConnectionClosed {
+                peer_id,
+                connection_id,
+                num_established,
+                cause,
+                ..
+            } => {
+                debug!(peer = %peer_id, ?cause, "connection closed");
+                self.on_closed(peer_id, connection_id, num_established);
+            }
+            SwarmEvent::OutgoingConnectionError {
+                connection_id,
+                error,
+                ..
+            } => self.on_dial_failed(connection_id, &error),
+            SwarmEvent::NewListenAddr { .. }
+            | SwarmEvent::ExpiredListenAddr { .. }
+            | SwarmEvent::ListenerClosed { .. } => {
+                let addresses: Vec<Multiaddr> = self.swarm.listeners().cloned().collect();
+                *self.shared.addresses.write() = addresses.clone();
+                let _ = self.shared.events.send(NetEvent::Addresses(addresses));
+            }
+            SwarmEvent::ListenerError { error, .. } => warn!(%error, "trouble while listening"),
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
+                peer_id,
+                info,
+                ..
+            })) => self.on_identified(peer_id, info.listen_addrs),
+            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping)) => self.on_ping(ping),
+            _ => {}
+        }
+    }
+
+    fn on_connected(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
+        self.shared.connected.write().insert(peer);
+        let mut connection = Connection {
+            peer,
+            since: Instant::now(),
+            address: without_peer(endpoint.get_remote_address().clone()),
+            dialed: None,
+            to_tracker: false,
+            answered: Some(Instant::now()),
+        };
+        match self.dials.remove(&id) {
+            None => {}
+            Some(Dial::Member(target)) => {
+                self.shared.book.lock().found(&target, peer);
+                connection.dialed = Some(target.clone());
+                tokio::spawn(streams::say_hello(self.shared.clone(), peer, target));
+            }
+            Some(Dial::Other(target, replies)) => {
+                connection.dialed = Some(target);
+                connection.to_tracker = true;
+                for reply in replies {
+                    let _ = reply.send(Ok(peer));
+                }
+            }
+        }
+        self.connections.insert(id, connection);
+    }
+
+    fn on_closed(&mut self, peer: PeerId, id: ConnectionId, remaining: u32) {
+        // Taken before the connection is forgotten.
+        let last_at = self.whereabouts(&peer);
+        self.connections.remove(&id);
+        if remaining > 0 {
+            return;
+        }
+        self.shared.connected.write().remove(&peer);
+        self.listens.remove(&peer);
+        let left = self.leaving.remove(&peer);
+        if self.shared.dismiss(&peer).is_some() {
+            info!(%peer, left, "peer is down");
+            let addresses = last_at.map(|at| at.listen).unwrap_or_default();
+            let mut book = self.shared.book.lock();
+            book.lost(Instant::now(), peer, addresses, left, jitter());
+            drop(book);
+            let _ = self.shared.events.send(NetEvent::Down(peer));
+        }
+    }
+
+    fn on_identified(&mut self, peer: PeerId, mut said: Vec<Multiaddr>) {
+        if !self.shared.connected.read().contains(&peer) {
+            return;
+        }
+        said.truncate(ADDRESSES_MAX);
+        self.listens.insert(peer, said);
+        if let (Some(known), Some(at)) = (self.shared.peer(&peer), self.whereabouts(&peer)) {
+            known.about.lock().at = at;
+        }
+    }
+
+    fn on_ping(&mut self, event: ping::Event) {
+        let answered = match &event.result {
+            Ok(_) => Some(Instant::now()),
+            Err(ping::Failure::Unsupported) => None,
+            // What counts is that none succeeds for too long.
+            Err(_) => return,
+        };
+        if let Some(connection) = self.connections.get_mut(&event.connection) {
+            connection.answered = answered;
+        }
+        if let (Ok(round_trip), Some(known)) = (event.result, self.shared.peer(&event.peer)) {
+            known.about.lock().round_trip = Some(round_trip);
+        }
+    }
+}
+
+fn jitter() -> f64 {
+    rand::rng().random()
+}
+
+/// Dials from a port of its own: sharing the listening port makes two nodes that dial each other collide.
+fn dial_options(target: &Target) -> DialOpts {
+    match target.peer {
+        Some(peer) => DialOpts::peer_id(peer)
+            .condition(PeerCondition::Always)
+            .addresses(vec![target.address.clone()])
+            .allocate_new_port()
+            .build(),
+        None => DialOpts::unknown_peer_id()
+            .address(target.address.clone())
+            .allocate_new_port()
+            .build(),
+    }
+}
