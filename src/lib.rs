@@ -1,9 +1,10 @@
 //! p2pfs: a peer-to-peer shared filesystem. See `docs/architecture.md` for the map.
 //!
-//! Pure code (no clock, no I/O): [`cluster`], [`content`], [`manifest`].
+//! Pure code (no clock, no I/O): [`cluster`], [`content`], [`manifest`], [`transfer::scheduler`].
 
 pub mod cluster;
 pub mod content;
 pub mod manifest;
 pub mod net;
 pub mod store;
+pub mod transfer;

@@ -1,0 +1,585 @@
+//! The executor: carries out what the scheduler decides.
+//!
+//! One task owns the scheduler. Each request, question and search is a task of its own that reports back over a bounded
+//! channel; how many there are at a time is bounded by the scheduler's windows. Verification and storing run on
+//! blocking threads, as many at a time as there are processors. It decides nothing itself.
+
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use libp2p::PeerId;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Blame, Holders, TransferError,
+    board::Board,
+    scheduler::{
+        self, Answer, Held, Output, Priority, RequestId, Scheduler, Verdict, Wanted, WishId,
+    },
+    source::BlockSource,
+};
+use crate::{
+    content::{BlockSet, Object, verify_range},
+    net::{
+        NetError, NetEvent,
+        proto::{
+            BlockAnswer, BlockRequest, HAVE_RANGES_MAX, Have, NAMED_MAX, Push, REQUEST_BLOCKS_MAX,
+        },
+    },
+    store::{Presence, Store, StoreError},
+};
+
+// The scheduler knows nothing of the wire, but keeps to its bound.
+const _: () = assert!(scheduler::REQUEST_BLOCKS_MAX <= REQUEST_BLOCKS_MAX);
+
+/// Reports of tasks that wait to be taken; tasks wait when it is full.
+const REPORTS_MAX: usize = 256;
+/// Longest wait for the answer to a question about what a peer has, or its load.
+const ASK_WITHIN: Duration = Duration::from_secs(3);
+/// Longest search of the directory, which bounds itself to two seconds.
+const FIND_WITHIN: Duration = Duration::from_secs(3);
+/// How much longer than the scheduler the network waits for an answer: the scheduler decides, this is a safety net.
+const WITHIN_SLACK: Duration = Duration::from_secs(1);
+/// How long a peer that sent a bad block is refused.
+const BLOCKED_FOR: Duration = Duration::from_secs(60 * 60);
+/// Announcements are gathered for this long.
+const TICK: Duration = Duration::from_millis(100);
+/// Most announcements sent at a time.
+const ANNOUNCED_MAX: usize = 64;
+/// Most objects with announcements waiting; news of more is dropped, peers can ask.
+const NEWS_MAX: usize = 1024;
+
+/// Where a caller waits for its wish.
+type Reply = oneshot::Sender<Result<(), TransferError>>;
+
+/// What a caller wants of the engine.
+pub(super) enum Command {
+    /// Blocks are wanted.
+    Wish {
+        id: WishId,
+        object: Object,
+        blocks: Range<u64>,
+        priority: Priority,
+        label: String,
+        done: Option<Reply>,
+    },
+    /// Nobody waits any more.
+    GiveUp(WishId),
+    /// A peer told what it has.
+    Announced {
+        peer: PeerId,
+        object: Object,
+        blocks: BlockSet,
+    },
+}
+
+/// What a task found.
+enum Report {
+    Have {
+        peer: PeerId,
+        answers: Vec<(Object, Option<Held>)>,
+    },
+    Load {
+        peer: PeerId,
+        load: u32,
+    },
+    Holders {
+        object: Object,
+        found: Vec<PeerId>,
+    },
+    /// An answer has come and is being verified.
+    Received(RequestId),
+    Answer {
+        id: RequestId,
+        peer: PeerId,
+        object: Object,
+        blocks: Range<u64>,
+        answer: Answer,
+    },
+}
+
+/// What the store has of an object, and whether it has the proof of its size.
+pub(super) fn here(store: &Store, object: &Object) -> Result<(BlockSet, bool), StoreError> {
+    let present = match store.presence(object)? {
+        Presence::Absent => BlockSet::default(),
+        Presence::Partial(blocks) => blocks,
+        Presence::Complete => BlockSet::of(0..object.blocks()),
+    };
+    Ok((present, store.size_proven(object)?))
+}
+
+/// What the executor is made of.
+pub(super) struct Parts {
+    pub(super) store: Store,
+    pub(super) source: Arc<dyn BlockSource>,
+    pub(super) holders: Arc<dyn Holders>,
+    pub(super) board: Arc<Mutex<Board>>,
+    pub(super) started: Instant,
+    pub(super) stop: CancellationToken,
+}
+
+/// The task that owns the scheduler.
+pub(super) struct Executor {
+    parts: Parts,
+    scheduler: Scheduler,
+    waiting: BTreeMap<WishId, (Object, Option<Reply>)>,
+    running: BTreeMap<RequestId, CancellationToken>,
+    reports: mpsc::Sender<Report>,
+    news: BTreeMap<Object, BlockSet>,
+    verifiers: Arc<Semaphore>,
+}
+
+impl Executor {
+    /// Runs until told to stop, or until no handle to the engine is left.
+    pub(super) async fn run(
+        parts: Parts,
+        read_timeout: Duration,
+        seed: u64,
+        mut commands: mpsc::Receiver<Command>,
+    ) {
+        let stop = parts.stop.clone();
+        // Subscribed before the first look, so that nobody is missed in between.
+        let mut events = parts.source.events();
+        let (reports, mut reported) = mpsc::channel(REPORTS_MAX);
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut executor = Self {
+            parts,
+            scheduler: Scheduler::new(read_timeout, seed),
+            waiting: BTreeMap::new(),
+            running: BTreeMap::new(),
+            reports,
+            news: BTreeMap::new(),
+            verifiers: Arc::new(Semaphore::new(processors)),
+        };
+        executor.recount_peers();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            executor.carry_out();
+            let wake_at = executor.scheduler.poll_timeout();
+            let wake = async {
+                match wake_at {
+                    Some(at) => {
+                        tokio::time::sleep_until((executor.parts.started + at).into()).await
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            let ticking = !executor.waiting.is_empty() || !executor.news.is_empty();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(report) = reported.recv() => executor.on_report(report),
+                event = events.recv() => match event {
+                    Ok(event) => executor.on_event(&event),
+                    Err(broadcast::error::RecvError::Lagged(_)) => executor.recount_peers(),
+                    Err(broadcast::error::RecvError::Closed) => break,
+                },
+                command = commands.recv() => match command {
+                    Some(command) => executor.on_command(command),
+                    None => break,
+                },
+                () = wake => executor.scheduler.handle_timeout(executor.now()),
+                _ = tick.tick(), if ticking => executor.on_tick(),
+            }
+        }
+        stop.cancel();
+        for (_, done) in executor.waiting.into_values() {
+            answer(done, Err(TransferError::Stopping));
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.parts.started.elapsed()
+    }
+
+    fn recount_peers(&mut self) {
+        let present = self.parts.source.peers();
+        self.scheduler.handle_peers(self.now(), &present);
+    }
+
+    fn on_event(&mut self, event: &NetEvent) {
+        match event {
+            NetEvent::Up(peer) => {
+                let round_trip = self
+                    .parts
+                    .source
+                    .peers()
+                    .into_iter()
+                    .find_map(|(id, round_trip)| (id == *peer).then_some(round_trip))
+                    .flatten();
+                self.scheduler.handle_peer_up(self.now(), *peer, round_trip);
+            }
+            NetEvent::Down(peer) => self.scheduler.handle_peer_down(self.now(), *peer),
+            NetEvent::Addresses(_) => {}
+        }
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Wish {
+                id,
+                object,
+                blocks,
+                priority,
+                label,
+                done,
+            } => {
+                // Looked up here and not by the caller: whatever arrived since then has been reported or is here.
+                let (present, size_proven) = match here(&self.parts.store, &object) {
+                    Ok(here) => here,
+                    Err(error) => {
+                        answer(done, Err(TransferError::Store(error.to_string())));
+                        return;
+                    }
+                };
+                let now = self.now();
+                let wanted = Wanted {
+                    object,
+                    blocks,
+                    priority,
+                    present: &present,
+                    size_proven,
+                };
+                if self.scheduler.handle_wish(now, id, wanted) {
+                    self.waiting.insert(id, (object, done));
+                    self.parts.board.lock().on_wish(now, object, label, present);
+                } else {
+                    tracing::debug!(%label, "too many prefetches, one is passed over");
+                }
+            }
+            Command::GiveUp(id) => self.give_up(id),
+            Command::Announced {
+                peer,
+                object,
+                blocks,
+            } => self
+                .scheduler
+                .handle_announcement(self.now(), peer, object, blocks),
+        }
+    }
+
+    fn give_up(&mut self, id: WishId) {
+        self.scheduler.handle_give_up(self.now(), id);
+        if let Some((object, _)) = self.waiting.remove(&id) {
+            self.note_end(&object, None);
+        }
+    }
+
+    fn on_report(&mut self, report: Report) {
+        let now = self.now();
+        match report {
+            Report::Have { peer, answers } => {
+                for (object, held) in answers {
+                    self.scheduler.handle_have(now, peer, object, held);
+                }
+            }
+            Report::Load { peer, load } => self.scheduler.handle_load(now, peer, load),
+            Report::Holders { object, found } => {
+                self.scheduler.handle_holders(now, object, &found);
+            }
+            Report::Received(id) => self.scheduler.handle_received(id),
+            Report::Answer {
+                id,
+                peer,
+                object,
+                blocks,
+                answer,
+            } => {
+                if answer == Answer::Blocks {
+                    self.parts
+                        .board
+                        .lock()
+                        .on_blocks(now, object, blocks.clone(), peer);
+                    if self.news.len() < NEWS_MAX || self.news.contains_key(&object) {
+                        self.news.entry(object).or_default().insert(blocks.clone());
+                    }
+                }
+                match (self.running.remove(&id), answer) {
+                    (Some(_), answer) => self.scheduler.handle_answer(now, id, answer),
+                    // Cancelled while it was being verified: what it brought, or did, counts all the same.
+                    (None, Answer::Blocks) => self.scheduler.handle_arrived(now, object, blocks),
+                    (None, Answer::Bad(reason)) => self
+                        .scheduler
+                        .handle_bad_answer(now, peer, object, blocks, &reason),
+                    (None, _) => {}
+                }
+            }
+        }
+    }
+
+    /// Announces news; notes what makes no progress; gives up wishes whose callers went away unheard.
+    fn on_tick(&mut self) {
+        for _ in 0..ANNOUNCED_MAX {
+            let Some((object, blocks)) = self.news.pop_first() else {
+                break;
+            };
+            for part in blocks.ranges().chunks(HAVE_RANGES_MAX) {
+                let mut news = BlockSet::default();
+                part.iter().for_each(|range| news.insert(range.clone()));
+                self.parts.source.push(Push::Have(object, news));
+            }
+        }
+        let now = self.now();
+        let mut board = self.parts.board.lock();
+        for object in board.without_progress(now) {
+            board.on_trouble(&object, self.scheduler.summary(&object));
+        }
+        drop(board);
+        let gone: Vec<WishId> = self
+            .waiting
+            .iter()
+            .filter(|(_, (_, done))| done.as_ref().is_some_and(oneshot::Sender::is_closed))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in gone {
+            self.give_up(id);
+        }
+    }
+
+    fn carry_out(&mut self) {
+        let mut questions: BTreeMap<PeerId, Vec<Object>> = BTreeMap::new();
+        while let Some(output) = self.scheduler.poll_output() {
+            match output {
+                Output::AskHave { peer, object } => {
+                    questions.entry(peer).or_default().push(object);
+                }
+                Output::AskLoad { peer } => self.ask_load(peer),
+                Output::FindHolders { object } => self.find_holders(object),
+                Output::Request {
+                    id,
+                    peer,
+                    object,
+                    blocks,
+                    deadline,
+                    ..
+                } => self.request(id, peer, object, blocks, deadline),
+                Output::Cancel { id } => {
+                    if let Some(running) = self.running.remove(&id) {
+                        running.cancel();
+                    }
+                }
+                Output::Verdict {
+                    peer,
+                    verdict,
+                    reason,
+                } => self.pass_on(peer, verdict, reason),
+                Output::Done { wish } => self.end(wish, Ok(())),
+                Output::Failed { wish, error } => self.end(wish, Err(error)),
+            }
+        }
+        for (peer, objects) in questions {
+            for objects in objects.chunks(NAMED_MAX) {
+                self.ask_have(peer, objects.to_vec());
+            }
+        }
+        self.parts.board.lock().rejected = self.scheduler.rejected();
+    }
+
+    fn end(&mut self, wish: WishId, result: Result<(), TransferError>) {
+        let Some((object, done)) = self.waiting.remove(&wish) else {
+            return;
+        };
+        let error = result.as_ref().err().map(ToString::to_string);
+        if let Some(error) = &error {
+            if done.is_some() {
+                tracing::warn!(object = %object.content, "a transfer failed: {error}");
+            } else {
+                tracing::debug!(object = %object.content, "a prefetch failed: {error}");
+            }
+        }
+        answer(done, result);
+        self.note_end(&object, error);
+    }
+
+    fn note_end(&self, object: &Object, error: Option<String>) {
+        if !self.scheduler.is_active(object) {
+            self.parts.board.lock().on_end(self.now(), object, error);
+        }
+    }
+
+    fn pass_on(&self, peer: PeerId, verdict: Verdict, reason: String) {
+        tracing::warn!(%peer, ?verdict, "{reason}");
+        if verdict == Verdict::Blocked {
+            self.parts.source.block_peer(peer, BLOCKED_FOR, &reason);
+        }
+        self.parts.holders.report(peer, &reason);
+        let since_1970 = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        self.parts.board.lock().on_blame(Blame {
+            peer,
+            reason,
+            at_ns: u64::try_from(since_1970.as_nanos()).unwrap_or(u64::MAX),
+        });
+    }
+
+    /// Runs a task that ends with a report; dropped when the engine stops.
+    fn spawn(&self, task: impl Future<Output = Option<Report>> + Send + 'static) {
+        let reports = self.reports.clone();
+        let stop = self.parts.stop.clone();
+        tokio::spawn(async move {
+            let report = tokio::select! {
+                () = stop.cancelled() => None,
+                report = task => report,
+            };
+            if let Some(report) = report {
+                // The receiver is gone only once the engine has stopped.
+                let _ = reports.send(report).await;
+            }
+        });
+    }
+
+    fn ask_have(&self, peer: PeerId, objects: Vec<Object>) {
+        let question = self.parts.source.have(peer, objects.clone(), ASK_WITHIN);
+        self.spawn(async move {
+            let answers: Vec<Option<Held>> = match question.await {
+                Ok(answers) if answers.len() == objects.len() => {
+                    answers.into_iter().map(|have| Some(held(have))).collect()
+                }
+                Ok(_) => vec![None; objects.len()],
+                Err(error) => {
+                    tracing::debug!(%peer, "did not tell what it has: {error}");
+                    vec![None; objects.len()]
+                }
+            };
+            Some(Report::Have {
+                peer,
+                answers: objects.into_iter().zip(answers).collect(),
+            })
+        });
+    }
+
+    fn ask_load(&self, peer: PeerId) {
+        let question = self.parts.source.load(peer, ASK_WITHIN);
+        self.spawn(async move {
+            // Without an answer the last known load stands.
+            let load = question.await.ok()?;
+            Some(Report::Load { peer, load })
+        });
+    }
+
+    fn find_holders(&self, object: Object) {
+        let search = self.parts.holders.find(object);
+        self.spawn(async move {
+            let found = tokio::time::timeout(FIND_WITHIN, search)
+                .await
+                .unwrap_or_default();
+            Some(Report::Holders { object, found })
+        });
+    }
+
+    fn request(
+        &mut self,
+        id: RequestId,
+        peer: PeerId,
+        object: Object,
+        blocks: Range<u64>,
+        deadline: Duration,
+    ) {
+        let within = deadline.saturating_sub(self.now()) + WITHIN_SLACK;
+        let request = BlockRequest {
+            object,
+            start: blocks.start,
+            end: blocks.end,
+        };
+        let asked = self.parts.source.blocks(peer, request, within);
+        let cancelled = self.parts.stop.child_token();
+        self.running.insert(id, cancelled.clone());
+        let store = self.parts.store.clone();
+        let verifiers = self.verifiers.clone();
+        let reports = self.reports.clone();
+        self.spawn(async move {
+            let result = tokio::select! {
+                () = cancelled.cancelled() => return None,
+                result = asked => result,
+            };
+            // The receiver is gone only once the engine has stopped.
+            let _ = reports.send(Report::Received(id)).await;
+            // From here on it can't be cancelled: what has come is worth keeping.
+            let answer = settle(store, &verifiers, object, blocks.clone(), result).await;
+            Some(Report::Answer {
+                id,
+                peer,
+                object,
+                blocks,
+                answer,
+            })
+        });
+    }
+}
+
+/// Answers a caller, if there is one. One that went away doesn't care.
+fn answer(done: Option<Reply>, result: Result<(), TransferError>) {
+    if let Some(done) = done {
+        let _ = done.send(result);
+    }
+}
+
+fn held(have: Have) -> Held {
+    match have {
+        Have::No => Held::No,
+        Have::Part(blocks) => Held::Part(blocks),
+        Have::Whole => Held::Whole,
+    }
+}
+
+/// Verifies and stores what came.
+async fn settle(
+    store: Store,
+    verifiers: &Semaphore,
+    object: Object,
+    blocks: Range<u64>,
+    result: Result<BlockAnswer, NetError>,
+) -> Answer {
+    let work: Box<dyn FnOnce() -> Answer + Send> = match result {
+        Ok(BlockAnswer::Data(encoded)) => {
+            Box::new(move || match verify_range(object, blocks, &encoded) {
+                Ok(range) => match store.insert(&range) {
+                    Ok(()) => Answer::Blocks,
+                    Err(error) => Answer::NotStored(error.to_string()),
+                },
+                Err(error) => Answer::Bad(error.to_string()),
+            })
+        }
+        Ok(BlockAnswer::WrongSize { size, proof }) => {
+            Box::new(move || check_size(object, size, &proof))
+        }
+        Ok(BlockAnswer::DontHave(have)) => return Answer::DontHave(held(have)),
+        Ok(BlockAnswer::Busy) => return Answer::Busy,
+        Err(NetError::TimedOut { .. }) => return Answer::TimedOut,
+        Err(error) => return Answer::Failed(error.to_string()),
+    };
+    let Ok(_permit) = verifiers.acquire().await else {
+        return Answer::NotStored("the mount is stopping".to_owned());
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(answer) => answer,
+        Err(error) => Answer::NotStored(error.to_string()),
+    }
+}
+
+/// Checks the claim that the content has another size: its last block, proven under that size, condemns the entry and
+/// blames nobody; anything else blames who claimed it.
+fn check_size(object: Object, actual: u64, proof: &[u8]) -> Answer {
+    let other = Object {
+        content: object.content,
+        size: actual,
+    };
+    let proven = match other.blocks() {
+        _ if actual == object.size => false,
+        0 => other == Object::empty(),
+        blocks => verify_range(other, blocks - 1..blocks, proof).is_ok(),
+    };
+    if proven {
+        Answer::WrongSize { actual }
+    } else {
+        Answer::Bad("claimed another size without proof".to_owned())
+    }
+}

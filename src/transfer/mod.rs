@@ -1,0 +1,285 @@
+//! The transfer engine: brings blocks here that somebody waits for.
+//!
+//! [`scheduler`] decides (pure), `executor` carries out (tokio), `source` is what both need of the network, `board` is
+//! what reports say. Nothing here knows names or folders: objects come with a label for reports only. A transfer isn't
+//! kept anywhere: what the store has of an object is where the next wish for it goes on, across restarts too.
+
+mod board;
+mod executor;
+mod readahead;
+pub mod scheduler;
+mod source;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures::future::BoxFuture;
+use libp2p::PeerId;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+pub use self::readahead::Readahead;
+use self::{
+    board::Board,
+    executor::{Command, Executor, Parts, here},
+    scheduler::{Priority, WishId},
+    source::BlockSource,
+};
+use crate::{
+    content::{BlockSet, Object},
+    net::Net,
+    store::Store,
+};
+
+/// Commands that wait for the engine; [`Transfers::ensure`] waits when it is full, the others are dropped.
+const COMMANDS_MAX: usize = 1024;
+
+/// Who may hold an object, beyond the peers that are connected.
+pub trait Holders: Send + Sync + 'static {
+    /// Asks the trackers (and connects to whom they name). Bounded by two seconds.
+    fn find(&self, object: Object) -> BoxFuture<'static, Vec<PeerId>>;
+    /// Reports a peer that was dropped.
+    fn report(&self, peer: PeerId, reason: &str);
+}
+
+/// Why bytes could not be brought here.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TransferError {
+    /// Nobody could serve them in time.
+    #[error("no progress for {} s: {asked}", waited.as_secs())]
+    Stalled {
+        /// How long.
+        waited: Duration,
+        /// Who was asked and what they said, for the log.
+        asked: String,
+    },
+    /// The entry's size is wrong.
+    #[error("the content has {actual} bytes, its entry says {claimed}")]
+    WrongSize {
+        /// In the entry.
+        claimed: u64,
+        /// Proven.
+        actual: u64,
+    },
+    /// The store failed.
+    #[error("{0}")]
+    Store(String),
+    /// The node is stopping.
+    #[error("the mount is stopping")]
+    Stopping,
+}
+
+/// State of a transfer, in the words of `p2pfs transfers`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TransferState {
+    /// Looking for holders.
+    Requesting,
+    /// Blocks arrive.
+    Downloading,
+    /// Done a moment ago.
+    Finished,
+    /// No progress: why.
+    Stalled(String),
+}
+
+/// One transfer.
+#[derive(Clone, Debug)]
+pub struct TransferStatus {
+    /// The path it was asked for under.
+    pub label: String,
+    /// What.
+    pub object: Object,
+    /// How it goes.
+    pub state: TransferState,
+    /// Bytes here.
+    pub done_bytes: u64,
+    /// Bytes a second, lately.
+    pub rate_bytes_per_s: u64,
+    /// Peers that it comes from.
+    pub sources: usize,
+}
+
+/// What a peer was last blamed for.
+#[derive(Clone, Debug)]
+pub struct Blame {
+    /// Who.
+    pub peer: PeerId,
+    /// For what.
+    pub reason: String,
+    /// Nanoseconds since 1970.
+    pub at_ns: u64,
+}
+
+/// The engine. Cheap to clone; it stops when told so or with its last handle.
+#[derive(Clone)]
+pub struct Transfers {
+    store: Store,
+    commands: mpsc::Sender<Command>,
+    next_wish: Arc<AtomicU64>,
+    board: Arc<Mutex<Board>>,
+    started: Instant,
+    stop: CancellationToken,
+}
+
+impl Transfers {
+    /// Starts it on the current runtime. `read_timeout` is the longest time a read waits without progress.
+    pub fn start(
+        store: Store,
+        net: Net,
+        holders: Arc<dyn Holders>,
+        read_timeout: Duration,
+    ) -> Self {
+        Self::start_with(store, Arc::new(net), holders, read_timeout, rand::random())
+    }
+
+    fn start_with(
+        store: Store,
+        source: Arc<dyn BlockSource>,
+        holders: Arc<dyn Holders>,
+        read_timeout: Duration,
+        seed: u64,
+    ) -> Self {
+        let (commands, commanded) = mpsc::channel(COMMANDS_MAX);
+        let engine = Self {
+            store: store.clone(),
+            commands,
+            next_wish: Arc::new(AtomicU64::new(0)),
+            board: Arc::new(Mutex::new(Board::default())),
+            started: Instant::now(),
+            stop: CancellationToken::new(),
+        };
+        let parts = Parts {
+            store,
+            source,
+            holders,
+            board: engine.board.clone(),
+            started: engine.started,
+            stop: engine.stop.clone(),
+        };
+        tokio::spawn(Executor::run(parts, read_timeout, seed, commanded));
+        engine
+    }
+
+    /// Returns when the bytes are in the store. Dropping the future gives the wish up. `label` is for reports.
+    ///
+    /// # Errors
+    /// Fails when no block of the range came for the time-out that the engine was started with, when the object's size
+    /// turns out wrong, when the store cannot keep what comes, or when the engine stops.
+    pub async fn ensure(
+        &self,
+        object: Object,
+        bytes: Range<u64>,
+        label: &str,
+    ) -> Result<(), TransferError> {
+        let blocks = object.blocks_of(bytes);
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let (present, size_proven) =
+            here(&self.store, &object).map_err(|error| TransferError::Store(error.to_string()))?;
+        if size_proven && present.contains(blocks.clone()) {
+            return Ok(());
+        }
+        let id = self.new_wish();
+        let (done, answer) = oneshot::channel();
+        let wish = Command::Wish {
+            id,
+            object,
+            blocks,
+            priority: Priority::Demand,
+            label: label.to_owned(),
+            done: Some(done),
+        };
+        self.commands
+            .send(wish)
+            .await
+            .map_err(|_| TransferError::Stopping)?;
+        let mut given_up = GiveUp {
+            wish: Some(id),
+            commands: &self.commands,
+        };
+        let result = answer.await.unwrap_or(Err(TransferError::Stopping));
+        given_up.wish = None;
+        result
+    }
+
+    /// Fetches ahead, without anybody waiting; goes behind every [`Transfers::ensure`]. Passed over when there is too much
+    /// to do already.
+    pub fn prefetch(&self, object: Object, bytes: Range<u64>, label: &str) {
+        let blocks = object.blocks_of(bytes);
+        if blocks.is_empty() {
+            return;
+        }
+        let wish = Command::Wish {
+            id: self.new_wish(),
+            object,
+            blocks,
+            priority: Priority::Prefetch,
+            label: label.to_owned(),
+            done: None,
+        };
+        if self.commands.try_send(wish).is_err() {
+            tracing::debug!(label, "the engine is busy, a prefetch is passed over");
+        }
+    }
+
+    /// A peer told what it has. Lost when there is too much to do: peers are asked again anyway.
+    pub fn peer_has(&self, peer: PeerId, object: Object, blocks: &BlockSet) {
+        let announced = Command::Announced {
+            peer,
+            object,
+            blocks: blocks.clone(),
+        };
+        if self.commands.try_send(announced).is_err() {
+            tracing::debug!(%peer, "the engine is busy, an announcement is passed over");
+        }
+    }
+
+    /// Running transfers and those that ended within the last ten seconds.
+    pub fn status(&self) -> Vec<TransferStatus> {
+        self.board.lock().status(self.started.elapsed())
+    }
+
+    /// The last blame of each peer.
+    pub fn blames(&self) -> Vec<Blame> {
+        self.board.lock().blames()
+    }
+
+    /// Blocks of answers that failed verification since the start.
+    pub fn rejected(&self) -> u64 {
+        self.board.lock().rejected
+    }
+
+    /// Ends all transfers with [`TransferError::Stopping`].
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    fn new_wish(&self) -> WishId {
+        WishId(self.next_wish.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Gives a wish up when its reader goes away. Where the queue is full the engine notices by itself, a moment later.
+struct GiveUp<'a> {
+    wish: Option<WishId>,
+    commands: &'a mpsc::Sender<Command>,
+}
+
+impl Drop for GiveUp<'_> {
+    fn drop(&mut self) {
+        if let Some(wish) = self.wish {
+            let _ = self.commands.try_send(Command::GiveUp(wish));
+        }
+    }
+}

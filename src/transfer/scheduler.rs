@@ -1,0 +1,653 @@
+//! The scheduler: decides which blocks to ask whom for, when to give up, and whom to blame.
+//!
+//! Pure: time comes in as the [`Duration`] since some fixed moment, randomness as a seed, and everything to be done goes
+//! out as [`Output`]s. After each input the caller drains [`Scheduler::poll_output`] and calls
+//! [`Scheduler::handle_timeout`] at [`Scheduler::poll_timeout`]. It iterates over ordered maps only: a seed and a
+//! sequence of inputs replay exactly.
+//!
+//! Invariants:
+//! - A block that a wish lacks is either unasked or in flight; it is in flight from one peer, or from two when the
+//!   second request is the hedge of the first.
+//! - A peer whose answer didn't verify is never asked for blocks again.
+//! - A wish ends: it is done, fails, or is given up. It fails at the latest when it made no progress for the time-out.
+//! - A wish for an object whose size isn't proven includes the object's last block, so it isn't done before the proof.
+
+mod peer;
+mod select;
+mod timers;
+mod types;
+mod work;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::Range,
+    time::Duration,
+};
+
+use libp2p::PeerId;
+use rand::{SeedableRng, rngs::StdRng};
+
+pub use self::types::{Answer, Held, Output, Priority, RequestId, Verdict, Wanted, WishId};
+use self::{
+    peer::{Peer, Sent},
+    work::{Holder, Said, Work},
+};
+use super::TransferError;
+use crate::content::{BlockSet, Object};
+
+/// Most blocks of one request (1 MiB); the same as the wire's bound.
+pub const REQUEST_BLOCKS_MAX: u64 = 16;
+/// A peer that lacked something is asked again after this, when somebody waits for blocks that nobody is known to have.
+const RETRY_LACKING: Duration = Duration::from_secs(2);
+/// What is known of an object's holders is kept this long after its last wish, so that a reader who goes on reading
+/// needn't ask again.
+const LINGER: Duration = Duration::from_secs(60);
+/// Objects without wishes that are remembered.
+const LINGERING_MAX: usize = 1024;
+/// Wishes to fetch ahead that are kept at a time; more are refused.
+const PREFETCHES_MAX: usize = 1024;
+/// Longest time-out; longer ones come to the same.
+const READ_TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// Ranges kept of what one peer has of one object.
+const HELD_RANGES_MAX: usize = 4096;
+
+#[derive(Debug)]
+struct Wish {
+    object: Object,
+    priority: Priority,
+    /// What it still lacks; with the object's last block where the size has to be proven.
+    missing: BlockSet,
+    /// When one of its blocks came last, or when it was made.
+    progress_at: Duration,
+}
+
+#[derive(Debug)]
+struct Request {
+    peer: PeerId,
+    object: Object,
+    blocks: Range<u64>,
+    bytes: u64,
+    sent: Sent,
+    late_at: Duration,
+    /// `None` once the answer is here and being verified: from then on it isn't the peer that is slow.
+    deadline: Option<Duration>,
+    /// Has or is a hedge, or had one: at most one each.
+    hedged: bool,
+    /// The other request for the same blocks, while both are under way.
+    partner: Option<RequestId>,
+}
+
+/// The scheduler of one mount.
+#[derive(Debug)]
+pub struct Scheduler {
+    read_timeout: Duration,
+    rng: StdRng,
+    peers: BTreeMap<PeerId, Peer>,
+    blocked: BTreeSet<PeerId>,
+    wishes: BTreeMap<WishId, Wish>,
+    works: BTreeMap<Object, Work>,
+    requests: BTreeMap<RequestId, Request>,
+    next_request: u64,
+    in_flight_bytes: u64,
+    /// The wish of each priority that was served last.
+    turns: BTreeMap<Priority, WishId>,
+    outputs: VecDeque<Output>,
+    wake_at: Option<Duration>,
+    rejected: u64,
+}
+
+impl Scheduler {
+    /// A scheduler that knows nobody. `read_timeout` is how long a wish may be without progress; `seed` decides random ties.
+    pub fn new(read_timeout: Duration, seed: u64) -> Self {
+        Self {
+            read_timeout: read_timeout.min(READ_TIMEOUT_MAX),
+            rng: StdRng::seed_from_u64(seed),
+            peers: BTreeMap::new(),
+            blocked: BTreeSet::new(),
+            wishes: BTreeMap::new(),
+            works: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            next_request: 0,
+            in_flight_bytes: 0,
+            turns: BTreeMap::new(),
+            outputs: VecDeque::new(),
+            wake_at: None,
+            rejected: 0,
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Scheduler::handle_timeout`], if nothing else happens before.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        self.wake_at
+    }
+
+    /// Blocks of answers that failed verification.
+    pub fn rejected(&self) -> u64 {
+        self.rejected
+    }
+
+    /// Whether wishes for the object are unfinished.
+    pub fn is_active(&self, object: &Object) -> bool {
+        self.works
+            .get(object)
+            .is_some_and(|work| !work.wishes.is_empty())
+    }
+
+    /// Who was asked for the object and what they said, in words.
+    pub fn summary(&self, object: &Object) -> String {
+        self.works.get(object).map_or_else(String::new, |work| {
+            work.summary(self.peers.len().saturating_sub(self.blocked_peers()))
+        })
+    }
+
+    fn blocked_peers(&self) -> usize {
+        self.peers
+            .keys()
+            .filter(|peer| self.blocked.contains(peer))
+            .count()
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        self.advance(now);
+    }
+
+    /// Somebody wants blocks. False when there are too many wishes of that priority; the wish is then not taken.
+    pub fn handle_wish(&mut self, now: Duration, id: WishId, wanted: Wanted<'_>) -> bool {
+        let Wanted {
+            object,
+            blocks,
+            priority,
+            present,
+            size_proven,
+        } = wanted;
+        if priority == Priority::Prefetch
+            && self
+                .wishes
+                .values()
+                .filter(|wish| wish.priority == Priority::Prefetch)
+                .count()
+                >= PREFETCHES_MAX
+        {
+            return false;
+        }
+        let all = object.blocks();
+        let mut missing = BlockSet::default();
+        for range in present.missing(blocks.start.min(all)..blocks.end.min(all)) {
+            missing.insert(range);
+        }
+        if !size_proven && all > 0 {
+            missing.insert(all - 1..all);
+        }
+        if missing.is_empty() {
+            self.outputs.push_back(Output::Done { wish: id });
+            return true;
+        }
+        self.forget_idle(now);
+        let work = self
+            .works
+            .entry(object)
+            .or_insert_with(|| Work::new(now, size_proven));
+        work.size_proven = size_proven;
+        if work.wishes.is_empty() {
+            work.since = now;
+        }
+        work.wishes.insert(id);
+        self.wishes.insert(
+            id,
+            Wish {
+                object,
+                priority,
+                missing,
+                progress_at: now,
+            },
+        );
+        self.advance(now);
+        true
+    }
+
+    /// Nobody waits for the wish any more.
+    pub fn handle_give_up(&mut self, now: Duration, id: WishId) {
+        if let Some(wish) = self.remove_wish(now, id) {
+            self.cancel_unwanted(&wish.object);
+            self.advance(now);
+        }
+    }
+
+    /// A peer is there. `round_trip` where it has been measured already.
+    pub fn handle_peer_up(&mut self, now: Duration, id: PeerId, round_trip: Option<Duration>) {
+        let peer = self.peers.entry(id).or_default();
+        if let Some(round_trip) = round_trip {
+            peer.on_round_trip(round_trip);
+        }
+        for work in self.works.values_mut() {
+            work.holders.remove(&id);
+        }
+        self.advance(now);
+    }
+
+    /// A peer went away. What it was asked for is asked of others.
+    pub fn handle_peer_down(&mut self, now: Duration, id: PeerId) {
+        self.cancel_requests_of(id);
+        self.peers.remove(&id);
+        for holder in self
+            .works
+            .values_mut()
+            .filter_map(|work| work.holders.get_mut(&id))
+        {
+            holder.held = Held::No;
+            holder.waiting = false;
+            holder.asked_at = None;
+            if holder.said != Said::Bad {
+                holder.said = Said::Left;
+            }
+        }
+        self.advance(now);
+    }
+
+    /// The peers that are there, after events were missed.
+    pub fn handle_peers(&mut self, now: Duration, present: &[(PeerId, Option<Duration>)]) {
+        let present: BTreeMap<PeerId, Option<Duration>> = present.iter().copied().collect();
+        let gone: Vec<PeerId> = self
+            .peers
+            .keys()
+            .filter(|peer| !present.contains_key(peer))
+            .copied()
+            .collect();
+        for peer in gone {
+            self.handle_peer_down(now, peer);
+        }
+        for (peer, round_trip) in present {
+            if !self.peers.contains_key(&peer) {
+                self.handle_peer_up(now, peer, round_trip);
+            }
+        }
+    }
+
+    /// A peer answered [`Output::AskHave`], or (`None`) could not be asked.
+    pub fn handle_have(&mut self, now: Duration, id: PeerId, object: Object, held: Option<Held>) {
+        let Some(holder) = self
+            .works
+            .get_mut(&object)
+            .and_then(|work| work.holders.get_mut(&id))
+            .filter(|holder| holder.waiting)
+        else {
+            return;
+        };
+        holder.waiting = false;
+        match held {
+            Some(held) => {
+                holder.tells(bounded(held, object));
+                if let (Some(asked_at), Some(peer)) = (holder.asked_at, self.peers.get_mut(&id)) {
+                    peer.on_round_trip(now.saturating_sub(asked_at));
+                }
+            }
+            None => holder.said = Said::NoHaveAnswer,
+        }
+        self.advance(now);
+    }
+
+    /// A peer told its load: how many block answers it is working on.
+    pub fn handle_load(&mut self, _now: Duration, id: PeerId, load: u32) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.on_load(load);
+        }
+    }
+
+    /// A peer announced blocks by itself. Of interest only for objects that are or lately were wanted.
+    pub fn handle_announcement(
+        &mut self,
+        now: Duration,
+        id: PeerId,
+        object: Object,
+        blocks: BlockSet,
+    ) {
+        if !self.peers.contains_key(&id) || blocks.is_empty() {
+            return;
+        }
+        let Some(work) = self.works.get_mut(&object) else {
+            return;
+        };
+        let holder = work.holders.entry(id).or_insert_with(Holder::new);
+        let mut held = std::mem::replace(&mut holder.held, Held::No);
+        held.add(&blocks);
+        holder.tells(bounded(held, object));
+        holder.shunned_until = Duration::ZERO;
+        self.advance(now);
+    }
+
+    /// The directory answered [`Output::FindHolders`] (with nobody, or an error, as an empty list).
+    pub fn handle_holders(&mut self, now: Duration, object: Object, found: &[PeerId]) {
+        let Some(work) = self.works.get_mut(&object) else {
+            return;
+        };
+        work.directory.named = Some(found.len());
+        for id in found.iter().filter(|id| self.peers.contains_key(id)) {
+            // Worth asking again at once: the directory says it has it.
+            if let Some(holder) = work.holders.get_mut(id).filter(|holder| {
+                !holder.waiting && matches!(holder.held, Held::No) && now >= holder.shunned_until
+            }) {
+                holder.asked_at = None;
+            }
+        }
+        self.advance(now);
+    }
+
+    /// Blocks are in the store, whoever brought them.
+    pub fn handle_arrived(&mut self, now: Duration, object: Object, blocks: Range<u64>) {
+        self.arrived(now, object, blocks);
+        self.advance(now);
+    }
+
+    /// The answer to a request is here and will be verified: no time-out applies to it any more.
+    pub fn handle_received(&mut self, id: RequestId) {
+        if let Some(request) = self.requests.get_mut(&id) {
+            request.deadline = None;
+            request.hedged = true;
+        }
+    }
+
+    /// A request ended. Answers to cancelled requests are passed over.
+    pub fn handle_answer(&mut self, now: Duration, id: RequestId, answer: Answer) {
+        if let Some(request) = self.end_request(id) {
+            self.judge(now, request, answer);
+            self.advance(now);
+        }
+    }
+
+    /// The answer to a request that was cancelled meanwhile came after all, and doesn't verify.
+    pub fn handle_bad_answer(
+        &mut self,
+        now: Duration,
+        id: PeerId,
+        object: Object,
+        blocks: Range<u64>,
+        reason: &str,
+    ) {
+        self.condemn(id, &object, blocks, reason);
+        self.advance(now);
+    }
+
+    fn judge(&mut self, now: Duration, request: Request, answer: Answer) {
+        let (id, object) = (request.peer, request.object);
+        let round_trip = now.saturating_sub(request.sent.at);
+        match answer {
+            Answer::Blocks => {
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.on_data(now, request.sent, request.bytes);
+                }
+                self.note(&object, id, Said::Sent);
+                self.arrived(now, object, request.blocks);
+            }
+            Answer::DontHave(held) => {
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.on_alive();
+                    peer.on_round_trip(round_trip);
+                }
+                if let Some(holder) = self.holder(&object, id) {
+                    // Whatever it claims to have now, it isn't these.
+                    let mut held = bounded(held, object);
+                    held.remove(request.blocks, object.blocks());
+                    holder.tells(held);
+                    holder.shunned_until = now + RETRY_LACKING;
+                    holder.said = Said::DoesNotHave;
+                }
+            }
+            Answer::Busy => {
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.on_busy(now);
+                }
+                self.note(&object, id, Said::Busy);
+            }
+            Answer::WrongSize { actual } => {
+                let error = TransferError::WrongSize {
+                    claimed: object.size,
+                    actual,
+                };
+                self.fail_all(now, &object, &error);
+            }
+            Answer::Bad(reason) => self.condemn(id, &object, request.blocks, &reason),
+            Answer::Failed(reason) => self.fault(now, &request, Said::failed(&reason)),
+            Answer::TimedOut => self.fault(now, &request, Said::TimedOut),
+            Answer::NotStored(reason) => {
+                let wanting: Vec<WishId> = self
+                    .wishes
+                    .iter()
+                    .filter(|(_, wish)| {
+                        wish.object == object
+                            && !wish.missing.present(request.blocks.clone()).is_empty()
+                    })
+                    .map(|(id, _)| *id)
+                    .collect();
+                for wish in wanting {
+                    self.fail(now, wish, TransferError::Store(reason.clone()));
+                }
+                self.cancel_unwanted(&object);
+            }
+        }
+    }
+
+    /// A request failed or timed out: the third in a row drops the peer.
+    fn fault(&mut self, now: Duration, request: &Request, said: Said) {
+        let timed_out = said == Said::TimedOut;
+        let reason = format!("three requests in a row failed, the last one: {said}");
+        self.note(&request.object, request.peer, said);
+        let Some(peer) = self.peers.get_mut(&request.peer) else {
+            return;
+        };
+        if peer.on_failure(now, request.sent, timed_out) {
+            self.cancel_requests_of(request.peer);
+            self.outputs.push_back(Output::Verdict {
+                peer: request.peer,
+                verdict: Verdict::Dropped,
+                reason,
+            });
+        }
+    }
+
+    /// A peer sent something that doesn't verify: it is never asked again.
+    fn condemn(&mut self, id: PeerId, object: &Object, blocks: Range<u64>, reason: &str) {
+        self.rejected += blocks.end - blocks.start;
+        self.note(object, id, Said::Bad);
+        if self.blocked.insert(id) {
+            self.cancel_requests_of(id);
+            self.outputs.push_back(Output::Verdict {
+                peer: id,
+                verdict: Verdict::Blocked,
+                reason: work::cut(reason).to_owned(),
+            });
+        }
+    }
+
+    fn holder(&mut self, object: &Object, id: PeerId) -> Option<&mut Holder> {
+        self.works.get_mut(object)?.holders.get_mut(&id)
+    }
+
+    fn note(&mut self, object: &Object, id: PeerId, said: Said) {
+        if let Some(holder) = self.holder(object, id) {
+            holder.said = said;
+        }
+    }
+
+    fn arrived(&mut self, now: Duration, object: Object, blocks: Range<u64>) {
+        let Some(work) = self.works.get_mut(&object) else {
+            return;
+        };
+        let last = object.blocks().saturating_sub(1);
+        work.size_proven |= blocks.contains(&last);
+        let mut done = Vec::new();
+        for id in &work.wishes {
+            let Some(wish) = self.wishes.get_mut(id) else {
+                continue;
+            };
+            if !wish.missing.present(blocks.clone()).is_empty() {
+                wish.progress_at = now;
+                wish.missing.remove(blocks.clone());
+                if wish.missing.is_empty() {
+                    done.push(*id);
+                }
+            }
+        }
+        for id in done {
+            self.remove_wish(now, id);
+            self.outputs.push_back(Output::Done { wish: id });
+        }
+        let overlapping: Vec<RequestId> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| {
+                request.object == object
+                    && request.blocks.start < blocks.end
+                    && blocks.start < request.blocks.end
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        self.cancel_of(overlapping);
+    }
+
+    fn fail(&mut self, now: Duration, id: WishId, error: TransferError) {
+        if self.remove_wish(now, id).is_some() {
+            self.outputs.push_back(Output::Failed { wish: id, error });
+        }
+    }
+
+    fn fail_all(&mut self, now: Duration, object: &Object, error: &TransferError) {
+        let wishes: Vec<WishId> = self
+            .works
+            .get(object)
+            .map(|work| work.wishes.iter().copied().collect())
+            .unwrap_or_default();
+        for wish in wishes {
+            self.fail(now, wish, error.clone());
+        }
+        self.cancel_unwanted(object);
+    }
+
+    fn remove_wish(&mut self, now: Duration, id: WishId) -> Option<Wish> {
+        let wish = self.wishes.remove(&id)?;
+        if let Some(work) = self.works.get_mut(&wish.object) {
+            work.wishes.remove(&id);
+            if work.wishes.is_empty() {
+                work.since = now;
+            }
+        }
+        Some(wish)
+    }
+
+    /// Takes a request out of the books. Its blocks can be asked for again, unless its partner is still under way.
+    fn end_request(&mut self, id: RequestId) -> Option<Request> {
+        let request = self.requests.remove(&id)?;
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(request.bytes);
+        if let Some(peer) = self.peers.get_mut(&request.peer) {
+            peer.on_ended(request.bytes);
+        }
+        match request
+            .partner
+            .and_then(|partner| self.requests.get_mut(&partner))
+        {
+            Some(partner) => partner.partner = None,
+            None => {
+                if let Some(work) = self.works.get_mut(&request.object) {
+                    work.in_flight.remove(request.blocks.clone());
+                }
+            }
+        }
+        Some(request)
+    }
+
+    fn cancel(&mut self, id: RequestId) {
+        if self.end_request(id).is_some() {
+            self.outputs.push_back(Output::Cancel { id });
+        }
+    }
+
+    fn cancel_requests_of(&mut self, peer: PeerId) {
+        let requests: Vec<RequestId> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.peer == peer)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in requests {
+            self.cancel(id);
+        }
+    }
+
+    /// Cancels the requests for the object that no wish needs any more.
+    fn cancel_unwanted(&mut self, object: &Object) {
+        let requests = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.object == *object)
+            .map(|(id, _)| *id)
+            .collect();
+        self.cancel_of(requests);
+    }
+
+    /// Cancels those of the requests that no wish needs any more.
+    fn cancel_of(&mut self, requests: Vec<RequestId>) {
+        for id in requests {
+            let unwanted = self
+                .requests
+                .get(&id)
+                .is_some_and(|request| !self.is_wanted(&request.object, &request.blocks, None));
+            if unwanted {
+                self.cancel(id);
+            }
+        }
+    }
+
+    /// Forgets objects that nobody wanted for a while.
+    fn forget_idle(&mut self, now: Duration) {
+        let mut idle: Vec<(Duration, Object)> = self
+            .works
+            .iter()
+            .filter(|(_, work)| work.wishes.is_empty())
+            .map(|(object, work)| (work.since, *object))
+            .collect();
+        idle.sort_unstable();
+        let surplus = idle.len().saturating_sub(LINGERING_MAX);
+        for (at, (since, object)) in idle.into_iter().enumerate() {
+            if at < surplus || since + LINGER <= now {
+                self.works.remove(&object);
+            }
+        }
+    }
+
+    /// Does what is due, then issues what can be issued.
+    fn advance(&mut self, now: Duration) {
+        self.expire_requests(now);
+        self.expire_wishes(now);
+        self.renew(now);
+        self.schedule(now);
+        self.wake_at = self.next_wake(now);
+    }
+}
+
+/// Cuts what a peer claims to the object, and to a bounded number of ranges.
+fn bounded(held: Held, object: Object) -> Held {
+    let Held::Part(mut blocks) = held else {
+        return held;
+    };
+    blocks.remove(object.blocks()..u64::MAX);
+    if let Some(surplus) = blocks.ranges().get(HELD_RANGES_MAX).cloned() {
+        blocks.remove(surplus.start..u64::MAX);
+    }
+    if blocks.is_empty() {
+        Held::No
+    } else if blocks.contains(0..object.blocks()) {
+        Held::Whole
+    } else {
+        Held::Part(blocks)
+    }
+}

@@ -1,0 +1,169 @@
+//! What the scheduler does because time has passed.
+
+use std::time::Duration;
+
+use super::{
+    Answer, Held, Object, Output, Priority, RETRY_LACKING, RequestId, Scheduler, WishId,
+    select::unasked_pieces, work::Holder,
+};
+use crate::{content::BlockSet, transfer::TransferError};
+
+/// Holders are asked again this often while a wish is unfinished.
+const RENEW_EVERY: Duration = Duration::from_secs(5);
+/// The directory is asked when no connected peer told within this that it has what is wanted.
+pub(super) const DIRECTORY_AFTER: Duration = Duration::from_millis(300);
+
+impl Scheduler {
+    pub(super) fn expire_requests(&mut self, now: Duration) {
+        let expired: Vec<RequestId> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.deadline.is_some_and(|deadline| deadline <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in expired {
+            // Judging one may have cancelled another.
+            if let Some(request) = self.end_request(id) {
+                self.outputs.push_back(Output::Cancel { id });
+                self.judge(now, request, Answer::TimedOut);
+            }
+        }
+    }
+
+    pub(super) fn expire_wishes(&mut self, now: Duration) {
+        let expired: Vec<(WishId, Object)> = self
+            .wishes
+            .iter()
+            .filter(|(_, wish)| wish.progress_at + self.read_timeout <= now)
+            .map(|(id, wish)| (*id, wish.object))
+            .collect();
+        for (id, object) in expired {
+            let error = TransferError::Stalled {
+                waited: self.read_timeout,
+                asked: self.summary(&object),
+            };
+            self.fail(now, id, error);
+            self.cancel_unwanted(&object);
+        }
+    }
+
+    /// Asks peers what they have and the directory who else there is, where that is due.
+    pub(super) fn renew(&mut self, now: Duration) {
+        let active: Vec<Object> = self
+            .works
+            .iter()
+            .filter(|(_, work)| !work.wishes.is_empty())
+            .map(|(object, _)| *object)
+            .collect();
+        for object in active {
+            let lacking = self.is_lacking(now, &object, Priority::Prefetch);
+            let waiting = lacking && self.is_lacking(now, &object, Priority::Demand);
+            let Some(work) = self.works.get_mut(&object) else {
+                continue;
+            };
+            let mut open = false;
+            for (id, peer) in &mut self.peers {
+                if self.blocked.contains(id) || peer.is_dropped(now) {
+                    continue;
+                }
+                let holder = work.holders.entry(*id).or_insert_with(Holder::new);
+                let every = if waiting && !holder.waiting && !matches!(holder.held, Held::Whole) {
+                    RETRY_LACKING
+                } else {
+                    RENEW_EVERY
+                };
+                if holder.asked_at.is_none_or(|at| at + every <= now) {
+                    holder.asked_at = Some(now);
+                    holder.waiting = true;
+                    self.outputs
+                        .push_back(Output::AskHave { peer: *id, object });
+                    if peer.load_asked_at.is_none_or(|at| at + RENEW_EVERY <= now) {
+                        peer.load_asked_at = Some(now);
+                        self.outputs.push_back(Output::AskLoad { peer: *id });
+                    }
+                }
+                open |= holder.waiting;
+            }
+            let due = match work.directory.asked_at {
+                Some(at) => at + RENEW_EVERY <= now,
+                None => {
+                    work.since + RENEW_EVERY <= now
+                        || lacking && (!open || work.since + DIRECTORY_AFTER <= now)
+                }
+            };
+            if due && (lacking || work.since + RENEW_EVERY <= now) {
+                work.directory.asked_at = Some(now);
+                self.outputs.push_back(Output::FindHolders { object });
+            }
+        }
+    }
+
+    /// Whether a wish of at least that priority lacks a block, among those to be asked for next, that is neither in
+    /// flight nor held by a peer that can be asked.
+    fn is_lacking(&self, now: Duration, object: &Object, least: Priority) -> bool {
+        let Some(work) = self.works.get(object) else {
+            return false;
+        };
+        let mut parts = Vec::new();
+        for (id, holder) in &work.holders {
+            let usable = !self.blocked.contains(id)
+                && self.peers.get(id).is_some_and(|peer| !peer.is_dropped(now));
+            match &holder.held {
+                Held::Whole if usable => return false,
+                Held::Part(blocks) if usable => parts.push(blocks),
+                _ => {}
+            }
+        }
+        work.wishes
+            .iter()
+            .filter_map(|id| self.wishes.get(id))
+            .filter(|wish| wish.priority <= least)
+            .flat_map(|wish| unasked_pieces(&wish.missing, &work.in_flight))
+            .any(|piece| {
+                let mut nowhere = BlockSet::of(piece.clone());
+                for held in parts.iter().flat_map(|part| part.present(piece.clone())) {
+                    nowhere.remove(held);
+                }
+                !nowhere.is_empty()
+            })
+    }
+
+    /// The next moment at which something may be due. What is due already waits for an input, not for time.
+    pub(super) fn next_wake(&self, now: Duration) -> Option<Duration> {
+        let wishes = self
+            .wishes
+            .values()
+            .map(|wish| wish.progress_at + self.read_timeout);
+        let requests = self.requests.values().flat_map(|request| {
+            let late_at = (!request.hedged).then_some(request.late_at);
+            late_at.into_iter().chain(request.deadline)
+        });
+        let active = || self.works.values().filter(|work| !work.wishes.is_empty());
+        let works = active().flat_map(|work| {
+            let asked_at = work.directory.asked_at.unwrap_or(work.since);
+            [work.since + DIRECTORY_AFTER, asked_at + RENEW_EVERY]
+        });
+        let holders = active()
+            .flat_map(|work| work.holders.values())
+            .flat_map(|holder| {
+                let asked_at = holder.asked_at.unwrap_or(now);
+                [
+                    holder.shunned_until,
+                    asked_at + RETRY_LACKING,
+                    asked_at + RENEW_EVERY,
+                ]
+            });
+        let pauses = self
+            .peers
+            .values()
+            .map(|peer| peer.paused_until)
+            .filter(|_| !self.wishes.is_empty());
+        wishes
+            .chain(requests)
+            .chain(works)
+            .chain(holders)
+            .chain(pauses)
+            .filter(|at| *at > now)
+            .min()
+    }
+}

@@ -1,0 +1,111 @@
+//! What the engine needs of the network, and how [`Net`] gives it.
+
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use libp2p::PeerId;
+use tokio::sync::broadcast;
+
+use crate::{
+    content::Object,
+    net::{
+        Net, NetError, NetEvent,
+        proto::{BlockAnswer, BlockRequest, Have, Push, SyncAnswer, SyncRequest},
+    },
+};
+
+/// Where blocks come from: the proven peers.
+pub(super) trait BlockSource: Send + Sync + 'static {
+    /// Those that are connected, with their round trips where measured.
+    fn peers(&self) -> Vec<(PeerId, Option<Duration>)>;
+    /// Follows who comes and goes; after a gap [`BlockSource::peers`] is read anew.
+    fn events(&self) -> broadcast::Receiver<NetEvent>;
+    /// Asks a peer what it has of these objects; the answers are in their order.
+    fn have(
+        &self,
+        peer: PeerId,
+        objects: Vec<Object>,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<Vec<Have>, NetError>>;
+    /// Asks a peer how many block answers it is working on.
+    fn load(&self, peer: PeerId, within: Duration) -> BoxFuture<'static, Result<u32, NetError>>;
+    /// Asks a peer for blocks. Dropping the future cancels.
+    fn blocks(
+        &self,
+        peer: PeerId,
+        request: BlockRequest,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<BlockAnswer, NetError>>;
+    /// Tells all peers; those with full queues miss it.
+    fn push(&self, push: Push);
+    /// Disconnects a peer and refuses it for a while.
+    fn block_peer(&self, peer: PeerId, for_how_long: Duration, reason: &str);
+}
+
+impl BlockSource for Net {
+    fn peers(&self) -> Vec<(PeerId, Option<Duration>)> {
+        Net::peers(self)
+            .into_iter()
+            .map(|peer| (peer.peer, peer.round_trip))
+            .collect()
+    }
+
+    fn events(&self) -> broadcast::Receiver<NetEvent> {
+        Net::events(self)
+    }
+
+    fn have(
+        &self,
+        peer: PeerId,
+        objects: Vec<Object>,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<Vec<Have>, NetError>> {
+        let net = self.clone();
+        Box::pin(async move {
+            match net
+                .request(peer, SyncRequest::Have(objects), within)
+                .await?
+            {
+                SyncAnswer::Have(answers) => Ok(answers),
+                other => Err(unexpected(peer, other)),
+            }
+        })
+    }
+
+    fn load(&self, peer: PeerId, within: Duration) -> BoxFuture<'static, Result<u32, NetError>> {
+        let net = self.clone();
+        Box::pin(async move {
+            match net.request(peer, SyncRequest::Status, within).await? {
+                SyncAnswer::Status { load, .. } => Ok(load),
+                other => Err(unexpected(peer, other)),
+            }
+        })
+    }
+
+    fn blocks(
+        &self,
+        peer: PeerId,
+        request: BlockRequest,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<BlockAnswer, NetError>> {
+        let net = self.clone();
+        Box::pin(async move { net.blocks(peer, request, within).await })
+    }
+
+    fn push(&self, push: Push) {
+        Net::push(self, push, None);
+    }
+
+    fn block_peer(&self, peer: PeerId, for_how_long: Duration, reason: &str) {
+        Net::block(self, peer, for_how_long, reason);
+    }
+}
+
+/// An answer of another kind than was asked for.
+fn unexpected(peer: PeerId, answer: SyncAnswer) -> NetError {
+    let reason = match answer {
+        SyncAnswer::Error(reason) => reason,
+        _ => "answered something else than was asked".to_owned(),
+    };
+    NetError::Protocol { peer, reason }
+}
