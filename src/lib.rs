@@ -6,5 +6,6 @@ pub mod cluster;
 pub mod content;
 pub mod manifest;
 pub mod net;
+pub mod node;
 pub mod store;
 pub mod transfer;

@@ -1,0 +1,195 @@
+//! Heads that others show: checked, kept if they say anything new, and left to the merger.
+
+use std::time::Instant;
+
+use libp2p::PeerId;
+use serde_bytes::ByteBuf;
+
+use super::{
+    NamespaceError, RemoteChanges, Shared,
+    commit::PUSHED_CHANGES_BYTES_MAX,
+    heads::{KnownHead, Offered},
+    plan::Edits,
+    state::known,
+    wall_ns,
+};
+use crate::{
+    cluster::Head,
+    manifest::{self, Key, NodeHash, TreeError, Versions},
+};
+
+impl Shared {
+    /// Takes heads. Returns whether any was news, and the first reason for which one was refused; the others are taken
+    /// all the same.
+    pub(super) fn admit(
+        &self,
+        from: Option<PeerId>,
+        heads: Vec<Vec<u8>>,
+    ) -> (bool, Result<(), String>) {
+        let mut news = false;
+        let mut refused = Ok(());
+        for bytes in heads {
+            match self.admit_one(from, bytes) {
+                Ok(new) => news |= new,
+                Err(reason) if refused.is_ok() => refused = Err(reason),
+                Err(_) => {}
+            }
+        }
+        (news, refused)
+    }
+
+    /// Takes a push: with its changes the nodes are made here, and nothing needs to be fetched.
+    pub(super) fn admit_push(
+        &self,
+        from: PeerId,
+        bytes: Vec<u8>,
+        base: NodeHash,
+        changes: Option<Vec<(ByteBuf, ByteBuf)>>,
+    ) -> Result<bool, String> {
+        let Some(head) = self.check(&bytes)? else {
+            return Ok(false);
+        };
+        if let Some(changes) = changes {
+            let edits = pushed(changes)?;
+            match manifest::apply(&self.nodes, base, &edits) {
+                Ok(applied) if applied.root != head.root => {
+                    return Err("the changes of a push do not lead to its root".into());
+                }
+                Ok(applied) => self
+                    .nodes
+                    .put(&applied.nodes)
+                    .map_err(|error| error.to_string())?,
+                // The merger fetches what it needs.
+                Err(TreeError::Missing(_)) => {}
+                Err(error) => return Err(format!("the changes of a push do not fit: {error}")),
+            }
+        }
+        self.take(Some(from), head)
+    }
+
+    fn admit_one(&self, from: Option<PeerId>, bytes: Vec<u8>) -> Result<bool, String> {
+        match self.check(&bytes)? {
+            Some(head) => self.take(from, head),
+            None => Ok(false),
+        }
+    }
+
+    /// Decodes and verifies a head; `None` for one that was looked at before.
+    fn check(&self, bytes: &[u8]) -> Result<Option<KnownHead>, String> {
+        let digest = *blake3::hash(bytes).as_bytes();
+        if self.state.write().seen_heads.get(&digest).is_some() {
+            return Ok(None);
+        }
+        let head = Head::decode(bytes).map_err(|error| error.to_string())?;
+        head.verify(&self.keys, wall_ns())
+            .map_err(|error| error.to_string())?;
+        Ok(Some(known(&head, bytes.to_vec())))
+    }
+
+    /// Takes a verified head.
+    fn take(&self, from: Option<PeerId>, head: KnownHead) -> Result<bool, String> {
+        self.watch_own_number(&head)
+            .and_then(|()| self.keep(from, head))
+            .map_err(|error| {
+                // The peer is not to blame: it may show the head again.
+                tracing::warn!(%error, "a head could not be kept");
+                error.to_string()
+            })
+    }
+
+    /// Takes another identity when the head shows that this one is used elsewhere, and otherwise learns what of this
+    /// node's work has reached others.
+    fn watch_own_number(&self, head: &KnownHead) -> Result<(), NamespaceError> {
+        let elsewhere = {
+            let state = self.state.read();
+            let writer = state.writer.as_ref();
+            writer.is_some_and(|writer| writer.is_used_elsewhere(head))
+        };
+        if elsewhere {
+            return self.yield_identity();
+        }
+        let mut state = self.state.write();
+        let Some(writer) = &mut state.writer else {
+            return Ok(());
+        };
+        let reached = head.covers.sequence(writer.number);
+        if reached > writer.confirmed {
+            let forgotten = writer.confirm(reached);
+            self.records
+                .save_confirmed(writer.number, writer.confirmed)?;
+            for dot in forgotten {
+                self.records.remove_own_head(dot)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&self, from: Option<PeerId>, head: KnownHead) -> Result<bool, NamespaceError> {
+        let digest = head.digest();
+        let (root, covers) = (head.root, head.covers.clone());
+        let mut state = self.state.write();
+        state.saw(head.time);
+        let dropped = match state.heads.offer(head.clone(), false) {
+            Offered::Covered => {
+                state.seen_heads.put(digest, ());
+                return Ok(false);
+            }
+            Offered::Taken { dropped, clash } => {
+                if clash {
+                    tracing::warn!(
+                        writer = head.writer.0,
+                        sequence = head.sequence,
+                        "one writer signed two heads with the same number: a restored backup, or a clone"
+                    );
+                }
+                dropped
+            }
+        };
+        self.records.put_head(&head)?;
+        for covered in dropped {
+            self.records.remove_head(&covered)?;
+        }
+        state.seen_heads.put(digest, ());
+        if let Some(from) = from {
+            state.showed.put(digest, from);
+        }
+        if state.root.is_none() {
+            // Nothing is fetched before somebody looks.
+            state.root = Some(root);
+            state.covers = covers;
+            state.heads.set_in_state(&digest);
+            self.records.save_state(&state.record())?;
+            let _ = self.remote_changes.send(RemoteChanges::All);
+        }
+        state.plan_join(Instant::now());
+        drop(state);
+        self.head_known.send_replace(true);
+        self.merge_wake.notify_one();
+        Ok(true)
+    }
+}
+
+/// Decodes the changes of a push.
+fn pushed(changes: Vec<(ByteBuf, ByteBuf)>) -> Result<Edits, String> {
+    let bytes: usize = changes
+        .iter()
+        .map(|(key, versions)| key.len() + versions.len())
+        .sum();
+    if bytes > PUSHED_CHANGES_BYTES_MAX {
+        return Err("the changes of a push are larger than allowed".into());
+    }
+    let mut edits = Edits::new();
+    for (key, versions) in changes {
+        let key =
+            Key::from_bytes(key.into_vec()).map_err(|error| format!("a key in a push: {error}"))?;
+        let versions = if versions.is_empty() {
+            None
+        } else {
+            let versions = Versions::decode(&versions)
+                .map_err(|error| format!("an entry in a push: {error}"))?;
+            Some(versions)
+        };
+        edits.insert(key, versions);
+    }
+    Ok(edits)
+}

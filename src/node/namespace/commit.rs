@@ -1,0 +1,408 @@
+//! The committer: signs heads for local changes, and heads that join what several heads say.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use serde_bytes::ByteBuf;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    FETCH_MAX, NamespaceError, Progress, Published, Shared, blocking,
+    heads::Offered,
+    pace::{BackOff, Pace},
+    plan::{self, Edits},
+    records::OwnHead,
+    state::{State, known},
+    wall_ns,
+};
+use crate::{
+    cluster::Head,
+    manifest::{self, Applied, CausalContext, Change, Dot, NodeHash, TreeError, Version},
+    net::proto::Push,
+};
+
+/// Pushes name the changed entries up to this size.
+pub(super) const PUSHED_CHANGES_BYTES_MAX: usize = 256 * 1024;
+/// Sequences made durable ahead, so that a commit waits for the disk once. A crash skips those that were not used.
+const SEQUENCES_AHEAD: u64 = 32;
+
+/// What an attempt came to.
+pub(super) enum Step {
+    /// There was nothing to do.
+    Idle,
+    /// Something was committed.
+    Done,
+    /// These nodes are needed first.
+    Missing(Vec<NodeHash>),
+}
+
+/// What a new head says.
+pub(super) struct Signing {
+    pub(super) applied: Applied,
+    pub(super) covers: CausalContext,
+    pub(super) sequence: u64,
+    /// The state that it was made on.
+    pub(super) base: NodeHash,
+    /// The changed entries, for the push.
+    pub(super) edits: Option<Edits>,
+}
+
+/// Commits until `closing`.
+pub(super) async fn run(shared: Arc<Shared>, closing: CancellationToken) {
+    tokio::select! {
+        () = closing.cancelled() => {}
+        () = commit_forever(&shared) => {}
+    }
+}
+
+async fn commit_forever(shared: &Arc<Shared>) {
+    let mut pace = Pace::new();
+    let mut back_off = BackOff::default();
+    loop {
+        let now = Instant::now();
+        let hurried = shared.hurry.load(Ordering::Acquire);
+        let due = shared.commit_due(now).map(|due| {
+            let paced = if hurried { now } else { pace.due(now) };
+            match back_off.until() {
+                Some(until) if !hurried => due.max(paced).max(until),
+                _ => due.max(paced),
+            }
+        });
+        match due {
+            Some(due) if due <= now => {}
+            Some(due) => {
+                let pause = tokio::time::sleep_until(due.into());
+                tokio::select! {
+                    () = pause => {}
+                    () = shared.commit_wake.notified() => {}
+                }
+                continue;
+            }
+            None => {
+                shared.hurry.store(false, Ordering::Release);
+                shared.commit_wake.notified().await;
+                continue;
+            }
+        }
+        shared.hurry.store(false, Ordering::Release);
+        let progress = shared.commit_or_fetch(now).await;
+        match &progress {
+            Progress::Well => {
+                pace.committed(now);
+                back_off.reset();
+            }
+            Progress::Unreachable => {
+                tracing::info!("local changes wait for manifest nodes that nobody gives");
+                back_off.failed(now);
+            }
+            Progress::Failed(reason) => {
+                tracing::warn!(reason, "local changes could not be committed yet");
+                back_off.failed(now);
+            }
+        }
+        shared.progress.send_replace(progress);
+    }
+}
+
+impl Shared {
+    /// When the next commit is wanted: now for local changes.
+    fn commit_due(&self, now: Instant) -> Option<Instant> {
+        let state = self.state.read();
+        state.writer.as_ref()?;
+        if state.redo.is_some() || state.overlay.waits(u64::MAX) {
+            return Some(now);
+        }
+        state.join_due
+    }
+
+    async fn commit_or_fetch(self: &Arc<Self>, now: Instant) -> Progress {
+        let deadline = now + FETCH_MAX;
+        loop {
+            let shared = self.clone();
+            let missing = match blocking(move || shared.commit(Instant::now())).await {
+                Ok(Step::Done | Step::Idle) => return Progress::Well,
+                Ok(Step::Missing(nodes)) => nodes,
+                Err(error) => return Progress::Failed(error.to_string()),
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
+                return Progress::Unreachable;
+            }
+            match self.bring(missing, None, left).await {
+                Ok(0) => return Progress::Unreachable,
+                Ok(_) => {}
+                Err(error) => return Progress::Failed(error.to_string()),
+            }
+        }
+    }
+
+    /// One attempt to commit what is pending, or to sign a head that joins others.
+    fn commit(&self, now: Instant) -> Result<Step, NamespaceError> {
+        let _turn = self.turn.lock();
+        let result = if self.state.read().redo.is_some() {
+            self.redo_work()
+        } else {
+            self.commit_pending(now)
+        };
+        match result {
+            Err(NamespaceError::Missing(nodes)) => Ok(Step::Missing(nodes)),
+            result => result,
+        }
+    }
+
+    /// `turn` is held.
+    fn commit_pending(&self, now: Instant) -> Result<Step, NamespaceError> {
+        let (base, covers, pending, joins, contradicted) = {
+            let state = self.state.read();
+            let Some(root) = state.root else {
+                return Ok(Step::Idle);
+            };
+            let joins = state.join_due.is_some_and(|due| due <= now)
+                && !state.heads.represents(root, &state.covers);
+            let contradicted = state.heads.contradicts(root, &state.covers);
+            let pending = state.overlay.ready();
+            (root, state.covers.clone(), pending, joins, contradicted)
+        };
+        if pending.is_empty() && !joins {
+            self.state.write().plan_join(now);
+            return Ok(Step::Idle);
+        }
+        let dot = self.next_dot(1)?;
+        let mut edits = plan::plan(&self.nodes, base, &pending, dot)?;
+        if !edits.is_empty() {
+            self.add_row(base, &mut edits, dot)?;
+        }
+        let applied = manifest::apply(&self.nodes, base, &edits)?;
+        let changes = self.changes(base, &edits)?;
+        if applied.root == base && !joins {
+            // Deletions of what was never committed, or is gone already.
+            self.forget_pending(&pending, dot)?;
+            return Ok(Step::Done);
+        }
+        let mut covers = covers;
+        if applied.root != base || contradicted {
+            covers.add(dot);
+        }
+        let published = self.sign(
+            Signing {
+                applied,
+                covers,
+                sequence: dot.sequence,
+                base,
+                edits: Some(edits),
+            },
+            |state| {
+                state.overlay.committed(&pending, dot);
+                let time = state.clock;
+                state.note_changes(&changes, time)
+            },
+        )?;
+        let _ = self.published.send(Arc::new(published));
+        Ok(Step::Done)
+    }
+
+    /// The edits as changes, for the count of conflicts.
+    fn changes(&self, base: NodeHash, edits: &Edits) -> Result<Vec<Change>, TreeError> {
+        edits
+            .iter()
+            .map(|(key, new)| {
+                Ok(Change {
+                    key: key.clone(),
+                    old: manifest::get(&self.nodes, base, key)?,
+                    new: new.clone(),
+                })
+            })
+            .collect()
+    }
+
+    /// `turn` is held. Adds this writer's row to the table of writers, unless it is there.
+    pub(super) fn add_row(
+        &self,
+        base: NodeHash,
+        edits: &mut Edits,
+        dot: Dot,
+    ) -> Result<(), NamespaceError> {
+        let (peer, time) = {
+            let mut state = self.state.write();
+            let peer = state.identity.public().to_peer_id().to_bytes();
+            (peer, state.tick(wall_ns()))
+        };
+        let row = Version {
+            dot,
+            time,
+            entry: plan::writer_row(peer, self.node_name.clone()),
+        };
+        Ok(plan::add_writer_row(&self.nodes, base, edits, row)?)
+    }
+
+    /// `turn` is held. The dot of the next head, or of the last of the next `count`; durable as used.
+    pub(super) fn next_dot(&self, count: u64) -> Result<Dot, NamespaceError> {
+        let (number, next, reserved) = {
+            let state = self.state.read();
+            let writer = state.writer.as_ref().ok_or(NamespaceError::ReadOnly)?;
+            (writer.number, writer.last + count, writer.reserved)
+        };
+        if next > reserved {
+            let reserved = next + SEQUENCES_AHEAD;
+            self.records.save_sequence(number, reserved)?;
+            self.records.flush()?;
+            if let Some(writer) = &mut self.state.write().writer {
+                writer.reserved = reserved;
+            }
+        }
+        Ok(Dot {
+            writer: number,
+            sequence: next,
+        })
+    }
+
+    /// `turn` is held. Signs a head, keeps it on disk with the state it stands for, and only then makes it the state;
+    /// `and_then` does what else changes in the same moment and tells whether the conflicts did.
+    pub(super) fn sign(
+        &self,
+        signing: Signing,
+        and_then: impl FnOnce(&mut State) -> bool,
+    ) -> Result<Published, NamespaceError> {
+        let Signing {
+            applied,
+            covers,
+            sequence,
+            base,
+            edits,
+        } = signing;
+        let (identity, number, certificate, time) = {
+            let mut state = self.state.write();
+            let time = state.tick(wall_ns());
+            let identity = state.identity.clone();
+            let writer = state.writer.as_mut().ok_or(NamespaceError::ReadOnly)?;
+            // Whatever happens below, this sequence is used up.
+            writer.last = sequence;
+            (identity, writer.number, writer.certificate.clone(), time)
+        };
+        let head = Head::sign(
+            &self.keys,
+            &identity,
+            &certificate,
+            applied.root,
+            covers,
+            sequence,
+            time,
+        )
+        .map_err(|error| NamespaceError::Failed(error.to_string()))?;
+        let bytes = head.encode();
+        let own = OwnHead {
+            root: head.root,
+            base,
+            time,
+        };
+        let dot = Dot {
+            writer: number,
+            sequence,
+        };
+        self.nodes.put(&applied.nodes)?;
+        let head_known = known(&head, bytes.clone());
+        self.records.put_head(&head_known)?;
+        self.records.put_own_head(dot, &own)?;
+        let mut record = self.state.read().record();
+        record.root = Some(head.root);
+        record.covers = head.covers.clone();
+        record.clock = time;
+        self.records.save_state(&record)?;
+        self.records.flush()?;
+        {
+            let mut state = self.state.write();
+            state.root = Some(head.root);
+            state.covers = head.covers.clone();
+            if let Some(writer) = &mut state.writer {
+                writer.own.insert(sequence, own);
+            }
+            state.seen_heads.put(head_known.digest(), ());
+            let dropped = match state.heads.offer(head_known, true) {
+                Offered::Taken { dropped, .. } => dropped,
+                Offered::Covered => Vec::new(),
+            };
+            let conflicts_changed = and_then(&mut state);
+            state.join_due = None;
+            state.plan_join(Instant::now());
+            // What follows only tidies up: the store is right without it, and a restart does it again.
+            for covered in dropped {
+                self.records.remove_head(&covered)?;
+            }
+            if conflicts_changed {
+                self.records.save_conflicts(state.conflicts.iter())?;
+            }
+            if state.pending_kept {
+                state.pending_kept = state.overlay.waits(u64::MAX);
+                self.records.save_pending(&state.overlay.ready())?;
+            }
+        }
+        let push = Push::Manifest {
+            head: ByteBuf::from(bytes),
+            base,
+            changes: edits.and_then(|edits| pushed(&edits)),
+        };
+        Ok(Published { head, push })
+    }
+
+    /// `turn` is held. Changes that leave the tree as it is need no head.
+    fn forget_pending(
+        &self,
+        pending: &[(manifest::TreePath, super::overlay::Pending)],
+        dot: Dot,
+    ) -> Result<(), NamespaceError> {
+        let mut state = self.state.write();
+        state.overlay.committed(pending, dot);
+        if state.pending_kept {
+            state.pending_kept = state.overlay.waits(u64::MAX);
+            self.records.save_pending(&state.overlay.ready())?;
+        }
+        Ok(())
+    }
+
+    /// Signs the first, empty head.
+    pub(super) fn create(&self) -> Result<Head, NamespaceError> {
+        let _turn = self.turn.lock();
+        if self.state.read().has_head() {
+            return Err(NamespaceError::Failed(
+                "a head is known already: the cluster exists".into(),
+            ));
+        }
+        let dot = self.next_dot(1)?;
+        let root = manifest::empty_root();
+        let published = self.sign(
+            Signing {
+                applied: Applied {
+                    root,
+                    nodes: Vec::new(),
+                },
+                covers: CausalContext::default(),
+                sequence: dot.sequence,
+                base: root,
+                edits: None,
+            },
+            |_| false,
+        )?;
+        let head = published.head.clone();
+        let _ = self.published.send(Arc::new(published));
+        Ok(head)
+    }
+}
+
+/// The changed entries as they travel in a push; `None` when they are too large for it.
+fn pushed(edits: &Edits) -> Option<Vec<(ByteBuf, ByteBuf)>> {
+    let mut bytes = 0;
+    let mut changes = Vec::with_capacity(edits.len());
+    for (key, versions) in edits {
+        let versions = versions
+            .as_ref()
+            .map_or_else(Vec::new, |versions| versions.encode());
+        bytes += key.as_bytes().len() + versions.len();
+        if bytes >= PUSHED_CHANGES_BYTES_MAX {
+            return None;
+        }
+        changes.push((ByteBuf::from(key.as_bytes()), ByteBuf::from(versions)));
+    }
+    Some(changes)
+}

@@ -1,0 +1,331 @@
+//! The known heads: which are needed, which are still to be merged, which contradict each other. Pure.
+//!
+//! Invariant: no head of the set is covered by another one of it.
+
+use crate::manifest::{CausalContext, Dot, HybridTime, NodeHash, WriterNumber};
+
+/// What of a verified head matters here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KnownHead {
+    /// The head as it travels.
+    pub(super) bytes: Vec<u8>,
+    pub(super) root: NodeHash,
+    pub(super) covers: CausalContext,
+    pub(super) writer: WriterNumber,
+    pub(super) sequence: u64,
+    pub(super) time: HybridTime,
+}
+
+impl KnownHead {
+    /// The name of the head: the hash of its encoding.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        *blake3::hash(&self.bytes).as_bytes()
+    }
+
+    /// Which head of its writer it is.
+    pub(super) fn dot(&self) -> Dot {
+        Dot {
+            writer: self.writer,
+            sequence: self.sequence,
+        }
+    }
+
+    /// Two heads that one writer's number and sequence were given to: a machine and its clone.
+    fn clashes_with(&self, other: &Self) -> bool {
+        self.dot() == other.dot() && self.root != other.root
+    }
+
+    /// Whether this head adds nothing beside `other`. Heads that contradict each other add to each other whatever their
+    /// contexts say.
+    fn covered_by(&self, other: &Self) -> bool {
+        other.covers.includes(&self.covers)
+            && !self.clashes_with(other)
+            && (other.covers != self.covers || other.root == self.root)
+    }
+}
+
+/// How a head gets into a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// It is in the state already.
+    InState,
+    /// It has seen everything that the state has: its root simply becomes the state.
+    Adopt,
+    /// Neither has seen all of the other.
+    Merge,
+    /// The two contradict each other (a clone wrote under the same number): what one lacks was not deleted there. These
+    /// are the contexts to merge with, the state's and the head's.
+    Union(CausalContext, CausalContext),
+}
+
+/// A head of the set.
+#[derive(Clone, Debug)]
+struct Held {
+    head: KnownHead,
+    in_state: bool,
+    /// The writes that other heads contradict.
+    clashes: Vec<Dot>,
+}
+
+/// The known heads that no other known head covers, in order of (writer, sequence).
+#[derive(Clone, Debug, Default)]
+pub(super) struct HeadSet(Vec<Held>);
+
+/// What became of a head that was offered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Offered {
+    /// It adds nothing to those that are known.
+    Covered,
+    /// It is in the set now.
+    Taken {
+        /// Those that it covers have left the set.
+        dropped: Vec<KnownHead>,
+        /// Whether another head has the same writer and sequence, and another root.
+        clash: bool,
+    },
+}
+
+impl HeadSet {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &KnownHead> {
+        self.0.iter().map(|held| &held.head)
+    }
+
+    /// Adds a verified head unless it is covered. `in_state`: the state holds it already.
+    pub(super) fn offer(&mut self, head: KnownHead, in_state: bool) -> Offered {
+        if self.0.iter().any(|held| head.covered_by(&held.head)) {
+            return Offered::Covered;
+        }
+        let mut clash = false;
+        for held in &mut self.0 {
+            if held.head.clashes_with(&head) {
+                clash = true;
+                held.clashes.push(head.dot());
+            }
+        }
+        let (kept, dropped): (Vec<_>, Vec<_>) = std::mem::take(&mut self.0)
+            .into_iter()
+            .partition(|held| !held.head.covered_by(&head));
+        self.0 = kept;
+        let clashes = if clash { vec![head.dot()] } else { Vec::new() };
+        self.0.push(Held {
+            head,
+            in_state,
+            clashes,
+        });
+        self.0.sort_by_key(|held| (held.head.dot(), held.head.root));
+        Offered::Taken {
+            dropped: dropped.into_iter().map(|held| held.head).collect(),
+            clash,
+        }
+    }
+
+    /// Takes heads out, whatever they cover.
+    pub(super) fn remove_where(&mut self, unwanted: impl Fn(&KnownHead) -> bool) -> Vec<KnownHead> {
+        let (kept, removed): (Vec<_>, Vec<_>) = std::mem::take(&mut self.0)
+            .into_iter()
+            .partition(|held| !unwanted(&held.head));
+        self.0 = kept;
+        removed.into_iter().map(|held| held.head).collect()
+    }
+
+    /// Those that the state lacks, the most knowing first: once it is in, the others may be too.
+    pub(super) fn to_merge(&self) -> Vec<KnownHead> {
+        let mut heads: Vec<_> = self
+            .0
+            .iter()
+            .filter(|held| !held.in_state)
+            .map(|held| held.head.clone())
+            .collect();
+        heads.sort_by_key(|head| std::cmp::Reverse(head.time));
+        heads
+    }
+
+    /// How a head of the set gets into the state; `None` when it has left the set.
+    pub(super) fn way(
+        &self,
+        digest: &[u8; 32],
+        root: NodeHash,
+        covers: &CausalContext,
+    ) -> Option<Way> {
+        let held = self.0.iter().find(|held| held.head.digest() == *digest)?;
+        let head = &held.head;
+        let same = head.root == root && head.covers == *covers;
+        Some(if held.in_state || same {
+            Way::InState
+        } else if !held.clashes.is_empty() {
+            Way::Union(
+                lowered(covers, &held.clashes),
+                lowered(&head.covers, &held.clashes),
+            )
+        } else if head.covers == *covers {
+            Way::Union(CausalContext::default(), CausalContext::default())
+        } else if head.covers.includes(covers) {
+            Way::Adopt
+        } else if covers.includes(&head.covers) {
+            Way::InState
+        } else {
+            Way::Merge
+        })
+    }
+
+    /// Notes that the state holds a head now.
+    pub(super) fn set_in_state(&mut self, digest: &[u8; 32]) {
+        for held in &mut self.0 {
+            if held.head.digest() == *digest {
+                held.in_state = true;
+            }
+        }
+    }
+
+    /// Notes that nothing is known to be in the state.
+    pub(super) fn forget_merges(&mut self) {
+        for held in &mut self.0 {
+            held.in_state = false;
+        }
+    }
+
+    /// Whether one head says all that the state says.
+    pub(super) fn represents(&self, root: NodeHash, covers: &CausalContext) -> bool {
+        self.0.iter().any(|held| {
+            held.head.covers.includes(covers)
+                && (held.head.root == root || held.head.covers != *covers)
+        })
+    }
+
+    /// Whether a head has this context and another root: a head for the state must then cover more, or the two would
+    /// stand beside each other for ever.
+    pub(super) fn contradicts(&self, root: NodeHash, covers: &CausalContext) -> bool {
+        self.0
+            .iter()
+            .any(|held| held.head.root != root && held.head.covers == *covers)
+    }
+}
+
+/// The context as it was before the given writes of each writer.
+pub(super) fn lowered(covers: &CausalContext, before: &[Dot]) -> CausalContext {
+    let mut result = CausalContext::default();
+    for mut dot in covers.iter() {
+        for limit in before.iter().filter(|limit| limit.writer == dot.writer) {
+            dot.sequence = dot.sequence.min(limit.sequence.saturating_sub(1));
+        }
+        if dot.sequence > 0 {
+            result.add(dot);
+        }
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn covers(of: &[(u64, u64)]) -> CausalContext {
+        let mut context = CausalContext::default();
+        for &(writer, sequence) in of {
+            context.add(Dot {
+                writer: WriterNumber(writer),
+                sequence,
+            });
+        }
+        context
+    }
+
+    fn head(writer: u64, sequence: u64, root: u8, seen: &[(u64, u64)]) -> KnownHead {
+        KnownHead {
+            bytes: format!("{writer} {sequence} {root}").into_bytes(),
+            root: NodeHash([root; 32]),
+            covers: covers(seen),
+            writer: WriterNumber(writer),
+            sequence,
+            time: HybridTime(sequence),
+        }
+    }
+
+    fn taken(offered: Offered) -> (usize, bool) {
+        match offered {
+            Offered::Taken { dropped, clash } => (dropped.len(), clash),
+            Offered::Covered => panic!("should have been taken"),
+        }
+    }
+
+    #[test]
+    fn a_head_that_covers_others_takes_their_place() {
+        let mut set = HeadSet::default();
+        assert_eq!(taken(set.offer(head(9, 1, 0, &[]), true)), (0, false));
+        assert_eq!(
+            taken(set.offer(head(1, 1, 1, &[(1, 1)]), false)),
+            (1, false)
+        );
+        assert_eq!(
+            taken(set.offer(head(2, 1, 2, &[(2, 1)]), false)),
+            (0, false)
+        );
+        let merge = head(3, 1, 3, &[(1, 1), (2, 1)]);
+        assert_eq!(taken(set.offer(merge, false)), (2, false));
+        assert_eq!(set.iter().count(), 1);
+    }
+
+    #[test]
+    fn an_old_head_shown_again_is_covered() {
+        let mut set = HeadSet::default();
+        let old = head(1, 1, 1, &[(1, 1)]);
+        set.offer(old.clone(), false);
+        set.offer(head(1, 2, 2, &[(1, 2)]), false);
+        assert_eq!(set.offer(old, false), Offered::Covered);
+    }
+
+    #[test]
+    fn heads_with_equal_contexts_and_roots_are_needed_once() {
+        let mut set = HeadSet::default();
+        set.offer(head(1, 5, 7, &[(1, 1), (2, 1)]), false);
+        let same = head(2, 6, 7, &[(1, 1), (2, 1)]);
+        assert_eq!(set.offer(same, false), Offered::Covered);
+    }
+
+    #[test]
+    fn a_clones_head_is_kept_beside_the_one_that_it_contradicts() {
+        let mut set = HeadSet::default();
+        set.offer(head(1, 5, 1, &[(1, 5)]), true);
+        let clone = head(1, 5, 2, &[(1, 5), (2, 1)]);
+        assert_eq!(taken(set.offer(clone.clone(), false)), (0, true));
+        let way = set.way(&clone.digest(), NodeHash([1; 32]), &covers(&[(1, 5)]));
+        assert_eq!(
+            way,
+            Some(Way::Union(covers(&[(1, 4)]), covers(&[(1, 4), (2, 1)])))
+        );
+    }
+
+    #[test]
+    fn the_way_of_a_head_follows_from_the_contexts() {
+        let state = (NodeHash([9; 32]), covers(&[(1, 2), (2, 2)]));
+        let way = |head: KnownHead| {
+            let mut set = HeadSet::default();
+            set.offer(head.clone(), false);
+            set.way(&head.digest(), state.0, &state.1).unwrap()
+        };
+        assert_eq!(way(head(1, 3, 3, &[(1, 3), (2, 2)])), Way::Adopt);
+        assert_eq!(way(head(1, 3, 3, &[(1, 3), (2, 1)])), Way::Merge);
+        assert_eq!(way(head(1, 2, 3, &[(1, 2), (2, 1)])), Way::InState);
+        assert_eq!(way(head(3, 1, 9, &[(1, 2), (2, 2)])), Way::InState);
+        assert!(matches!(
+            way(head(3, 1, 8, &[(1, 2), (2, 2)])),
+            Way::Union(..)
+        ));
+    }
+
+    #[test]
+    fn lowering_forgets_a_writer_whose_first_write_is_contested() {
+        let dot = Dot {
+            writer: WriterNumber(1),
+            sequence: 1,
+        };
+        assert_eq!(
+            lowered(&covers(&[(1, 3), (2, 2)]), &[dot]),
+            covers(&[(2, 2)])
+        );
+    }
+}

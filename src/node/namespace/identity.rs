@@ -1,0 +1,135 @@
+//! Another identity in place of one that is, or may be, used elsewhere.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use libp2p::identity::Keypair;
+
+use super::{
+    NamespaceError, Shared,
+    commit::{Signing, Step},
+    heads::lowered,
+    plan,
+    records::Redo,
+    state::Writer,
+};
+use crate::manifest::{self, Dot};
+
+impl Shared {
+    /// This store is a copy: the original may live and go on signing, so this one takes another identity at once. What is
+    /// in the store was the original's work too and stays as it is.
+    pub(super) fn leave_identity_to_the_original(&self) -> Result<(), NamespaceError> {
+        let _turn = self.turn.lock();
+        tracing::warn!(
+            "this state folder is a copy: a new identity takes the place of the copied one"
+        );
+        self.take_identity(None)
+    }
+
+    /// Another machine signs under this writer's number: takes another identity and has the committer sign again what is
+    /// not known to have reached anybody.
+    pub(super) fn yield_identity(&self) -> Result<(), NamespaceError> {
+        let _turn = self.turn.lock();
+        let redo = {
+            let state = self.state.read();
+            let Some(writer) = &state.writer else {
+                return Ok(());
+            };
+            let unconfirmed = writer.own.range(writer.confirmed + 1..).next();
+            unconfirmed.map(|(_, own)| Redo {
+                writer: writer.number,
+                above: writer.confirmed,
+                base: own.base,
+            })
+        };
+        tracing::warn!(
+            "another machine signs under this one's identity (a restored backup, or a clone): a new identity takes its place"
+        );
+        self.take_identity(redo)
+    }
+
+    /// `turn` is held.
+    fn take_identity(&self, redo: Option<Redo>) -> Result<(), NamespaceError> {
+        let identity = Keypair::generate_ed25519();
+        let encoded = identity
+            .to_protobuf_encoding()
+            .map_err(|error| NamespaceError::Failed(error.to_string()))?;
+        let writer = Writer::new(&self.keys, &identity)?;
+        let mut state = self.state.write();
+        // Work that is still to be done again from an earlier time stays to be done first.
+        let redo = state.redo.or(redo);
+        self.records.save_redo(redo.as_ref())?;
+        self.records.save_identity(&encoded)?;
+        if let Some(redo) = redo {
+            let unwanted = state
+                .heads
+                .remove_where(|head| head.writer == redo.writer && head.sequence > redo.above);
+            for head in unwanted {
+                self.records.remove_head(&head)?;
+            }
+        }
+        self.records.flush()?;
+        state.identity = identity;
+        state.writer = writer;
+        state.redo = redo;
+        state.join_due = None;
+        state.seen_heads.clear();
+        drop(state);
+        self.commit_wake.notify_one();
+        Ok(())
+    }
+
+    /// `turn` is held. Gives the work that nobody has new dots, and forgets having seen the former ones: what the other
+    /// machine wrote under them is then new.
+    pub(super) fn redo_work(&self) -> Result<Step, NamespaceError> {
+        let (redo, base, covers, number) = {
+            let state = self.state.read();
+            let (Some(redo), Some(root), Some(writer)) = (state.redo, state.root, &state.writer)
+            else {
+                return Ok(Step::Idle);
+            };
+            (redo, root, state.covers.clone(), writer.number)
+        };
+        let changes = manifest::diff(&self.nodes, redo.base, base, usize::MAX)?;
+        let contested = plan::contested(&changes, redo.writer, redo.above);
+        let count = (contested.len() as u64).max(1);
+        let dot = self.next_dot(count)?;
+        let sequences: BTreeMap<u64, u64> = contested
+            .into_iter()
+            .zip(dot.sequence - count + 1..)
+            .collect();
+        let new_dot = |old: Dot| {
+            let sequence = sequences.get(&old.sequence)?;
+            (old.writer == redo.writer).then_some(Dot {
+                writer: number,
+                sequence: *sequence,
+            })
+        };
+        let mut edits = plan::renumber(&changes, new_dot);
+        self.add_row(base, &mut edits, dot)?;
+        let applied = manifest::apply(&self.nodes, base, &edits)?;
+        let first_contested = Dot {
+            writer: redo.writer,
+            sequence: redo.above + 1,
+        };
+        let mut covers = lowered(&covers, &[first_contested]);
+        covers.add(dot);
+        let signing = Signing {
+            applied,
+            covers,
+            sequence: dot.sequence,
+            base,
+            edits: None,
+        };
+        let published = self.sign(signing, |state| {
+            state.redo = None;
+            state.heads.forget_merges();
+            state.overlay.renumber(new_dot);
+            false
+        })?;
+        // Done once more after a crash before this, it would find nothing left to do.
+        self.records.save_redo(None)?;
+        let _ = self.published.send(Arc::new(published));
+        self.merge_wake.notify_one();
+        Ok(Step::Done)
+    }
+}

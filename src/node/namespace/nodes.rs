@@ -1,0 +1,81 @@
+//! Manifest nodes as the tree reads them: from the store, decoded once while they are in use.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::recent::Recent;
+use crate::{
+    manifest::{Node, NodeHash, NodeSource, TreeError},
+    store::{Store, StoreError},
+};
+
+/// Decoded nodes kept in memory, at least; at most twice as many. They average 8 KiB.
+const DECODED_MAX: usize = 1024;
+
+/// The nodes that are here.
+pub(super) struct Nodes {
+    store: Store,
+    decoded: Mutex<Recent<NodeHash, Arc<Node>>>,
+}
+
+impl Nodes {
+    pub(super) fn new(store: Store) -> Self {
+        Self {
+            store,
+            decoded: Mutex::new(Recent::new(DECODED_MAX)),
+        }
+    }
+
+    /// The encoding, for peers.
+    pub(super) fn encoded(&self, hash: &NodeHash) -> Result<Option<Bytes>, StoreError> {
+        self.store.node(hash)
+    }
+
+    /// Keeps nodes that are known to be good.
+    pub(super) fn put(&self, nodes: &[(NodeHash, Vec<u8>)]) -> Result<(), StoreError> {
+        self.store.put_nodes(nodes)
+    }
+
+    /// Keeps those of the fetched encodings that were asked for and are nodes. Returns which.
+    pub(super) fn take(
+        &self,
+        asked: &[NodeHash],
+        fetched: Vec<Vec<u8>>,
+    ) -> Result<Vec<NodeHash>, StoreError> {
+        let asked: std::collections::BTreeSet<_> = asked.iter().collect();
+        let mut good = Vec::new();
+        for bytes in fetched {
+            let hash = NodeHash::of(&bytes);
+            if !asked.contains(&hash) {
+                tracing::warn!(%hash, "a peer sent a manifest node that it was not asked for");
+                continue;
+            }
+            match Node::decode(&bytes) {
+                Ok(node) => {
+                    self.decoded.lock().put(hash, Arc::new(node));
+                    good.push((hash, bytes));
+                }
+                Err(error) => tracing::warn!(%hash, %error, "a manifest node is not valid"),
+            }
+        }
+        self.store.put_nodes(&good)?;
+        Ok(good.into_iter().map(|(hash, _)| hash).collect())
+    }
+}
+
+impl NodeSource for Nodes {
+    fn node(&self, hash: &NodeHash) -> Result<Option<Arc<Node>>, TreeError> {
+        if let Some(node) = self.decoded.lock().get(hash) {
+            return Ok(Some(node));
+        }
+        let source = |error: &dyn std::fmt::Display| TreeError::Source(error.to_string());
+        let Some(bytes) = self.store.node(hash).map_err(|error| source(&error))? else {
+            return Ok(None);
+        };
+        let node = Arc::new(Node::decode(&bytes).map_err(|error| source(&error))?);
+        self.decoded.lock().put(*hash, node.clone());
+        Ok(Some(node))
+    }
+}

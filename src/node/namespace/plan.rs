@@ -1,0 +1,183 @@
+//! What local changes do to the tree. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::overlay::Pending;
+use crate::manifest::{
+    self, Change, Dot, Entry, InternalKey, Key, Kind, MISSING_MAX, Name, NodeHash, NodeSource,
+    Timestamp, TreeError, TreePath, Version, Versions, WriterNumber,
+};
+
+/// New versions under keys; `None` where nothing is left.
+pub(super) type Edits = BTreeMap<Key, Option<Versions>>;
+
+/// Works out the new versions that pending changes lead to, as the write `dot`.
+///
+/// A change through the name of a conflict copy puts the entry under that name and takes the version that it was from the
+/// file it was a copy of.
+pub(super) fn plan(
+    source: &impl NodeSource,
+    root: NodeHash,
+    pending: &[(TreePath, Pending)],
+    dot: Dot,
+) -> Result<Edits, TreeError> {
+    let mut edits = Edits::new();
+    let mut missing = BTreeSet::new();
+    for (path, change) in pending {
+        match put(source, root, &mut edits, path, change, dot) {
+            Err(TreeError::Missing(nodes)) => missing.extend(nodes),
+            result => result?,
+        }
+        if missing.len() >= MISSING_MAX {
+            break;
+        }
+    }
+    if missing.is_empty() {
+        Ok(edits)
+    } else {
+        Err(TreeError::Missing(
+            missing.into_iter().take(MISSING_MAX).collect(),
+        ))
+    }
+}
+
+fn put(
+    source: &impl NodeSource,
+    root: NodeHash,
+    edits: &mut Edits,
+    path: &TreePath,
+    change: &Pending,
+    dot: Dot,
+) -> Result<(), TreeError> {
+    let Some(key) = Key::of_path(path) else {
+        return Ok(());
+    };
+    let there = current(source, root, edits, &key)?;
+    let mut elsewhere = change.seen.clone();
+    for version in there.iter().flat_map(Versions::as_slice) {
+        elsewhere.remove(&version.dot);
+    }
+    if !elsewhere.is_empty()
+        && let Some(origin) = origin(source, root, path, &elsewhere)?
+    {
+        let seen: Vec<_> = elsewhere.into_iter().collect();
+        let versions = current(source, root, edits, &origin)?;
+        edits.insert(origin, Versions::replace(versions.as_ref(), &seen, None));
+    }
+    let seen: Vec<_> = change.seen.iter().copied().collect();
+    let new = change.entry.clone().map(|entry| Version {
+        dot,
+        time: change.time,
+        entry,
+    });
+    let versions = Versions::replace(there.as_ref(), &seen, new);
+    if versions != there || edits.contains_key(&key) {
+        edits.insert(key, versions);
+    }
+    Ok(())
+}
+
+fn current(
+    source: &impl NodeSource,
+    root: NodeHash,
+    edits: &Edits,
+    key: &Key,
+) -> Result<Option<Versions>, TreeError> {
+    match edits.get(key) {
+        Some(versions) => Ok(versions.clone()),
+        None => manifest::get(source, root, key),
+    }
+}
+
+/// The key that holds the versions which a path showed as a conflict copy.
+fn origin(
+    source: &impl NodeSource,
+    root: NodeHash,
+    path: &TreePath,
+    dots: &BTreeSet<Dot>,
+) -> Result<Option<Key>, TreeError> {
+    let Some((folder, name)) = path.split() else {
+        return Ok(None);
+    };
+    let found = manifest::find_copy(source, root, path)?;
+    let found = found.filter(|(_, copy)| copy.seen.iter().any(|dot| dots.contains(dot)));
+    let original = match found {
+        Some((original, _)) => Some(original),
+        None => original_name(name),
+    };
+    let key = original
+        .and_then(|original| folder.join(&original).ok())
+        .and_then(|path| Key::of_path(&path));
+    let Some(key) = key else {
+        return Ok(None);
+    };
+    let versions = manifest::get(source, root, &key)?;
+    let mut there = versions.iter().flat_map(Versions::as_slice);
+    Ok(there
+        .any(|version| dots.contains(&version.dot))
+        .then_some(key))
+}
+
+/// What a conflict copy of this name is a copy of: its original may be gone by now, so that the copy has got the name.
+fn original_name(copy: &Name) -> Option<Name> {
+    let bytes = copy.as_bytes();
+    let marker = b" (conflict";
+    let start = bytes
+        .windows(marker.len())
+        .position(|window| window == marker)?;
+    let end = bytes.iter().rposition(|byte| *byte == b')')?;
+    let original = [bytes.get(..start)?, bytes.get(end + 1..)?].concat();
+    Name::new(original).ok()
+}
+
+/// Adds the writer's row to the table of writers, unless it is there.
+pub(super) fn add_writer_row(
+    source: &impl NodeSource,
+    root: NodeHash,
+    edits: &mut Edits,
+    version: Version,
+) -> Result<(), TreeError> {
+    let key = Key::of_internal(&InternalKey::Writer(version.dot.writer));
+    let there = manifest::get(source, root, &key)?;
+    let rows = there.iter().flat_map(Versions::as_slice);
+    if rows.clone().any(|row| row.entry.kind == version.entry.kind) {
+        return Ok(());
+    }
+    let seen: Vec<_> = rows.map(|row| row.dot).collect();
+    edits.insert(key, Versions::replace(there.as_ref(), &seen, Some(version)));
+    Ok(())
+}
+
+/// A writer's row.
+pub(super) fn writer_row(peer: Vec<u8>, node: String) -> Entry {
+    Entry::new(Kind::Writer { peer, node }, 0, 0, 0, Timestamp::default())
+}
+
+/// The sequences above `above` of the writer `old` under which versions stand in the new state.
+pub(super) fn contested(changes: &[Change], old: WriterNumber, above: u64) -> BTreeSet<u64> {
+    let versions = changes.iter().filter_map(|change| change.new.as_ref());
+    versions
+        .flat_map(Versions::as_slice)
+        .filter(|version| version.dot.writer == old && version.dot.sequence > above)
+        .map(|version| version.dot.sequence)
+        .collect()
+}
+
+/// Gives versions of the new state other dots, where there is another.
+pub(super) fn renumber(changes: &[Change], new_dot: impl Fn(Dot) -> Option<Dot>) -> Edits {
+    let mut edits = Edits::new();
+    for change in changes {
+        let Some(versions) = &change.new else {
+            continue;
+        };
+        let renamed = versions.as_slice().iter().cloned().map(|mut version| {
+            version.dot = new_dot(version.dot).unwrap_or(version.dot);
+            version
+        });
+        let renamed = Versions::new(renamed.collect());
+        if renamed.as_ref() != Some(versions) {
+            edits.insert(change.key.clone(), renamed);
+        }
+    }
+    edits
+}

@@ -1,0 +1,324 @@
+//! What the namespace keeps in the store, under names of its own.
+//!
+//! Settings: `namespace/state` (root, context, time), `namespace/sequence` (up to which sequence a writer may have
+//! signed), `namespace/confirmed` (up to which its work is known to have reached others), `namespace/pending` (changes that
+//! could not be committed), `namespace/conflicts` (keys), `namespace/identity` (the identity taken in place of the node's
+//! first one), `namespace/redo` (work to be published again under it). Records among the heads: `h` ‖ digest → a head that
+//! no other covers; `o` ‖ writer ‖ sequence → what a head of this node stood for.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_bytes::ByteBuf;
+
+use super::{NamespaceError, heads::KnownHead, overlay::Pending};
+use crate::{
+    manifest::{
+        CausalContext, Dot, HybridTime, Key, NodeHash, TreePath, Version, Versions, WriterNumber,
+    },
+    store::{Store, StoreError},
+};
+
+const STATE: &str = "namespace/state";
+const SEQUENCE: &str = "namespace/sequence";
+const CONFIRMED: &str = "namespace/confirmed";
+const PENDING: &str = "namespace/pending";
+const CONFLICTS: &str = "namespace/conflicts";
+const IDENTITY: &str = "namespace/identity";
+const REDO: &str = "namespace/redo";
+/// Version of all records here.
+const FORMAT: u32 = 1;
+
+impl From<StoreError> for NamespaceError {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    format: u32,
+    record: T,
+}
+
+/// The merged state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StateRecord {
+    pub(super) root: Option<NodeHash>,
+    pub(super) covers: CausalContext,
+    pub(super) clock: HybridTime,
+}
+
+/// What a head of this node stood for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct OwnHead {
+    pub(super) root: NodeHash,
+    /// The state that it was made on.
+    pub(super) base: NodeHash,
+    pub(super) time: HybridTime,
+}
+
+/// Work under a writer number that turned out to be used elsewhere, to be published again under the present one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Redo {
+    /// The former number.
+    pub(super) writer: WriterNumber,
+    /// The work after this sequence is not known to have reached anybody.
+    pub(super) above: u64,
+    /// The state before that work.
+    pub(super) base: NodeHash,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PendingRecord {
+    path: ByteBuf,
+    /// A single version with a dot that means nothing; empty for a deletion.
+    entry: ByteBuf,
+    seen: Vec<Dot>,
+    time: HybridTime,
+}
+
+/// The records.
+pub(super) struct Records {
+    store: Store,
+}
+
+impl Records {
+    pub(super) fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    pub(super) fn flush(&self) -> Result<(), NamespaceError> {
+        Ok(self.store.flush()?)
+    }
+
+    fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, NamespaceError> {
+        let Some(bytes) = self.store.setting(name)? else {
+            return Ok(None);
+        };
+        decode(name, &bytes).map(Some)
+    }
+
+    fn save<T: Serialize>(&self, name: &str, record: &T) -> Result<(), NamespaceError> {
+        Ok(self.store.set_setting(name, Some(&encode(record)?))?)
+    }
+
+    pub(super) fn state(&self) -> Result<StateRecord, NamespaceError> {
+        Ok(self.load(STATE)?.unwrap_or_default())
+    }
+
+    pub(super) fn save_state(&self, state: &StateRecord) -> Result<(), NamespaceError> {
+        self.save(STATE, state)
+    }
+
+    /// The highest sequence that the writer may have used.
+    pub(super) fn sequence(&self, writer: WriterNumber) -> Result<u64, NamespaceError> {
+        self.of_writer(SEQUENCE, writer)
+    }
+
+    pub(super) fn save_sequence(
+        &self,
+        writer: WriterNumber,
+        sequence: u64,
+    ) -> Result<(), NamespaceError> {
+        self.save(SEQUENCE, &(writer, sequence))
+    }
+
+    /// The highest sequence of the writer that is known to have reached others.
+    pub(super) fn confirmed(&self, writer: WriterNumber) -> Result<u64, NamespaceError> {
+        self.of_writer(CONFIRMED, writer)
+    }
+
+    pub(super) fn save_confirmed(
+        &self,
+        writer: WriterNumber,
+        sequence: u64,
+    ) -> Result<(), NamespaceError> {
+        self.save(CONFIRMED, &(writer, sequence))
+    }
+
+    fn of_writer(&self, name: &str, writer: WriterNumber) -> Result<u64, NamespaceError> {
+        let kept: Option<(WriterNumber, u64)> = self.load(name)?;
+        Ok(kept.map_or(0, |(of, sequence)| if of == writer { sequence } else { 0 }))
+    }
+
+    /// The identity taken in place of the node's first one, as the protocol buffer that libp2p makes of it.
+    pub(super) fn identity(&self) -> Result<Option<Vec<u8>>, NamespaceError> {
+        Ok(self.load::<ByteBuf>(IDENTITY)?.map(ByteBuf::into_vec))
+    }
+
+    pub(super) fn save_identity(&self, identity: &[u8]) -> Result<(), NamespaceError> {
+        self.save(IDENTITY, &serde_bytes::Bytes::new(identity))
+    }
+
+    pub(super) fn redo(&self) -> Result<Option<Redo>, NamespaceError> {
+        self.load(REDO)
+    }
+
+    pub(super) fn save_redo(&self, redo: Option<&Redo>) -> Result<(), NamespaceError> {
+        match redo {
+            Some(redo) => self.save(REDO, redo),
+            None => Ok(self.store.set_setting(REDO, None)?),
+        }
+    }
+
+    /// The heads that no other covers, encoded.
+    pub(super) fn heads(&self) -> Result<Vec<Vec<u8>>, NamespaceError> {
+        let records = self.store.heads()?;
+        Ok(records
+            .into_iter()
+            .filter(|(key, _)| key.first() == Some(&b'h'))
+            .map(|(_, head)| head)
+            .collect())
+    }
+
+    pub(super) fn put_head(&self, head: &KnownHead) -> Result<(), NamespaceError> {
+        Ok(self.store.put_head(&head_key(head), &head.bytes)?)
+    }
+
+    pub(super) fn remove_head(&self, head: &KnownHead) -> Result<(), NamespaceError> {
+        Ok(self.store.remove_head(&head_key(head))?)
+    }
+
+    /// What the heads of a writer of this node stood for; records of other writers are dropped.
+    pub(super) fn own_heads(
+        &self,
+        writer: WriterNumber,
+    ) -> Result<Vec<(u64, OwnHead)>, NamespaceError> {
+        let mut heads = Vec::new();
+        for (key, record) in self.store.heads()? {
+            let [b'o', of @ ..] = key.as_slice() else {
+                continue;
+            };
+            let (number, sequence) = of.split_at(of.len().min(8));
+            match <[u8; 8]>::try_from(sequence) {
+                Ok(sequence) if number == writer.0.to_be_bytes() => {
+                    heads.push((u64::from_be_bytes(sequence), decode("own head", &record)?));
+                }
+                _ => self.store.remove_head(&key)?,
+            }
+        }
+        Ok(heads)
+    }
+
+    pub(super) fn put_own_head(&self, dot: Dot, head: &OwnHead) -> Result<(), NamespaceError> {
+        Ok(self.store.put_head(&own_key(dot), &encode(head)?)?)
+    }
+
+    pub(super) fn remove_own_head(&self, dot: Dot) -> Result<(), NamespaceError> {
+        Ok(self.store.remove_head(&own_key(dot))?)
+    }
+
+    pub(super) fn pending(&self) -> Result<Vec<(TreePath, Pending)>, NamespaceError> {
+        let damaged = |error: &dyn std::fmt::Display| {
+            NamespaceError::Failed(format!("the record of pending changes is damaged: {error}"))
+        };
+        let records: Vec<PendingRecord> = self.load(PENDING)?.unwrap_or_default();
+        records
+            .into_iter()
+            .map(|record| {
+                let path = TreePath::parse(&record.path).map_err(|error| damaged(&error))?;
+                let entry = if record.entry.is_empty() {
+                    None
+                } else {
+                    let versions =
+                        Versions::decode(&record.entry).map_err(|error| damaged(&error))?;
+                    versions.as_slice().first().map(|only| only.entry.clone())
+                };
+                let pending = Pending {
+                    entry,
+                    seen: record.seen.into_iter().collect(),
+                    held: false,
+                    generation: 0,
+                    since: 0,
+                    time: record.time,
+                };
+                Ok((path, pending))
+            })
+            .collect()
+    }
+
+    /// Keeps the pending changes for the next start; none removes the record.
+    pub(super) fn save_pending(
+        &self,
+        pending: &[(TreePath, Pending)],
+    ) -> Result<(), NamespaceError> {
+        if pending.is_empty() {
+            return Ok(self.store.set_setting(PENDING, None)?);
+        }
+        let records: Vec<_> = pending
+            .iter()
+            .map(|(path, pending)| {
+                let version = pending.entry.clone().map(|entry| Version {
+                    dot: Dot {
+                        writer: WriterNumber(0),
+                        sequence: 1,
+                    },
+                    time: pending.time,
+                    entry,
+                });
+                let versions = version.and_then(|version| Versions::new(vec![version]));
+                PendingRecord {
+                    path: ByteBuf::from(path.to_bytes()),
+                    entry: ByteBuf::from(
+                        versions.map_or_else(Vec::new, |versions| versions.encode()),
+                    ),
+                    seen: pending.seen.iter().copied().collect(),
+                    time: pending.time,
+                }
+            })
+            .collect();
+        self.save(PENDING, &records)
+    }
+
+    pub(super) fn conflicts(&self) -> Result<Vec<Key>, NamespaceError> {
+        let keys: Vec<ByteBuf> = self.load(CONFLICTS)?.unwrap_or_default();
+        Ok(keys
+            .into_iter()
+            .filter_map(|key| Key::from_bytes(key.into_vec()).ok())
+            .collect())
+    }
+
+    pub(super) fn save_conflicts<'a>(
+        &self,
+        keys: impl Iterator<Item = &'a Key>,
+    ) -> Result<(), NamespaceError> {
+        let keys: Vec<_> = keys
+            .map(|key| serde_bytes::Bytes::new(key.as_bytes()))
+            .collect();
+        self.save(CONFLICTS, &keys)
+    }
+}
+
+fn head_key(head: &KnownHead) -> Vec<u8> {
+    [&b"h"[..], &head.digest()].concat()
+}
+
+fn own_key(dot: Dot) -> Vec<u8> {
+    [
+        &b"o"[..],
+        &dot.writer.0.to_be_bytes(),
+        &dot.sequence.to_be_bytes(),
+    ]
+    .concat()
+}
+
+fn encode<T: Serialize>(record: &T) -> Result<Vec<u8>, NamespaceError> {
+    let versioned = Versioned {
+        format: FORMAT,
+        record,
+    };
+    cbor4ii::serde::to_vec(Vec::new(), &versioned)
+        .map_err(|error| NamespaceError::Failed(format!("a record could not be encoded: {error}")))
+}
+
+fn decode<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, NamespaceError> {
+    let versioned: Versioned<T> = cbor4ii::serde::from_slice(bytes).map_err(|error| {
+        NamespaceError::Failed(format!("the record {what} is damaged: {error}"))
+    })?;
+    if versioned.format != FORMAT {
+        return Err(NamespaceError::Failed(format!(
+            "the record {what} has format {}, this version knows {FORMAT}",
+            versioned.format
+        )));
+    }
+    Ok(versioned.record)
+}

@@ -1,0 +1,284 @@
+//! What the namespace knows, in memory.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use libp2p::{PeerId, identity::Keypair};
+
+use super::{
+    NamespaceError,
+    heads::{HeadSet, KnownHead},
+    overlay::Overlay,
+    recent::Recent,
+    records::{OwnHead, Records, Redo, StateRecord},
+};
+use crate::{
+    cluster::{Certificate, ClusterKeys, Head, Role},
+    manifest::{
+        CausalContext, Change, Dot, HybridTime, Key, NodeHash, TreePath, WriterNumber, shown,
+    },
+};
+
+/// Heads that were looked at and need not be again.
+const SEEN_HEADS_MAX: usize = 4096;
+/// Own heads remembered beyond those that may not have reached anybody.
+const OWN_HEADS_MAX: usize = 4096;
+/// Conflicts counted.
+const CONFLICTS_MAX: usize = 65_536;
+/// Folders of which the last removal is remembered.
+const REMOVALS_MAX: usize = 4096;
+
+/// This node as a writer.
+#[derive(Clone)]
+pub(super) struct Writer {
+    pub(super) number: WriterNumber,
+    pub(super) certificate: Certificate,
+    /// The last sequence that was signed, or may have been.
+    pub(super) last: u64,
+    /// Sequences up to this one may be signed: the store remembers them as used.
+    pub(super) reserved: u64,
+    /// What the heads of this number stood for: all after `confirmed`, and some thousands before.
+    pub(super) own: BTreeMap<u64, OwnHead>,
+    /// Up to this sequence the work is known to have reached somebody.
+    pub(super) confirmed: u64,
+}
+
+pub(super) struct State {
+    /// The merged state; `None` before the first head.
+    pub(super) root: Option<NodeHash>,
+    /// What it has seen.
+    pub(super) covers: CausalContext,
+    /// Later than everything seen or written.
+    pub(super) clock: HybridTime,
+    pub(super) heads: HeadSet,
+    /// Digests of heads that were looked at.
+    pub(super) seen_heads: Recent<[u8; 32], ()>,
+    /// Who showed a head: the first to ask for its nodes.
+    pub(super) showed: Recent<[u8; 32], PeerId>,
+    pub(super) overlay: Overlay,
+    /// Whether the store has a record of pending changes.
+    pub(super) pending_kept: bool,
+    pub(super) identity: Keypair,
+    /// `None` for a read-only member.
+    pub(super) writer: Option<Writer>,
+    /// Nothing is signed or merged before this is done.
+    pub(super) redo: Option<Redo>,
+    /// When a head that joins the known ones is to be signed.
+    pub(super) join_due: Option<Instant>,
+    /// Keys that show conflict copies.
+    pub(super) conflicts: BTreeSet<Key>,
+    /// When a direct entry of a folder was last removed; the tree remembers no removals, so this holds until the process
+    /// ends.
+    pub(super) removals: BTreeMap<TreePath, HybridTime>,
+}
+
+impl Writer {
+    /// The writer that an identity makes, with nothing signed yet; `None` for a read-only member.
+    pub(super) fn new(
+        keys: &ClusterKeys,
+        identity: &Keypair,
+    ) -> Result<Option<Self>, NamespaceError> {
+        if keys.role() != Role::ReadWrite {
+            return Ok(None);
+        }
+        let peer = identity.public().to_peer_id();
+        let certificate = Certificate::issue(keys, &peer)
+            .map_err(|error| NamespaceError::Failed(error.to_string()))?;
+        Ok(Some(Self {
+            number: WriterNumber::of(&peer),
+            certificate,
+            last: 0,
+            reserved: 0,
+            own: BTreeMap::new(),
+            confirmed: 0,
+        }))
+    }
+
+    /// Whether a head shows that this writer's number is used by another machine: it is, or covers, a head under the
+    /// number that was not signed here.
+    pub(super) fn is_used_elsewhere(&self, head: &KnownHead) -> bool {
+        let is_old = |sequence: u64| {
+            let first = self.own.first_key_value();
+            first.is_some_and(|(&first, _)| sequence < first)
+        };
+        if head.writer == self.number {
+            return match self.own.get(&head.sequence) {
+                Some(own) => own.root != head.root,
+                None => !is_old(head.sequence),
+            };
+        }
+        let covered = head.covers.sequence(self.number);
+        if covered == 0 {
+            return false;
+        }
+        match self.own.get(&covered) {
+            // A head is later than everything that it has seen.
+            Some(own) => head.time <= own.time,
+            None => !is_old(covered),
+        }
+    }
+
+    /// Notes that work up to a sequence has reached somebody. Returns the own heads that need not be remembered longer.
+    pub(super) fn confirm(&mut self, sequence: u64) -> Vec<Dot> {
+        let sequence = sequence.min(self.last);
+        if sequence <= self.confirmed {
+            return Vec::new();
+        }
+        self.confirmed = sequence;
+        let mut forgotten = Vec::new();
+        while self.own.len() > OWN_HEADS_MAX {
+            match self.own.first_entry() {
+                Some(first) if *first.key() < sequence => {
+                    forgotten.push(Dot {
+                        writer: self.number,
+                        sequence: *first.key(),
+                    });
+                    first.remove();
+                }
+                _ => break,
+            }
+        }
+        forgotten
+    }
+}
+
+impl State {
+    /// Reads what the store has. `identity` is used unless another took its place.
+    pub(super) fn load(
+        records: &Records,
+        keys: &ClusterKeys,
+        identity: Keypair,
+    ) -> Result<Self, NamespaceError> {
+        let identity = match records.identity()? {
+            None => identity,
+            Some(bytes) => Keypair::from_protobuf_encoding(&bytes).map_err(|error| {
+                NamespaceError::Failed(format!("the kept identity is damaged: {error}"))
+            })?,
+        };
+        let mut writer = Writer::new(keys, &identity)?;
+        if let Some(writer) = &mut writer {
+            writer.own = records.own_heads(writer.number)?.into_iter().collect();
+            writer.confirmed = records.confirmed(writer.number)?;
+            writer.last = records.sequence(writer.number)?;
+            writer.reserved = writer.last;
+        }
+        let StateRecord {
+            root,
+            covers,
+            clock,
+        } = records.state()?;
+        let mut state = Self {
+            root,
+            covers,
+            clock,
+            heads: HeadSet::default(),
+            seen_heads: Recent::new(SEEN_HEADS_MAX),
+            showed: Recent::new(SEEN_HEADS_MAX),
+            overlay: Overlay::new(),
+            pending_kept: false,
+            identity,
+            writer,
+            redo: records.redo()?,
+            join_due: None,
+            conflicts: records.conflicts()?.into_iter().collect(),
+            removals: BTreeMap::new(),
+        };
+        for bytes in records.heads()? {
+            let head = Head::decode(&bytes)
+                .map_err(|error| NamespaceError::Failed(format!("a kept head: {error}")))?;
+            let head = known(&head, bytes);
+            let digest = head.digest();
+            state.heads.offer(head, false);
+            state.seen_heads.put(digest, ());
+        }
+        let pending = records.pending()?;
+        state.pending_kept = !pending.is_empty();
+        if state.writer.is_some() {
+            state.overlay.restore(pending);
+        }
+        Ok(state)
+    }
+
+    pub(super) fn record(&self) -> StateRecord {
+        StateRecord {
+            root: self.root,
+            covers: self.covers.clone(),
+            clock: self.clock,
+        }
+    }
+
+    pub(super) fn has_head(&self) -> bool {
+        self.root.is_some() || !self.heads.is_empty()
+    }
+
+    /// The next moment of the hybrid clock.
+    pub(super) fn tick(&mut self, wall_ns: u64) -> HybridTime {
+        self.clock = HybridTime(wall_ns.max(self.clock.0.saturating_add(1)));
+        self.clock
+    }
+
+    /// Notes a moment that somebody else wrote at; verified heads are at most five minutes ahead.
+    pub(super) fn saw(&mut self, time: HybridTime) {
+        self.clock = self.clock.max(time);
+    }
+
+    /// Sees to it that a state which no single head stands for gets one: from this node, if no other does so in a while.
+    pub(super) fn plan_join(&mut self, now: Instant) {
+        let needed = match self.root {
+            Some(root) if self.writer.is_some() && self.redo.is_none() => {
+                !self.heads.represents(root, &self.covers)
+            }
+            _ => false,
+        };
+        if !needed {
+            self.join_due = None;
+        } else if self.join_due.is_none() {
+            let delay = Duration::from_millis(rand::random_range(500..3000));
+            self.join_due = Some(now + delay);
+        }
+    }
+
+    /// Keeps the count of conflicts and the times of removals. Returns whether the conflicts have changed.
+    pub(super) fn note_changes(&mut self, changes: &[Change], time: HybridTime) -> bool {
+        let mut changed = false;
+        for change in changes {
+            let Some(path) = change.key.path() else {
+                continue;
+            };
+            let conflict = change
+                .new
+                .as_ref()
+                .is_some_and(|versions| !shown(versions).1.is_empty());
+            changed |= if !conflict {
+                self.conflicts.remove(&change.key)
+            } else if self.conflicts.len() < CONFLICTS_MAX {
+                self.conflicts.insert(change.key.clone())
+            } else {
+                false
+            };
+            if change.new.is_none()
+                && let Some((folder, _)) = path.split()
+            {
+                if self.removals.len() >= REMOVALS_MAX {
+                    self.removals.clear();
+                }
+                self.removals.insert(folder, time);
+            }
+        }
+        changed
+    }
+}
+
+/// What matters here of a head.
+pub(super) fn known(head: &Head, bytes: Vec<u8>) -> KnownHead {
+    KnownHead {
+        bytes,
+        root: head.root,
+        covers: head.covers.clone(),
+        writer: head.writer,
+        sequence: head.sequence,
+        time: head.time,
+    }
+}

@@ -1,0 +1,430 @@
+//! Members that show each other their heads.
+
+use super::*;
+
+async fn pair(cluster: &Cluster) -> (Member, Member) {
+    let (a, b) = (cluster.member("a"), cluster.member("b"));
+    a.reaches(&[&b]);
+    b.reaches(&[&a]);
+    a.ns.create().unwrap();
+    b.hears(&a).await;
+    (a, b)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_here_is_seen_there() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    a.write("d/x", 1).await;
+    b.write("y", 1).await;
+    let mut changes = b.ns.remote_changes();
+    b.hears(&a).await;
+    b.merged().await;
+    assert!(b.shows("d/x", 1).await && b.shows("y", 1).await);
+    let RemoteChanges::Paths(paths) = changes.recv().await.unwrap() else {
+        panic!("one change can be named");
+    };
+    assert_eq!(*paths, [at("d/x")]);
+    agree(&[&a, &b]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_writes_are_both_kept_and_everybody_shows_the_same_one() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    let c = cluster.reader("c");
+    c.reaches(&[&a, &b]);
+    a.write("x.txt", 1).await;
+    b.write("x.txt", 2).await;
+    // The reader hears them in one order, the writers in the other.
+    c.hears(&b).await;
+    c.hears(&a).await;
+    c.merged().await;
+    agree(&[&a, &b]).await;
+    assert_eq!(c.everything().await, a.everything().await);
+    agree(&[&a, &b, &c]).await;
+    let all = a.everything().await;
+    assert_eq!(all.len(), 2);
+    assert!(a.shows("x.txt", 2).await, "the later one is shown");
+    assert_eq!(all, b.everything().await);
+    assert_eq!(all, c.everything().await);
+    assert_eq!(a.ns.status().conflicts, 1);
+    assert_eq!(c.ns.status().conflicts, 1);
+    one_head(&[&a, &b, &c]).await;
+}
+
+/// A conflict, and the name of the copy, which holds content 1; `x.txt` shows content 2.
+async fn conflict(a: &Member, b: &Member) -> String {
+    a.write("x.txt", 1).await;
+    b.write("x.txt", 2).await;
+    agree(&[a, b]).await;
+    let all = a.everything().await;
+    let copy = all.iter().find(|found| found.0.contains("conflict"));
+    copy.unwrap().0.clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn removing_a_conflict_copy_removes_just_it() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    let copy = conflict(&a, &b).await;
+    assert!(a.shows(&copy, 1).await);
+    a.remove(&copy).await;
+    assert_eq!(a.everything().await.len(), 1);
+    assert!(a.shows("x.txt", 2).await);
+    assert_eq!(a.ns.status().conflicts, 0);
+    agree(&[&a, &b]).await;
+    assert_eq!(b.everything().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_to_a_conflict_copy_makes_it_a_file_of_its_own() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    let copy = conflict(&a, &b).await;
+    a.write(&copy, 3).await;
+    agree(&[&a, &b]).await;
+    assert!(b.shows("x.txt", 2).await && b.shows(&copy, 3).await);
+    assert_eq!(b.everything().await.len(), 2);
+    assert_eq!(a.ns.status().conflicts, 0);
+    b.remove("x.txt").await;
+    assert_eq!(b.everything().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn renaming_a_conflict_copy_moves_it_out_of_the_conflict() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    let copy = conflict(&a, &b).await;
+    let shown = a.look(&copy).await.unwrap();
+    let edit = |path: &str, entry, seen| Edit {
+        path: at(path),
+        entry,
+        seen,
+        held: false,
+    };
+    a.ns.change(vec![
+        edit("mine.txt", Some(shown.entry), Vec::new()),
+        edit(&copy, None, shown.seen),
+    ])
+    .unwrap();
+    a.ns.flush().await.unwrap();
+    agree(&[&a, &b]).await;
+    assert!(b.shows("x.txt", 2).await && b.shows("mine.txt", 1).await);
+    assert_eq!(b.everything().await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conflict_copy_whose_original_went_away_can_still_be_removed_by_its_name() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    let copy = conflict(&a, &b).await;
+    let seen = a.look(&copy).await.unwrap().seen;
+    b.remove("x.txt").await;
+    a.hears(&b).await;
+    a.merged().await;
+    assert!(a.shows("x.txt", 1).await, "the copy has the name now");
+    a.edit(Edit {
+        path: at(&copy),
+        entry: None,
+        seen,
+        held: false,
+    });
+    a.ns.flush().await.unwrap();
+    assert_eq!(a.everything().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_survives_a_deletion_at_the_same_time() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    a.write("d/x", 1).await;
+    a.write("d/y", 1).await;
+    agree(&[&a, &b]).await;
+    a.remove("d/x").await;
+    a.remove("d/y").await;
+    b.write("d/x", 2).await;
+    agree(&[&a, &b]).await;
+    assert!(a.shows("d/x", 2).await);
+    assert_eq!(a.look("d/y").await, None);
+    assert_eq!(a.everything().await, b.everything().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn old_heads_shown_again_change_nothing() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    let mut old = a.ns.heads();
+    for content in 1..5 {
+        a.write("x", content).await;
+        old.extend(a.ns.heads());
+    }
+    a.remove("x").await;
+    agree(&[&a, &b]).await;
+    let (root, heads) = (b.root(), b.ns.heads());
+    a.reaches(&[]);
+    drop(b);
+    let b = cluster.member("b");
+    b.reaches(&[&a]);
+    b.ns.take_heads(None, old.clone()).await.unwrap();
+    a.ns.take_heads(None, old).await.unwrap();
+    b.merged().await;
+    a.merged().await;
+    assert_eq!((b.root(), b.ns.heads()), (root, heads));
+    assert_eq!(b.look("x").await, None);
+    assert_eq!(a.root(), root);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newcomer_fetches_nothing_until_it_looks() {
+    let cluster = Cluster::new();
+    let a = cluster.member("a");
+    a.ns.create().unwrap();
+    let edits = (0..5000).map(|n| Edit {
+        path: at(&format!("d{}/{n}", n % 50)),
+        entry: Some(file(n)),
+        seen: Vec::new(),
+        held: false,
+    });
+    a.ns.change(edits.collect()).unwrap();
+    a.ns.flush().await.unwrap();
+    let b = cluster.member("b");
+    b.reaches(&[&a]);
+    b.hears(&a).await;
+    assert!(b.ns.has_head());
+    b.merged().await;
+    assert_eq!(b.fetched(), 0);
+    assert!(b.shows("d7/57", 57).await);
+    assert!(b.fetched() < 12, "{}", b.fetched());
+    // An update of one file costs a path, whatever the size of the tree.
+    let before = b.fetched();
+    a.write("d8/58", 1).await;
+    b.hears(&a).await;
+    b.merged().await;
+    assert!(b.shows("d8/58", 1).await);
+    assert!(b.fetched() < before + 16, "{}", b.fetched() - before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_that_has_looked_at_nothing_publishes_what_it_writes() {
+    let cluster = Cluster::new();
+    let (a, _) = pair(&cluster).await;
+    a.write("x", 1).await;
+    let b = cluster.member("new");
+    b.reaches(&[&a]);
+    b.hears(&a).await;
+    b.edit(Edit {
+        path: at("y"),
+        entry: Some(file(2)),
+        seen: Vec::new(),
+        held: false,
+    });
+    b.ns.flush().await.unwrap();
+    assert_eq!(b.ns.status().unpublished, 0);
+    assert!(b.shows("x", 1).await && b.shows("y", 2).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_committed_is_kept_and_committed_after_a_restart() {
+    let cluster = Cluster::new();
+    let (a, _) = pair(&cluster).await;
+    a.write("x", 1).await;
+    let b = cluster.member("new");
+    b.hears(&a).await;
+    b.edit(Edit {
+        path: at("y"),
+        entry: Some(file(2)),
+        seen: Vec::new(),
+        held: false,
+    });
+    b.ns.flush().await.unwrap();
+    assert_eq!(b.ns.status().unpublished, 1, "nobody gives the nodes");
+    drop(b);
+    let b = cluster.member("new");
+    assert_eq!(b.ns.status().unpublished, 1);
+    assert!(b.ns.get(&at("y")).unwrap().is_some());
+    b.reaches(&[&a]);
+    b.ns.flush().await.unwrap();
+    assert_eq!(b.ns.status().unpublished, 0);
+    a.reaches(&[&b]);
+    a.hears(&b).await;
+    a.merged().await;
+    assert!(a.shows("x", 1).await && a.shows("y", 2).await);
+    a.reaches(&[]);
+    drop(b);
+    let b = cluster.member("new");
+    assert_eq!(b.ns.status().unpublished, 0, "committed once");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_that_names_its_changes_needs_no_fetch() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    a.write("x", 1).await;
+    agree(&[&a, &b]).await;
+    assert!(b.shows("x", 1).await);
+    b.reaches(&[]);
+    let mut published = a.ns.published();
+    a.write("y", 2).await;
+    let published = published.recv().await.unwrap();
+    let push = || published.push.clone();
+    assert_eq!(b.ns.take_push(a.peer(), push()).await, Ok(true));
+    assert_eq!(b.ns.take_push(a.peer(), push()).await, Ok(false));
+    b.merged().await;
+    assert!(b.shows("y", 2).await && b.shows("x", 1).await);
+    assert_eq!(b.root(), a.root());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_whose_changes_lead_elsewhere_is_refused() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    let mut published = a.ns.published();
+    a.write("y", 2).await;
+    let published = published.recv().await.unwrap();
+    let Push::Manifest { head, base, .. } = published.push.clone() else {
+        panic!("a push of a head");
+    };
+    let push = Push::Manifest {
+        head,
+        base,
+        changes: Some(Vec::new()),
+    };
+    assert!(b.ns.take_push(a.peer(), push).await.is_err());
+    assert!(b.ns.take_push(a.peer(), Push::Leaving).await.is_err());
+    // What its author shows is taken all the same.
+    b.hears(&a).await;
+    b.merged().await;
+    assert!(b.shows("y", 2).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_heads_are_refused_and_good_ones_beside_them_taken() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    a.write("x", 1).await;
+    let good = a.ns.heads().remove(0);
+    let mut forged = Head::decode(&good).unwrap();
+    forged.root = manifest::empty_root();
+    forged.sequence += 1;
+    let stranger = Cluster {
+        id: ClusterId::generate([8; 32]),
+        temp: tempfile::tempdir().unwrap(),
+    };
+    let other = stranger.member("other");
+    let foreign = other.ns.create().unwrap();
+    let shown = vec![vec![0; 10], forged.encode(), foreign.encode(), good];
+    assert!(b.ns.take_heads(None, shown).await.is_err());
+    b.merged().await;
+    assert_eq!(b.root(), a.root());
+    assert!(
+        b.ns.take_heads(None, vec![Vec::new(); HEADS_MAX + 1])
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_only_members_head_is_refused() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    a.write("x", 1).await;
+    let reader = cluster.reader("r");
+    reader.hears(&a).await;
+    // It signs with its own node key, under a certificate that a write key of its own making grants.
+    let seen = Head::decode(&reader.ns.heads()[0]).unwrap();
+    let foreign = ClusterId::generate([8; 32]).keys();
+    let certificate = crate::cluster::Certificate::issue(&foreign, &reader.peer()).unwrap();
+    let forged = Head::sign(
+        &cluster.id.read_only().keys(),
+        &reader.ns.writer_identity(),
+        &certificate,
+        manifest::empty_root(),
+        seen.covers.clone(),
+        seen.sequence + 1,
+        seen.time,
+    )
+    .unwrap();
+    assert!(b.ns.take_heads(None, vec![forged.encode()]).await.is_err());
+    b.hears(&a).await;
+    b.merged().await;
+    assert!(b.shows("x", 1).await);
+}
+
+/// Gives bytes that are not what was asked for.
+struct Liar;
+
+impl NodeFetcher for Liar {
+    fn fetch(
+        &self,
+        nodes: Vec<NodeHash>,
+        _prefer: Option<PeerId>,
+        _within: Duration,
+    ) -> BoxFuture<'static, Vec<Vec<u8>>> {
+        Box::pin(async move { nodes.iter().map(|hash| hash.0.to_vec()).collect() })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_do_not_match_their_hash_are_not_taken() {
+    let cluster = Cluster::new();
+    let (a, _) = pair(&cluster).await;
+    a.write("x", 1).await;
+    let b = Namespace::open(
+        open_store(&cluster.dir("liars")),
+        cluster.id.keys(),
+        Keypair::generate_ed25519(),
+        "b".into(),
+        Arc::new(Liar),
+    )
+    .unwrap();
+    b.take_heads(None, a.ns.heads()).await.unwrap();
+    let Err(NamespaceError::Missing(nodes)) = b.get(&at("x")) else {
+        panic!("nothing was fetched yet");
+    };
+    let fetched = b.fetch(nodes.clone(), Duration::from_secs(1)).await;
+    assert!(matches!(fetched, Err(NamespaceError::Unreachable(_))));
+    assert_eq!(b.node(&nodes[0]), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_here_stays_readable_while_nobody_has_the_nodes_of_a_new_head() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    a.write("x", 1).await;
+    agree(&[&a, &b]).await;
+    assert!(b.shows("x", 1).await);
+    b.reaches(&[]);
+    a.write("x", 2).await;
+    b.hears(&a).await;
+    b.write("y", 3).await;
+    assert!(b.shows("x", 1).await && b.shows("y", 3).await);
+    assert_eq!(b.ns.heads().len(), 2);
+    a.reaches(&[]);
+    drop(b);
+    let b = cluster.member("b");
+    b.reaches(&[&a]);
+    b.merged().await;
+    assert!(b.shows("x", 2).await && b.shows("y", 3).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_members_end_with_one_state_and_one_head() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    let c = cluster.member("c");
+    c.reaches(&[&a, &b]);
+    a.reaches(&[&b, &c]);
+    b.reaches(&[&a, &c]);
+    c.hears(&a).await;
+    for (member, name) in [(&a, "a"), (&b, "b"), (&c, "c")] {
+        member.write("same", name.len() as u64).await;
+        member.write(name, 7).await;
+    }
+    agree(&[&a, &b, &c]).await;
+    one_head(&[&a, &b, &c]).await;
+    // Equal contents never conflict.
+    assert_eq!(a.everything().await.len(), 4);
+    assert_eq!(a.everything().await, c.everything().await);
+    assert_eq!(a.everything().await, b.everything().await);
+}
