@@ -4,6 +4,7 @@
 
 pub mod cluster;
 pub mod content;
+pub mod fs;
 pub mod manifest;
 pub mod net;
 pub mod node;

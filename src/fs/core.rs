@@ -1,0 +1,317 @@
+//! The filesystem's state and the ground rules of its operations.
+//!
+//! Operations (in `ops/`) are methods of [`Core`]. They never wait for the network and never call the kernel. One that lacks
+//! something answers [`Fail::Need`], having changed nothing, and is called again once that is there.
+//!
+//! Lock order, outermost first: `order`, `lives`, a [`Live`]'s state, `inodes`, `files`/`folders`. `order` is held shared by
+//! operations that look at names and exclusively by those that change them, so that the tree and the table of inodes agree.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::Range,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, watch};
+
+use super::{
+    OwnerMode,
+    errno::FsError,
+    inodes::{Facts, Inodes},
+    live::{Live, LiveState},
+    ops::{OpenFile, OpenFolder},
+    parts::{Bring, Tree},
+};
+use crate::{
+    content::{BLOCK_BYTES, Object},
+    manifest::{HybridTime, Kind, Name, NodeHash, Shown, Timestamp, TreePath},
+    node::namespace::{Edit, NamespaceError},
+    store::{StagingId, Store, StoreError},
+};
+
+/// What an operation must have before it can be done.
+#[derive(Debug)]
+pub(crate) enum Need {
+    /// Any head at all.
+    Head,
+    /// Nodes of the manifest.
+    Nodes(Vec<NodeHash>),
+    /// Bytes of a content; the path is for reports.
+    Bytes(Object, Range<u64>, TreePath),
+    /// That a file's staging file is not being made an object.
+    Import(u64),
+    /// That all of a file is published; gives up after a while.
+    Publication(u64, Duration),
+}
+
+/// Why an operation did not answer.
+#[derive(Debug)]
+pub(crate) enum Fail {
+    Need(Need),
+    Error(FsError),
+}
+
+impl<E: Into<FsError>> From<E> for Fail {
+    fn from(error: E) -> Self {
+        match error.into() {
+            FsError::Namespace(NamespaceError::Missing(nodes)) => Self::Need(Need::Nodes(nodes)),
+            FsError::Namespace(NamespaceError::NoHead) => Self::Need(Need::Head),
+            error => Self::Error(error),
+        }
+    }
+}
+
+/// What the filesystem was told when it was made.
+pub(crate) struct Options {
+    pub(crate) read_only: bool,
+    pub(crate) owner: OwnerMode,
+    /// The mounting user.
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) wait: Duration,
+    pub(crate) state_dir: PathBuf,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caller {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// Attributes of an inode.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Attr {
+    pub(crate) number: u64,
+    pub(crate) size: u64,
+    pub(crate) kind: Kind,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) modified_ns: i64,
+    pub(crate) changed_ns: i64,
+    pub(crate) links: u32,
+    pub(crate) device: u32,
+}
+
+/// See the module.
+pub(crate) struct Core {
+    pub(crate) tree: Arc<dyn Tree>,
+    pub(crate) store: Store,
+    pub(crate) bring: Arc<dyn Bring>,
+    /// How many peers are known to hold all of an object.
+    pub(crate) holders: Arc<dyn Fn(Object) -> u64 + Send + Sync>,
+    pub(crate) options: Options,
+    pub(crate) order: RwLock<()>,
+    pub(super) lives: Mutex<HashMap<u64, Arc<Live>>>,
+    pub(super) inodes: Mutex<Inodes>,
+    pub(super) files: Mutex<HashMap<u64, Arc<OpenFile>>>,
+    pub(super) folders: Mutex<HashMap<u64, Arc<OpenFolder>>>,
+    next_handle: AtomicU64,
+    /// Counts changes of names and entries, here and elsewhere: what was listed before is old after.
+    pub(super) epoch: AtomicU64,
+    /// Rung when there may be something to publish.
+    pub(super) wake: Notify,
+    /// Published staging files whose entry is not on disk yet.
+    pub(super) settling: Mutex<Vec<StagingId>>,
+    pub(super) unsettled: Notify,
+    /// Places where a publication here met a change from elsewhere: the kernel has yet to hear.
+    pub(super) stirred: Mutex<BTreeSet<TreePath>>,
+    pub(super) stir: Notify,
+    /// Counts ended publications, and steps of them that somebody may wait for.
+    pub(super) published: watch::Sender<u64>,
+}
+
+impl Core {
+    pub(crate) fn new(
+        tree: Arc<dyn Tree>,
+        store: Store,
+        bring: Arc<dyn Bring>,
+        holders: Arc<dyn Fn(Object) -> u64 + Send + Sync>,
+        options: Options,
+    ) -> Self {
+        Self {
+            tree,
+            store,
+            bring,
+            holders,
+            options,
+            order: RwLock::new(()),
+            lives: Mutex::new(HashMap::new()),
+            inodes: Mutex::new(Inodes::new()),
+            files: Mutex::new(HashMap::new()),
+            folders: Mutex::new(HashMap::new()),
+            next_handle: AtomicU64::new(1),
+            epoch: AtomicU64::new(0),
+            wake: Notify::new(),
+            settling: Mutex::new(Vec::new()),
+            unsettled: Notify::new(),
+            stirred: Mutex::new(BTreeSet::new()),
+            stir: Notify::new(),
+            published: watch::Sender::new(0),
+        }
+    }
+
+    pub(super) fn handle(&self) -> u64 {
+        self.next_handle.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn file(&self, handle: u64) -> Result<Arc<OpenFile>, Fail> {
+        let files = self.files.lock();
+        Ok(files.get(&handle).cloned().ok_or(FsError::BadHandle)?)
+    }
+
+    pub(super) fn writable(&self) -> Result<(), Fail> {
+        match self.options.read_only {
+            true => Err(FsError::ReadOnly.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Where an inode stands; an error when it has no name any more.
+    pub(super) fn path(&self, number: u64) -> Result<TreePath, Fail> {
+        Ok(self.inodes.lock().path(number).ok_or(FsError::Stale)?)
+    }
+
+    /// A name in a folder: where it is.
+    pub(super) fn place(&self, folder: u64, name: &[u8]) -> Result<(Name, TreePath), Fail> {
+        let name = Name::new(name).map_err(FsError::from)?;
+        let path = self.path(folder)?.join(&name).map_err(FsError::from)?;
+        Ok((name, path))
+    }
+
+    /// What the tree shows at a place.
+    pub(super) fn shown(&self, path: &TreePath) -> Result<Option<Shown>, Fail> {
+        Ok(self.tree.get(path)?)
+    }
+
+    pub(super) fn live(&self, number: u64) -> Option<Arc<Live>> {
+        self.lives.lock().get(&number).cloned()
+    }
+
+    /// Does something with the live state of an inode, if it has one.
+    pub(super) fn with_live<T>(
+        &self,
+        number: u64,
+        act: impl FnOnce(&mut LiveState) -> T,
+    ) -> Option<T> {
+        loop {
+            let live = self.live(number)?;
+            let mut state = live.state.lock();
+            if !state.done {
+                return Some(act(&mut state));
+            }
+        }
+    }
+
+    /// Applies edits: visible here at once.
+    pub(super) fn change(&self, edits: Vec<Edit>) -> Result<(), Fail> {
+        self.tree.change(edits)?;
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Notes that something changed elsewhere.
+    pub(super) fn note_change(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The attributes of an inode. `linked`: it still has a name.
+    pub(super) fn attr(&self, number: u64, facts: &Facts, linked: bool) -> Attr {
+        let size = match &facts.kind {
+            Kind::File(object) => object.size,
+            Kind::Symlink(target) => target.len() as u64,
+            Kind::Directory => 4096,
+            _ => 0,
+        };
+        let (uid, gid) = match self.options.owner {
+            OwnerMode::Mounter => (self.options.uid, self.options.gid),
+            OwnerMode::Stored => (facts.owner, facts.group),
+        };
+        Attr {
+            number,
+            size,
+            mode: facts.mode & 0o7777,
+            uid,
+            gid,
+            modified_ns: facts.modified.0,
+            changed_ns: i64::try_from(facts.changed.0).unwrap_or(i64::MAX),
+            links: match (linked, &facts.kind) {
+                (false, _) => 0,
+                (true, Kind::Directory) => 2,
+                (true, _) => 1,
+            },
+            device: match facts.kind {
+                Kind::Device { number, .. } => number,
+                _ => 0,
+            },
+            kind: facts.kind.clone(),
+        }
+    }
+
+    /// Facts of what is shown at a path. A folder's time is the one that was set, until a direct entry changes after that.
+    pub(super) fn facts(&self, path: &TreePath, shown: &Shown) -> Result<Facts, Fail> {
+        let mut facts = Facts::of(shown);
+        match facts.kind {
+            Kind::Directory => {
+                let touched = self.tree.folder_modified(path)?;
+                if i128::from(touched.0) > i128::from(shown.time.0) {
+                    facts.modified = touched;
+                    facts.changed = HybridTime(u64::try_from(touched.0).unwrap_or(0));
+                }
+            }
+            // Several names for one file are not supported yet: refused rather than shown as something else.
+            Kind::Link(_) | Kind::Writer { .. } => return Err(FsError::NotSupported.into()),
+            _ => {}
+        }
+        Ok(facts)
+    }
+
+    /// Reads a content from the store. What is missing or damaged here becomes a need; damage is dropped, to be had anew.
+    pub(super) fn read_object(
+        &self,
+        object: &Object,
+        offset: u64,
+        buf: &mut [u8],
+        path: impl FnOnce() -> TreePath,
+    ) -> Result<usize, Fail> {
+        match self.store.read(object, offset, buf) {
+            Ok(read) => Ok(read),
+            Err(StoreError::Absent(_)) => {
+                let bytes = offset..offset.saturating_add(buf.len() as u64).min(object.size);
+                Err(Fail::Need(Need::Bytes(*object, bytes, path())))
+            }
+            Err(error @ (StoreError::Io { .. } | StoreError::Damaged(_))) => {
+                let bytes = offset..offset.saturating_add(buf.len() as u64).min(object.size);
+                let path = path();
+                tracing::warn!(%path, ?bytes, %error, "cached content is damaged: fetching it again");
+                self.store
+                    .drop_blocks(object, object.blocks_of(bytes.clone()))?;
+                Err(Fail::Need(Need::Bytes(*object, bytes, path)))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Nanoseconds since 1970.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    Timestamp(since.map_or(0, |since| {
+        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    }))
+}
+
+/// The same as [`now`], as a version's time.
+pub(crate) fn now_hybrid() -> HybridTime {
+    HybridTime(u64::try_from(now().0).unwrap_or(0))
+}
+
+/// What `st_blksize` suggests to programs.
+pub(crate) const SUGGESTED_IO_BYTES: u32 = BLOCK_BYTES as u32;

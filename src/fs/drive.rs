@@ -1,0 +1,104 @@
+//! Waits for what operations need, then has them done: the only place where an operation meets the network.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    core::{Core, Fail, Need},
+    errno::FsError,
+    interrupt,
+    live::LiveState,
+};
+
+/// How often an operation may need yet something else: deep trees take a few rounds, each round makes progress.
+const ROUNDS_MAX: u32 = 256;
+
+/// Provides what an operation needs, repeats it, and so on until it answers. Each wait has the mount's deadline; a fatal
+/// signal to the process `pid` ends it at once.
+pub(crate) async fn drive<T: Send + 'static>(
+    core: &Arc<Core>,
+    pid: u32,
+    mut need: Need,
+    mut operation: impl FnMut(&Arc<Core>) -> Result<T, Fail> + Send + 'static,
+) -> Result<T, FsError> {
+    for _ in 0..ROUNDS_MAX {
+        tokio::select! {
+            provided = core.provide(need) => provided?,
+            () = interrupt::fatal_signal(pid) => return Err(FsError::Interrupted),
+        }
+        let with = core.clone();
+        let (back, answer) = tokio::task::spawn_blocking(move || {
+            let answer = operation(&with);
+            (operation, answer)
+        })
+        .await
+        .map_err(|_| FsError::Stopping)?;
+        operation = back;
+        match answer {
+            Ok(answer) => return Ok(answer),
+            Err(Fail::Error(error)) => return Err(error),
+            Err(Fail::Need(next)) => need = next,
+        }
+    }
+    Err(FsError::Stuck)
+}
+
+impl Core {
+    /// Waits until the need is met; an error at the deadline.
+    pub(super) async fn provide(&self, need: Need) -> Result<(), FsError> {
+        match need {
+            Need::Head => match self.tree.wait_head(self.options.wait).await {
+                true => Ok(()),
+                false => Err(FsError::NoHead),
+            },
+            Need::Nodes(nodes) => Ok(self.tree.fetch(nodes, self.options.wait).await?),
+            Need::Bytes(object, bytes, path) => {
+                let label = path.to_string();
+                let outcome = self.bring.ensure(object, bytes.clone(), &label).await;
+                outcome.map_err(|error| {
+                    tracing::warn!(path = %label, ?bytes, content = %object.content, %error, "read failed");
+                    error.into()
+                })
+            }
+            Need::Import(number) => {
+                self.wait_while(number, self.options.wait, |live| live.importing)
+                    .await;
+                Ok(())
+            }
+            Need::Publication(number, within) => {
+                self.wait_while(number, within, |live| live.is_dirty())
+                    .await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts a file (and all changes of names, if there is nothing of the file itself to put) on disk.
+    pub(super) async fn sync(
+        self: &Arc<Self>,
+        number: Option<u64>,
+        pid: u32,
+    ) -> Result<(), FsError> {
+        if let Some(number) = number {
+            let need = Need::Import(number);
+            if drive(self, pid, need, move |core| core.fsync_live(number)).await? {
+                return Ok(());
+            }
+        }
+        self.tree.flush().await?;
+        let core = self.clone();
+        let settled = tokio::task::spawn_blocking(move || core.store.settle()).await;
+        Ok(settled.map_err(|_| FsError::Stopping)??)
+    }
+
+    /// Returns once the live state of an inode is gone or not so any more, or the time is up.
+    async fn wait_while(&self, number: u64, within: Duration, is_so: impl Fn(&LiveState) -> bool) {
+        let mut ended = self.published.subscribe();
+        let deadline = tokio::time::Instant::now() + within;
+        while self.with_live(number, |live| is_so(live)) == Some(true) {
+            match tokio::time::timeout_at(deadline, ended.changed()).await {
+                Ok(Ok(())) => {}
+                _ => return,
+            }
+        }
+    }
+}

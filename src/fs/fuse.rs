@@ -1,0 +1,715 @@
+//! The kernel's side: translates requests into operations of the core and answers into replies. Decides nothing.
+//!
+//! A callback tries the operation on what is here; if something is missing, it hands the reply to a task and returns.
+
+use std::{
+    cell::RefCell,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use fuser::{
+    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use tracing::Instrument;
+
+use super::{
+    convert::{file_attr, file_type, from_system_time},
+    core::{Attr, Caller, Core, Fail, now},
+    drive::drive,
+    errno::FsError,
+    ops::{Changes, Mode, Replace},
+};
+use crate::manifest::Kind;
+
+/// How long the kernel keeps names and attributes: changes elsewhere are told to it as they come.
+const KEEP: Duration = Duration::from_secs(3600);
+/// The largest write (and, by the same number of pages, read) request.
+const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
+/// Readahead and write-back requests that the kernel may have waiting here at a time.
+const BACKGROUND_MAX: u16 = 64;
+
+/// What the kernel is asked for, where it has it. Writeback cache: small writes reach us in pages; the kernel is then the
+/// one who knows size and modification time of a file while it is in its memory.
+const CAPABILITIES: [InitFlags; 9] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_WRITEBACK_CACHE,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    // Spares a look at `security.capability` before each write; set-id bits are dropped here then.
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_MAX_PAGES,
+];
+
+thread_local! {
+    /// Each callback thread's buffer for reads, so that it is paged in once.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// See the module.
+pub(crate) struct Shell {
+    pub(crate) core: Arc<Core>,
+    pub(crate) runtime: tokio::runtime::Handle,
+}
+
+impl Shell {
+    /// Answers with what the operation gives, at once if it can.
+    fn serve<T: Send + 'static>(
+        &self,
+        req: &Request,
+        what: &'static str,
+        mut operation: impl FnMut(&Arc<Core>) -> Result<T, Fail> + Send + 'static,
+        answer: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        match operation(&self.core) {
+            Ok(done) => answer(Ok(done)),
+            Err(Fail::Error(error)) => answer(Err(errno(what, &error))),
+            Err(Fail::Need(need)) => {
+                let (core, pid) = (self.core.clone(), req.pid());
+                let span = tracing::debug_span!("fuse", what, pid, request = req.unique().0);
+                let waiting = async move {
+                    let outcome = drive(&core, pid, need, operation).await;
+                    answer(outcome.map_err(|error| errno(what, &error)));
+                };
+                self.runtime.spawn(waiting.instrument(span));
+            }
+        }
+    }
+
+    fn serve_entry(
+        &self,
+        req: &Request,
+        what: &'static str,
+        operation: impl FnMut(&Arc<Core>) -> Result<Attr, Fail> + Send + 'static,
+        reply: ReplyEntry,
+    ) {
+        self.serve(req, what, operation, |answer| match answer {
+            Ok(attr) => reply.entry(&KEEP, &file_attr(&attr), Generation(0)),
+            Err(error) => reply.error(error),
+        });
+    }
+
+    fn serve_empty(
+        &self,
+        req: &Request,
+        what: &'static str,
+        operation: impl FnMut(&Arc<Core>) -> Result<(), Fail> + Send + 'static,
+        reply: ReplyEmpty,
+    ) {
+        self.serve(req, what, operation, |answer| match answer {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
+        });
+    }
+
+    /// Has a task do what touches the disk for long.
+    fn serve_sync(&self, what: &'static str, number: Option<u64>, pid: u32, reply: ReplyEmpty) {
+        let core = self.core.clone();
+        self.runtime.spawn(async move {
+            match core.sync(number, pid).await {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(what, &error)),
+            }
+        });
+    }
+
+    fn serve_value(
+        &self,
+        req: &Request,
+        what: &'static str,
+        size: u32,
+        operation: impl FnMut(&Arc<Core>) -> Result<Vec<u8>, Fail> + Send + 'static,
+        reply: ReplyXattr,
+    ) {
+        self.serve(req, what, operation, move |answer| match answer {
+            Ok(value) => match u32::try_from(value.len()) {
+                Ok(len) if size == 0 => reply.size(len),
+                Ok(len) if len <= size => reply.data(&value),
+                _ => reply.error(Errno::ERANGE),
+            },
+            Err(error) => reply.error(error),
+        });
+    }
+
+    /// Attributes of the root may change with the first head.
+    fn keep(&self) -> Duration {
+        match self.core.tree.has_head() {
+            true => KEEP,
+            false => Duration::ZERO,
+        }
+    }
+}
+
+impl Filesystem for Shell {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        for capability in CAPABILITIES {
+            if config.add_capabilities(capability).is_err() {
+                tracing::debug!(?capability, "the kernel doesn't have it");
+            }
+        }
+        // Each takes the nearest value where it can't have this one.
+        if let Err(nearest) = config.set_max_write(REQUEST_BYTES_MAX) {
+            let _ = config.set_max_write(nearest);
+        }
+        if let Err(nearest) = config.set_max_readahead(REQUEST_BYTES_MAX) {
+            let _ = config.set_max_readahead(nearest);
+        }
+        if let Err(nearest) = config.set_max_background(BACKGROUND_MAX) {
+            let _ = config.set_max_background(nearest);
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name = name.as_bytes().to_vec();
+        self.serve_entry(
+            req,
+            "lookup",
+            move |core| core.lookup(parent.0, &name),
+            reply,
+        );
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.core.forget(ino.0, nlookup);
+    }
+
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let keep = self.keep();
+        self.serve(
+            req,
+            "getattr",
+            move |core| core.getattr(ino.0),
+            move |answer| match answer {
+                Ok(attr) => reply.attr(&keep, &file_attr(&attr)),
+                Err(error) => reply.error(error),
+            },
+        );
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let changes = Changes {
+            mode,
+            uid,
+            gid,
+            size,
+            modified: mtime.map(|time| match time {
+                TimeOrNow::Now => now(),
+                TimeOrNow::SpecificTime(time) => from_system_time(time),
+            }),
+        };
+        let keep = self.keep();
+        self.serve(
+            req,
+            "setattr",
+            move |core| core.setattr(ino.0, &changes),
+            move |answer| match answer {
+                Ok(attr) => reply.attr(&keep, &file_attr(&attr)),
+                Err(error) => reply.error(error),
+            },
+        );
+    }
+
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.serve(
+            req,
+            "readlink",
+            move |core| core.readlink(ino.0),
+            |answer| match answer {
+                Ok(target) => reply.data(&target),
+                Err(error) => reply.error(error),
+            },
+        );
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let kind = match mode & libc::S_IFMT {
+            0 | libc::S_IFREG => Kind::File(crate::content::Object::empty()),
+            libc::S_IFIFO => Kind::Fifo,
+            libc::S_IFSOCK => Kind::Socket,
+            libc::S_IFCHR => Kind::Device {
+                block: false,
+                number: rdev,
+            },
+            libc::S_IFBLK => Kind::Device {
+                block: true,
+                number: rdev,
+            },
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let (caller, name) = (caller(req), name.as_bytes().to_vec());
+        let make = move |core: &Arc<Core>| core.make(caller, parent.0, &name, kind.clone(), mode);
+        self.serve_entry(req, "mknod", make, reply);
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let (caller, name) = (caller(req), name.as_bytes().to_vec());
+        let make =
+            move |core: &Arc<Core>| core.make(caller, parent.0, &name, Kind::Directory, mode);
+        self.serve_entry(req, "mkdir", make, reply);
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.as_bytes().to_vec();
+        self.serve_empty(
+            req,
+            "unlink",
+            move |core| core.unlink(parent.0, &name),
+            reply,
+        );
+    }
+
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.as_bytes().to_vec();
+        self.serve_empty(req, "rmdir", move |core| core.rmdir(parent.0, &name), reply);
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        link_name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let (caller, name) = (caller(req), link_name.as_bytes().to_vec());
+        let kind = Kind::Symlink(target.as_os_str().as_bytes().to_vec());
+        let make = move |core: &Arc<Core>| core.make(caller, parent.0, &name, kind.clone(), 0o777);
+        self.serve_entry(req, "symlink", make, reply);
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let replace = match flags {
+            flags if flags.is_empty() => Replace::Yes,
+            RenameFlags::RENAME_NOREPLACE => Replace::No,
+            RenameFlags::RENAME_EXCHANGE => Replace::Exchange,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let (from, to) = (name.as_bytes().to_vec(), newname.as_bytes().to_vec());
+        let rename =
+            move |core: &Arc<Core>| core.rename((parent.0, &from), (newparent.0, &to), replace);
+        self.serve_empty(req, "rename", rename, reply);
+    }
+
+    /// Hard links are refused: programs that try them fall back to copies.
+    fn link(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _newparent: INodeNo,
+        _newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let mode = Mode::of(flags.0);
+        self.serve(
+            req,
+            "open",
+            move |core| core.open(ino.0, mode),
+            |answer| match answer {
+                // The content of an inode changes through the kernel only; a change from elsewhere is another inode.
+                Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
+                Err(error) => reply.error(error),
+            },
+        );
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (caller, name) = (caller(req), name.as_bytes().to_vec());
+        let how = Mode::of(flags);
+        self.serve(
+            req,
+            "create",
+            move |core| core.create(caller, parent.0, &name, mode, how),
+            |answer| match answer {
+                Ok((attr, handle)) => reply.created(
+                    &KEEP,
+                    &file_attr(&attr),
+                    Generation(0),
+                    FileHandle(handle),
+                    FopenFlags::FOPEN_KEEP_CACHE,
+                ),
+                Err(error) => reply.error(error),
+            },
+        );
+    }
+
+    fn read(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let size = size as usize;
+        let read = BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            let buf = buffer.get_mut(..size).unwrap_or_default();
+            match self.core.read(fh.0, offset, buf, true) {
+                Ok(read) => {
+                    reply.data(buf.get(..read).unwrap_or_default());
+                    Ok(())
+                }
+                Err(fail) => Err((fail, reply)),
+            }
+        });
+        let (need, reply) = match read {
+            Ok(()) => return,
+            Err((Fail::Error(error), reply)) => return reply.error(errno("read", &error)),
+            Err((Fail::Need(need), reply)) => (need, reply),
+        };
+        let mut first = Some(need);
+        let again = move |core: &Arc<Core>| match first.take() {
+            Some(need) => Err(Fail::Need(need)),
+            None => {
+                let mut buf = vec![0; size];
+                let read = core.read(fh.0, offset, &mut buf, false)?;
+                buf.truncate(read);
+                Ok(buf)
+            }
+        };
+        self.serve(req, "read", again, |answer| match answer {
+            Ok(data) => reply.data(&data),
+            Err(error) => reply.error(error),
+        });
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let drops = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        // Never more than a request holds, which is far below 4 GiB.
+        let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let need = match self.core.write(fh.0, offset, data, cached, drops) {
+            Ok(()) => return reply.written(len),
+            Err(Fail::Error(error)) => return reply.error(errno("write", &error)),
+            Err(Fail::Need(need)) => need,
+        };
+        let (mut first, data) = (Some(need), data.to_vec());
+        let again = move |core: &Arc<Core>| match first.take() {
+            Some(need) => Err(Fail::Need(need)),
+            None => core.write(fh.0, offset, &data, cached, drops),
+        };
+        self.serve(req, "write", again, move |answer| match answer {
+            Ok(()) => reply.written(len),
+            Err(error) => reply.error(error),
+        });
+    }
+
+    fn flush(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        self.serve_empty(req, "flush", move |core| core.flush(fh.0), reply);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.core.release(fh.0);
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.serve_sync("fsync", Some(ino.0), req.pid(), reply);
+    }
+
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        self.serve(
+            req,
+            "opendir",
+            move |core| core.opendir(ino.0),
+            move |answer| match answer {
+                Ok(handle) => reply.opened(FileHandle(handle), flags),
+                Err(error) => reply.error(error),
+            },
+        );
+    }
+
+    fn readdir(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let core = self.core.clone();
+        self.serve(
+            req,
+            "readdir",
+            move |core| core.prepare_listing(fh.0, offset, false),
+            move |answer| {
+                let listed = answer.and_then(|()| {
+                    let mut add = |line: super::ops::Listed<'_>| {
+                        let (number, name) = (line.attr.number, OsStr::from_bytes(line.name));
+                        reply.add(INodeNo(number), line.next, file_type(&line.attr.kind), name)
+                    };
+                    core.list(fh.0, offset, false, &mut add)
+                        .map_err(|fail| fail_errno("readdir", &fail))
+                });
+                match listed {
+                    Ok(()) => reply.ok(),
+                    Err(error) => reply.error(error),
+                }
+            },
+        );
+    }
+
+    fn readdirplus(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let core = self.core.clone();
+        self.serve(
+            req,
+            "readdirplus",
+            move |core| core.prepare_listing(fh.0, offset, true),
+            move |answer| {
+                let listed = answer.and_then(|()| {
+                    let mut add = |line: super::ops::Listed<'_>| {
+                        let keep = if line.current { KEEP } else { Duration::ZERO };
+                        let attr = file_attr(&line.attr);
+                        let name = OsStr::from_bytes(line.name);
+                        reply.add(attr.ino, line.next, name, &keep, &attr, Generation(0))
+                    };
+                    core.list(fh.0, offset, true, &mut add)
+                        .map_err(|fail| fail_errno("readdirplus", &fail))
+                });
+                match listed {
+                    Ok(()) => reply.ok(),
+                    Err(error) => reply.error(error),
+                }
+            },
+        );
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.core.releasedir(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.serve_sync("fsyncdir", None, req.pid(), reply);
+    }
+
+    fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.serve(
+            req,
+            "statfs",
+            |core| core.space(),
+            |answer| match answer {
+                Ok(space) => reply.statfs(
+                    space.blocks,
+                    space.free,
+                    space.available,
+                    space.files,
+                    // Entries are limited by nothing but the disk.
+                    u64::from(u32::MAX),
+                    space.block_bytes,
+                    255,
+                    space.block_bytes,
+                ),
+                Err(error) => reply.error(error),
+            },
+        );
+    }
+
+    fn setxattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+        let set = move |core: &Arc<Core>| core.setxattr(ino.0, &name, &value, flags);
+        self.serve_empty(req, "setxattr", set, reply);
+    }
+
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let name = name.as_bytes().to_vec();
+        let mut rounds = 0;
+        let get = move |core: &Arc<Core>| {
+            rounds += 1;
+            core.getxattr(ino.0, &name, rounds > 1)
+        };
+        self.serve_value(req, "getxattr", size, get, reply);
+    }
+
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.serve_value(
+            req,
+            "listxattr",
+            size,
+            move |core| core.listxattr(ino.0),
+            reply,
+        );
+    }
+
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.as_bytes().to_vec();
+        self.serve_empty(
+            req,
+            "removexattr",
+            move |core| core.removexattr(ino.0, &name),
+            reply,
+        );
+    }
+
+    fn fallocate(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let range = offset..offset.saturating_add(length);
+        let allocate = move |core: &Arc<Core>| core.fallocate(fh.0, range.clone(), mode);
+        self.serve_empty(req, "fallocate", allocate, reply);
+    }
+}
+
+fn caller(req: &Request) -> Caller {
+    Caller {
+        uid: req.uid(),
+        gid: req.gid(),
+    }
+}
+
+fn errno(what: &'static str, error: &FsError) -> Errno {
+    if error.is_trouble() {
+        tracing::warn!(what, %error, "an operation failed");
+    }
+    Errno::from_i32(error.errno())
+}
+
+fn fail_errno(what: &'static str, fail: &Fail) -> Errno {
+    match fail {
+        Fail::Error(error) => errno(what, error),
+        Fail::Need(_) => Errno::EIO,
+    }
+}

@@ -1,0 +1,230 @@
+//! A file that is being written: one state for all its handles.
+//!
+//! It begins when the file is opened for writing (or truncated by path) and ends when its last writer has closed it and what
+//! was written is published. Bytes go to a staging file, made at the first write; [`Overlay`] knows which of them count.
+
+use std::{collections::BTreeMap, fs::File, sync::Arc, time::Instant};
+
+use parking_lot::Mutex;
+
+use super::{inodes::Facts, overlay::Overlay};
+use crate::{
+    content::Object,
+    manifest::{Dot, Entry, HybridTime, Kind, TreePath},
+    store::{JournalRecord, StagingId, Store, StoreError},
+};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Live {
+    /// Its inode number; pinned while this exists.
+    pub(crate) number: u64,
+    pub(crate) state: Mutex<LiveState>,
+}
+
+/// A staging file.
+#[derive(Clone, Debug)]
+pub(crate) struct Staging {
+    /// In the store; `None` once it was removed there, when only open handles still use it.
+    pub(crate) id: Option<StagingId>,
+    pub(crate) file: Arc<File>,
+}
+
+/// What changes about it. Invariant: `base` and `overlay` (and the staging file for written ranges) give every byte.
+#[derive(Debug)]
+pub(crate) struct LiveState {
+    pub(crate) overlay: Overlay,
+    /// The content below what is written.
+    pub(crate) base: Object,
+    /// The content that the entry had when this began, or that was published last.
+    pub(crate) agreed: Object,
+    pub(crate) staging: Option<Staging>,
+    /// Staging files that became objects which no entry names yet.
+    pub(crate) imported: Vec<StagingId>,
+    /// Kind aside: mode, owner, times, attributes.
+    pub(crate) entry: Entry,
+    /// When mode, owner or content last changed.
+    pub(crate) changed: HybridTime,
+    /// The versions that the writer saw and replaces.
+    pub(crate) seen: Vec<Dot>,
+    /// Its entry is held back until the first publication.
+    pub(crate) fresh: bool,
+    /// Handles that can write.
+    pub(crate) writers: u32,
+    /// Counts changes of content and attributes.
+    pub(crate) version: u64,
+    /// The version that was last published.
+    pub(crate) published: u64,
+    /// The version that the journal has.
+    pub(crate) journaled: u64,
+    /// The last change.
+    pub(crate) quiet_since: Instant,
+    /// Its name was removed here: it is never published.
+    pub(crate) unlinked: bool,
+    /// The staging file is being turned into an object: writers wait.
+    pub(crate) importing: bool,
+    /// It has left the table; whoever still holds it asks the table again.
+    pub(crate) done: bool,
+    /// A task publishes it.
+    pub(crate) publishing: bool,
+    /// Where it stood last, for when the folder above was removed elsewhere.
+    pub(crate) path: TreePath,
+    /// Publications that failed in a row, and when to try again.
+    pub(crate) failures: u32,
+    pub(crate) retry_at: Option<Instant>,
+}
+
+impl Live {
+    /// Over an existing content; `entry` as it is shown.
+    pub(crate) fn new(
+        number: u64,
+        base: Object,
+        entry: Entry,
+        changed: HybridTime,
+        seen: Vec<Dot>,
+        path: TreePath,
+    ) -> Self {
+        Self {
+            number,
+            state: Mutex::new(LiveState {
+                overlay: Overlay::over(base.size),
+                base,
+                agreed: base,
+                staging: None,
+                imported: Vec::new(),
+                entry,
+                changed,
+                seen,
+                fresh: false,
+                writers: 0,
+                version: 0,
+                published: 0,
+                journaled: 0,
+                quiet_since: Instant::now(),
+                unlinked: false,
+                importing: false,
+                done: false,
+                publishing: false,
+                path,
+                failures: 0,
+                retry_at: None,
+            }),
+        }
+    }
+}
+
+impl LiveState {
+    /// Whether something is not published yet.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.version != self.published || self.fresh
+    }
+
+    /// Notes a change.
+    pub(crate) fn touch(&mut self, changed: HybridTime) {
+        self.version += 1;
+        self.changed = changed;
+        self.quiet_since = Instant::now();
+        self.retry_at = None;
+    }
+
+    /// As the kernel is to see it.
+    pub(crate) fn facts(&self) -> Facts {
+        Facts {
+            kind: Kind::File(Object {
+                size: self.overlay.size(),
+                ..self.base
+            }),
+            ..Facts::of_entry(&self.entry, self.changed)
+        }
+    }
+
+    /// The staging file, made where there is none yet.
+    pub(crate) fn staging(&mut self, store: &Store) -> Result<Arc<File>, StoreError> {
+        if let Some(staging) = &self.staging {
+            return Ok(staging.file.clone());
+        }
+        let (id, file) = store.stage()?;
+        let file = Arc::new(file);
+        self.staging = Some(Staging {
+            id: Some(id),
+            file: file.clone(),
+        });
+        Ok(file)
+    }
+
+    /// Writes the journal record where the journal lacks something. Without a staging file there is nothing to lose but
+    /// an empty new file, for which `durable` makes one.
+    pub(crate) fn journal(&mut self, store: &Store, durable: bool) -> Result<(), StoreError> {
+        if self.unlinked || !self.is_dirty() || (!durable && self.journaled == self.version) {
+            return Ok(());
+        }
+        if durable {
+            self.staging(store)?;
+        }
+        let Some(Staging { id: Some(id), .. }) = &self.staging else {
+            return Ok(());
+        };
+        store.journal(*id, &self.record(), durable)?;
+        self.journaled = self.version;
+        Ok(())
+    }
+
+    /// Removes the staging file from the store, and so what a restart would find; open handles keep its bytes.
+    pub(crate) fn unstage(&mut self, store: &Store) {
+        if let Some(staging) = &mut self.staging
+            && let Some(id) = staging.id.take()
+            && let Err(error) = store.unstage(id)
+        {
+            tracing::warn!(path = %self.path, %error, "a staging file could not be removed");
+        }
+    }
+
+    fn record(&self) -> JournalRecord {
+        let mut path = Vec::new();
+        for name in self.path.names() {
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(name.as_bytes());
+        }
+        JournalRecord {
+            path,
+            seen: self.seen.clone(),
+            base: (self.base.size > 0).then_some(self.base),
+            base_bytes: self.overlay.base_bytes(),
+            size: self.overlay.size(),
+            written: self.overlay.written(),
+            mode: self.entry.mode,
+            owner: self.entry.owner,
+            group: self.entry.group,
+            modified: self.entry.modified.0,
+        }
+    }
+
+    /// The entry to publish for a content.
+    pub(crate) fn entry_with(&self, object: Object) -> Entry {
+        Entry {
+            kind: Kind::File(object),
+            ..self.entry.clone()
+        }
+    }
+}
+
+/// An entry of the given kind with nothing special about it.
+pub(crate) fn plain_entry(
+    kind: Kind,
+    mode: u32,
+    owner: u32,
+    group: u32,
+    modified: crate::manifest::Timestamp,
+) -> Entry {
+    Entry {
+        kind,
+        mode: mode & 0o7777,
+        owner,
+        group,
+        modified,
+        attributes: BTreeMap::new(),
+        unknown: BTreeMap::new(),
+    }
+}

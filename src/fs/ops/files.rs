@@ -1,0 +1,457 @@
+//! Open files: opening, creating, reading, writing, closing.
+
+use std::{
+    fs::File,
+    ops::Range,
+    os::unix::fs::FileExt,
+    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
+};
+
+use parking_lot::Mutex;
+
+use crate::{
+    content::Object,
+    fs::{
+        core::{Attr, Caller, Core, Fail, Need, now, now_hybrid},
+        errno::FsError,
+        live::{Live, LiveState, plain_entry},
+        overlay::{FILE_BYTES_MAX, Source},
+    },
+    manifest::{Kind, TreePath},
+    node::namespace::Edit,
+    transfer::Readahead,
+};
+
+/// An open file. What it reads is decided by its inode: the live state if there is one, the inode's content otherwise.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    pub(crate) number: u64,
+    write: bool,
+    /// Something was written through it.
+    wrote: AtomicBool,
+    readahead: Mutex<Readahead>,
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mode {
+    pub(crate) write: bool,
+    pub(crate) truncate: bool,
+    pub(crate) exclusive: bool,
+}
+
+impl Mode {
+    /// From the flags of `open(2)`.
+    pub(crate) fn of(flags: i32) -> Self {
+        Self {
+            write: flags & libc::O_ACCMODE != libc::O_RDONLY,
+            truncate: flags & libc::O_TRUNC != 0,
+            exclusive: flags & libc::O_EXCL != 0,
+        }
+    }
+}
+
+impl Core {
+    /// Opens an existing file.
+    pub(crate) fn open(&self, number: u64, mode: Mode) -> Result<u64, Fail> {
+        let _order = self.order.read();
+        match self.inodes.lock().facts(number).map(|facts| &facts.kind) {
+            Some(Kind::File(_)) => {}
+            Some(Kind::Directory) => return Err(FsError::IsDirectory.into()),
+            Some(_) => return Err(FsError::Invalid.into()),
+            None => return Err(FsError::Stale.into()),
+        }
+        if mode.write {
+            self.writable()?;
+            self.start_writing(number, 1)?;
+        }
+        Ok(self.opened(number, mode.write))
+    }
+
+    fn opened(&self, number: u64, write: bool) -> u64 {
+        self.inodes.lock().pin(number);
+        let handle = self.handle();
+        let file = OpenFile {
+            number,
+            write,
+            wrote: AtomicBool::new(false),
+            readahead: Mutex::new(Readahead::default()),
+        };
+        self.files.lock().insert(handle, Arc::new(file));
+        handle
+    }
+
+    /// The live state of a file, made where there is none, with so many more writers.
+    pub(in crate::fs) fn start_writing(
+        &self,
+        number: u64,
+        writers: u32,
+    ) -> Result<Arc<Live>, Fail> {
+        let mut lives = self.lives.lock();
+        if let Some(live) = lives.get(&number) {
+            let mut state = live.state.lock();
+            if state.importing && writers == 0 {
+                return Err(Self::after_import(number));
+            }
+            state.writers += writers;
+            return Ok(live.clone());
+        }
+        let (path, facts) = {
+            let inodes = self.inodes.lock();
+            let facts = inodes.facts(number).ok_or(FsError::Stale)?.clone();
+            (inodes.path(number), facts)
+        };
+        let live = match path {
+            Some(path) => {
+                let shown = self.shown(&path)?.ok_or(FsError::Stale)?;
+                let newer = self.facts(&path, &shown)?;
+                // Replaced elsewhere a moment ago: the kernel looks the name up again and comes back with the new inode.
+                if !self.inodes.lock().refresh(number, newer) {
+                    return Err(FsError::Stale.into());
+                }
+                let Kind::File(base) = shown.entry.kind else {
+                    return Err(FsError::Invalid.into());
+                };
+                Live::new(number, base, shown.entry, shown.time, shown.seen, path)
+            }
+            None => {
+                let Kind::File(base) = facts.kind else {
+                    return Err(FsError::Invalid.into());
+                };
+                let (owner, group, modified) = (facts.owner, facts.group, facts.modified);
+                let entry = plain_entry(facts.kind, facts.mode, owner, group, modified);
+                let nowhere = TreePath::root();
+                let live = Live::new(number, base, entry, facts.changed, Vec::new(), nowhere);
+                live.state.lock().unlinked = true;
+                live
+            }
+        };
+        live.state.lock().writers = writers;
+        Ok(self.insert_live(&mut lives, live))
+    }
+
+    /// The staging file is being made an object: what would change it waits.
+    fn after_import(number: u64) -> Fail {
+        Fail::Need(Need::Import(number))
+    }
+
+    fn insert_live(
+        &self,
+        lives: &mut std::collections::HashMap<u64, Arc<Live>>,
+        live: Live,
+    ) -> Arc<Live> {
+        let live = Arc::new(live);
+        lives.insert(live.number, live.clone());
+        self.inodes.lock().pin(live.number);
+        live
+    }
+
+    /// Ends the live state of a file: from now on it is its content. Removes what is left of the staging.
+    pub(in crate::fs) fn end_writing(
+        &self,
+        lives: &mut std::collections::HashMap<u64, Arc<Live>>,
+        number: u64,
+        state: &mut LiveState,
+    ) {
+        state.done = true;
+        lives.remove(&number);
+        state.unstage(&self.store);
+        state.staging = None;
+        self.inodes.lock().unpin(number);
+    }
+
+    /// Makes and opens a new file. It is visible here at once and published when it is closed.
+    pub(crate) fn create(
+        &self,
+        caller: Caller,
+        folder: u64,
+        name: &[u8],
+        permissions: u32,
+        mode: Mode,
+    ) -> Result<(Attr, u64), Fail> {
+        self.writable()?;
+        let order = self.order.write();
+        let (name, path) = self.place(folder, name)?;
+        if self.shown(&path)?.is_some() {
+            drop(order);
+            if mode.exclusive {
+                return Err(FsError::Exists.into());
+            }
+            return self.open_existing(folder, name.as_bytes(), mode);
+        }
+        let kind = Kind::File(Object::empty());
+        let entry = self.new_entry(caller, folder, kind, permissions)?;
+        self.change(vec![Edit {
+            path: path.clone(),
+            entry: Some(entry.clone()),
+            seen: Vec::new(),
+            held: mode.write,
+        }])?;
+        let mut live = Live::new(0, Object::empty(), entry, now_hybrid(), Vec::new(), path);
+        let facts = live.state.get_mut().facts();
+        let mut lives = self.lives.lock();
+        let mut inodes = self.inodes.lock();
+        let number = inodes.replace(folder, &name, facts.clone());
+        inodes.look(number);
+        drop(inodes);
+        if mode.write {
+            live.number = number;
+            let state = live.state.get_mut();
+            state.fresh = true;
+            state.writers = 1;
+            self.insert_live(&mut lives, live);
+        }
+        drop(lives);
+        let handle = self.opened(number, mode.write);
+        Ok((self.attr(number, &facts, true), handle))
+    }
+
+    fn open_existing(&self, folder: u64, name: &[u8], mode: Mode) -> Result<(Attr, u64), Fail> {
+        let attr = self.lookup(folder, name)?;
+        let opened = self.open(attr.number, mode).and_then(|handle| {
+            if mode.truncate {
+                let cut = super::Changes {
+                    size: Some(0),
+                    ..Default::default()
+                };
+                if let Err(fail) = self.setattr(attr.number, &cut) {
+                    self.release(handle);
+                    return Err(fail);
+                }
+            }
+            Ok(handle)
+        });
+        match opened {
+            Ok(handle) => Ok((self.getattr(attr.number)?, handle)),
+            Err(fail) => {
+                // The kernel won't hear of it, so it won't be forgotten either.
+                self.forget(attr.number, 1);
+                Err(fail)
+            }
+        }
+    }
+
+    /// Fills `buf` from `offset`, cut to the end of the file. `first`: not a repetition of the same read.
+    pub(crate) fn read(
+        &self,
+        handle: u64,
+        offset: u64,
+        buf: &mut [u8],
+        first: bool,
+    ) -> Result<usize, Fail> {
+        let file = self.file(handle)?;
+        let live = self.with_live(file.number, |live| self.read_live(live, offset, &mut *buf));
+        if let Some(answer) = live {
+            return answer;
+        }
+        let (object, path) = self.content(file.number)?;
+        if first {
+            let ahead = file
+                .readahead
+                .lock()
+                .on_read(offset, buf.len() as u64, object.size);
+            if let Some(ahead) = ahead {
+                self.bring.prefetch(object, ahead, &path.to_string());
+            }
+        }
+        if offset >= object.size {
+            return Ok(0);
+        }
+        self.read_object(&object, offset, buf, || path)
+    }
+
+    /// The content of a file that isn't being written, and where it stands (for reports).
+    pub(in crate::fs) fn content(&self, number: u64) -> Result<(Object, TreePath), Fail> {
+        let inodes = self.inodes.lock();
+        match inodes.facts(number).map(|facts| &facts.kind) {
+            Some(Kind::File(object)) => Ok((*object, inodes.path(number).unwrap_or_default())),
+            Some(_) => Err(FsError::Invalid.into()),
+            None => Err(FsError::Stale.into()),
+        }
+    }
+
+    fn read_live(&self, live: &mut LiveState, offset: u64, buf: &mut [u8]) -> Result<usize, Fail> {
+        let range = offset..offset.saturating_add(buf.len() as u64);
+        let mut filled = 0_usize;
+        for (piece, source) in live.overlay.pieces(range) {
+            let len = usize::try_from(piece.end - piece.start).unwrap_or(usize::MAX);
+            let Some(part) = buf.get_mut(filled..filled.saturating_add(len)) else {
+                break;
+            };
+            match (source, &live.staging) {
+                (Source::Base, _) => {
+                    let path = || live.path.clone();
+                    if self.read_object(&live.base, piece.start, part, path)? < len {
+                        return Err(FsError::Stuck.into());
+                    }
+                }
+                (Source::Staging, Some(staging)) => read_staged(&staging.file, piece.start, part)?,
+                (Source::Staging | Source::Zero, _) => part.fill(0),
+            }
+            filled += len;
+        }
+        Ok(filled)
+    }
+
+    /// Writes. `cached`: the kernel wrote back pages, and tells the modification time itself. `drop_privileges`: set-id bits
+    /// go, as a write by somebody without the right to keep them demands.
+    pub(crate) fn write(
+        &self,
+        handle: u64,
+        offset: u64,
+        data: &[u8],
+        cached: bool,
+        drop_privileges: bool,
+    ) -> Result<(), Fail> {
+        let file = self.file(handle)?;
+        if !file.write {
+            return Err(FsError::BadHandle.into());
+        }
+        let end = offset.saturating_add(data.len() as u64);
+        if end > FILE_BYTES_MAX {
+            return Err(FsError::TooLarge.into());
+        }
+        let written = self.with_live(file.number, |live| {
+            if live.importing {
+                return Err(Self::after_import(file.number));
+            }
+            live.staging(&self.store)?.write_all_at(data, offset)?;
+            live.overlay.write(offset..end);
+            if !cached {
+                live.entry.modified = now();
+            }
+            if drop_privileges {
+                live.entry.mode &= !0o6000;
+            }
+            live.touch(now_hybrid());
+            Ok(())
+        });
+        file.wrote.store(true, Ordering::Relaxed);
+        written.unwrap_or(Err(FsError::BadHandle.into()))
+    }
+
+    /// Sets aside room, or makes a range zeros; what `fallocate(2)` does.
+    pub(crate) fn fallocate(&self, handle: u64, range: Range<u64>, mode: i32) -> Result<(), Fail> {
+        let file = self.file(handle)?;
+        if !file.write {
+            return Err(FsError::BadHandle.into());
+        }
+        if range.end > FILE_BYTES_MAX {
+            return Err(FsError::TooLarge.into());
+        }
+        let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        let clears = match mode & !libc::FALLOC_FL_KEEP_SIZE {
+            0 => false,
+            libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE => true,
+            _ => return Err(FsError::NotSupported.into()),
+        };
+        let done = self.with_live(file.number, |live| {
+            if live.importing {
+                return Err(Self::after_import(file.number));
+            }
+            let staging = live.staging(&self.store)?;
+            let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+            let (start, len) = (range.start, range.end - range.start);
+            if clears {
+                let flags = flags | rustix::fs::FallocateFlags::PUNCH_HOLE;
+                rustix::fs::fallocate(&*staging, flags, start, len)
+                    .map_err(std::io::Error::from)?;
+                live.overlay.punch(range.clone());
+            } else {
+                rustix::fs::fallocate(&*staging, flags, start, len)
+                    .map_err(std::io::Error::from)?;
+            }
+            if !keep_size && range.end > live.overlay.size() {
+                live.overlay.truncate(range.end);
+            }
+            live.entry.modified = now();
+            live.touch(now_hybrid());
+            Ok(())
+        });
+        done.unwrap_or(Err(FsError::BadHandle.into()))
+    }
+
+    /// A handle is being closed, perhaps one of several copies: the last moment to report an error.
+    pub(crate) fn flush(&self, handle: u64) -> Result<(), Fail> {
+        let file = self.file(handle)?;
+        if file.wrote.load(Ordering::Relaxed) {
+            self.with_live(file.number, |live| live.journal(&self.store, false))
+                .unwrap_or(Ok(()))?;
+        }
+        Ok(())
+    }
+
+    /// Puts a file that is being written on disk, journal record and all. False when it isn't being written, or has nothing
+    /// to put: then what is left to do is to make the folder's state durable.
+    pub(crate) fn fsync_live(&self, number: u64) -> Result<bool, Fail> {
+        let done = self.with_live(number, |live| {
+            if live.importing {
+                return Err(Self::after_import(number));
+            }
+            let is_ours = live.is_dirty() && !live.unlinked;
+            if is_ours {
+                live.journal(&self.store, true)?;
+            }
+            Ok::<bool, Fail>(is_ours)
+        });
+        done.unwrap_or(Ok(false))
+    }
+
+    /// The last copy of a handle is closed.
+    pub(crate) fn release(&self, handle: u64) {
+        let Some(file) = self.files.lock().remove(&handle) else {
+            return;
+        };
+        self.inodes.lock().unpin(file.number);
+        self.closed(file.number, file.write);
+    }
+
+    /// Whether nobody needs the live state any more: there are no writers, and what was written is published; or it never
+    /// will be, as the name is gone, and nobody has it open (but for the live state itself).
+    pub(in crate::fs) fn may_end(&self, number: u64, state: &LiveState) -> bool {
+        let unread = || state.unlinked && self.inodes.lock().pins(number) <= 1;
+        state.writers == 0 && (!state.is_dirty() || unread())
+    }
+
+    fn closed(&self, number: u64, wrote: bool) {
+        let mut lives = self.lives.lock();
+        let Some(live) = lives.get(&number).cloned() else {
+            return;
+        };
+        let mut state = live.state.lock();
+        if wrote {
+            state.writers = state.writers.saturating_sub(1);
+        }
+        if state.publishing {
+            // Whoever publishes looks at this at the end.
+            return;
+        }
+        if self.may_end(number, &state) {
+            self.end_writing(&mut lives, number, &mut state);
+            return;
+        }
+        if state.writers > 0 || state.unlinked {
+            return;
+        }
+        if let Err(error) = state.journal(&self.store, false) {
+            tracing::warn!(path = %state.path, %error, "the journal could not be written");
+        }
+        drop(state);
+        drop(lives);
+        self.wake.notify_one();
+    }
+}
+
+/// Reads from a staging file; what lies beyond its end are zeros that were never written.
+fn read_staged(staging: &File, mut offset: u64, mut buf: &mut [u8]) -> Result<(), Fail> {
+    while !buf.is_empty() {
+        let read = staging.read_at(buf, offset)?;
+        if read == 0 {
+            buf.fill(0);
+            break;
+        }
+        offset += read as u64;
+        buf = buf.get_mut(read..).unwrap_or_default();
+    }
+    Ok(())
+}

@@ -1,0 +1,232 @@
+//! Listing folders.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use parking_lot::Mutex;
+
+use crate::{
+    fs::{
+        core::{Attr, Core, Fail, Need},
+        errno::FsError,
+        inodes::{Facts, ROOT},
+    },
+    manifest::{Kind, Name, NodeHash, Shown, TreePath},
+};
+
+/// An open folder.
+#[derive(Debug)]
+pub(crate) struct OpenFolder {
+    number: u64,
+    /// Taken at the first read, so that positions stay valid while the folder changes.
+    snapshot: Mutex<Option<Arc<Snapshot>>>,
+}
+
+#[derive(Debug)]
+struct Snapshot {
+    epoch: u64,
+    /// With attributes, which a listing without them does not wait for.
+    detailed: bool,
+    parent: u64,
+    entries: Vec<(Name, Facts)>,
+}
+
+/// One line of a listing.
+#[derive(Debug)]
+pub(crate) struct Listed<'a> {
+    pub(crate) attr: Attr,
+    pub(crate) name: &'a [u8],
+    /// Where the next one begins.
+    pub(crate) next: u64,
+    /// Nothing has changed since the snapshot: the kernel may keep the attributes.
+    pub(crate) current: bool,
+}
+
+impl Core {
+    /// Opens a folder.
+    pub(crate) fn opendir(&self, number: u64) -> Result<u64, Fail> {
+        if !self.tree.has_head() {
+            return Err(Fail::Need(Need::Head));
+        }
+        let mut inodes = self.inodes.lock();
+        let facts = inodes.facts(number).ok_or(FsError::Stale)?;
+        if facts.kind != Kind::Directory {
+            return Err(FsError::NotDirectory.into());
+        }
+        inodes.pin(number);
+        drop(inodes);
+        let handle = self.handle();
+        let folder = OpenFolder {
+            number,
+            snapshot: Mutex::new(None),
+        };
+        self.folders.lock().insert(handle, Arc::new(folder));
+        Ok(handle)
+    }
+
+    /// Closes a folder.
+    pub(crate) fn releasedir(&self, handle: u64) {
+        let folder = self.folders.lock().remove(&handle);
+        if let Some(folder) = folder {
+            self.inodes.lock().unpin(folder.number);
+        }
+    }
+
+    /// Makes sure that a listing from `offset` can be given: takes the snapshot.
+    pub(crate) fn prepare_listing(
+        &self,
+        handle: u64,
+        offset: u64,
+        detailed: bool,
+    ) -> Result<(), Fail> {
+        let folder = self.folder(handle)?;
+        let usable = |snapshot: &Snapshot| snapshot.detailed || !detailed;
+        let taken = folder.snapshot.lock().clone();
+        // From the beginning means: as it is now (rewinddir).
+        if offset > 0 && taken.as_deref().is_some_and(usable) {
+            return Ok(());
+        }
+        let _order = self.order.read();
+        let epoch = self.epoch.load(Ordering::Acquire);
+        if let Some(taken) = taken
+            && taken.epoch == epoch
+            && usable(&taken)
+        {
+            return Ok(());
+        }
+        let path = self.path(folder.number)?;
+        let children = self.tree.children(&path)?;
+        let entries = match detailed {
+            true => self.details(&path, children)?,
+            false => {
+                let plain = |(name, shown): (Name, Shown)| {
+                    let hidden = matches!(shown.entry.kind, Kind::Link(_) | Kind::Writer { .. });
+                    (!hidden).then(|| (name, Facts::of(&shown)))
+                };
+                children.into_iter().filter_map(plain).collect()
+            }
+        };
+        let parent = self.inodes.lock().parent(folder.number).unwrap_or(ROOT);
+        *folder.snapshot.lock() = Some(Arc::new(Snapshot {
+            epoch,
+            detailed,
+            parent,
+            entries,
+        }));
+        Ok(())
+    }
+
+    /// Hands the listing from `offset` on to `take` until that says it is full. With `count`, every entry that was taken
+    /// counts as looked up by the kernel (`.` and `..` never do).
+    pub(crate) fn list(
+        &self,
+        handle: u64,
+        offset: u64,
+        count: bool,
+        take: &mut dyn FnMut(Listed<'_>) -> bool,
+    ) -> Result<(), Fail> {
+        let folder = self.folder(handle)?;
+        let taken = folder.snapshot.lock().clone();
+        let snapshot = taken.ok_or(FsError::BadHandle)?;
+        let _order = self.order.read();
+        let current = self.epoch.load(Ordering::Acquire) == snapshot.epoch;
+        for (at, name, number) in [
+            (0, b".".as_slice(), folder.number),
+            (1, b"..", snapshot.parent),
+        ] {
+            if offset > at {
+                continue;
+            }
+            let facts = self.inodes.lock().facts(number).cloned();
+            let facts = facts.ok_or(FsError::Stale)?;
+            let listed = Listed {
+                attr: self.attr(number, &facts, true),
+                name,
+                next: at + 1,
+                current: false,
+            };
+            if take(listed) {
+                return Ok(());
+            }
+        }
+        let first = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
+        for (index, (name, facts)) in snapshot.entries.iter().enumerate().skip(first) {
+            let (number, facts) = self.listed_inode(folder.number, name, facts, count, current);
+            let listed = Listed {
+                attr: self.attr(number, &facts, true),
+                name: name.as_bytes(),
+                next: index as u64 + 3,
+                current,
+            };
+            if take(listed) {
+                if count {
+                    // It was counted in advance, so that the inode was there while it was told; it didn't fit.
+                    self.inodes.lock().forget(number, 1);
+                }
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn folder(&self, handle: u64) -> Result<Arc<OpenFolder>, Fail> {
+        let folders = self.folders.lock();
+        Ok(folders.get(&handle).cloned().ok_or(FsError::BadHandle)?)
+    }
+
+    fn listed_inode(
+        &self,
+        folder: u64,
+        name: &Name,
+        facts: &Facts,
+        count: bool,
+        current: bool,
+    ) -> (u64, Facts) {
+        let known = self.inodes.lock().child(folder, name);
+        if let Some(number) = known
+            && let Some(live) = self.with_live(number, |live| live.facts())
+        {
+            if count {
+                self.inodes.lock().look(number);
+            }
+            return (number, live);
+        }
+        let mut inodes = self.inodes.lock();
+        if !count {
+            return (inodes.number_for(folder, name), facts.clone());
+        }
+        // An old snapshot must not take the name from an inode that is newer than it.
+        let number = match inodes.child(folder, name) {
+            Some(number) if !current => number,
+            _ => inodes.resolve(folder, name, facts.clone()),
+        };
+        inodes.look(number);
+        let facts = inodes.facts(number).unwrap_or(facts).clone();
+        (number, facts)
+    }
+
+    /// Attributes of all entries. What is missing for any of them is asked for at once.
+    fn details(
+        &self,
+        path: &TreePath,
+        children: Vec<(Name, Shown)>,
+    ) -> Result<Vec<(Name, Facts)>, Fail> {
+        let mut missing: Vec<NodeHash> = Vec::new();
+        let mut entries = Vec::with_capacity(children.len());
+        for (name, shown) in children {
+            // A path that is too long to be named can't be reached either: left out.
+            let Ok(path) = path.join(&name) else { continue };
+            match self.facts(&path, &shown) {
+                Ok(facts) => entries.push((name, facts)),
+                Err(Fail::Need(Need::Nodes(nodes))) => missing.extend(nodes),
+                Err(Fail::Error(FsError::NotSupported)) => {}
+                Err(fail) => return Err(fail),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(entries);
+        }
+        missing.sort_unstable();
+        missing.dedup();
+        Err(Fail::Need(Need::Nodes(missing)))
+    }
+}

@@ -1,0 +1,95 @@
+//! Looking: names to inodes, attributes, link targets, room.
+
+use crate::{
+    fs::{
+        core::{Attr, Core, Fail},
+        errno::FsError,
+        inodes::ROOT,
+    },
+    manifest::Kind,
+};
+
+/// What `statfs` tells.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Space {
+    pub(crate) blocks: u64,
+    pub(crate) free: u64,
+    pub(crate) available: u64,
+    pub(crate) files: u64,
+    pub(crate) block_bytes: u32,
+}
+
+impl Core {
+    /// The inode under a name, counted as known to the kernel.
+    pub(crate) fn lookup(&self, folder: u64, name: &[u8]) -> Result<Attr, Fail> {
+        let _order = self.order.read();
+        let (name, path) = self.place(folder, name)?;
+        let known = self.inodes.lock().child(folder, &name);
+        if let Some(number) = known
+            && let Some(facts) = self.with_live(number, |live| live.facts())
+        {
+            self.inodes.lock().look(number);
+            return Ok(self.attr(number, &facts, true));
+        }
+        let Some(shown) = self.shown(&path)? else {
+            self.inodes.lock().detach(folder, &name);
+            return Err(FsError::NotFound.into());
+        };
+        let facts = self.facts(&path, &shown)?;
+        let mut inodes = self.inodes.lock();
+        let number = inodes.resolve(folder, &name, facts.clone());
+        inodes.look(number);
+        drop(inodes);
+        Ok(self.attr(number, &facts, true))
+    }
+
+    /// The kernel has forgotten an inode so many times.
+    pub(crate) fn forget(&self, number: u64, times: u64) {
+        self.inodes.lock().forget(number, times);
+    }
+
+    /// Attributes of an inode; of one without a name, what they were.
+    pub(crate) fn getattr(&self, number: u64) -> Result<Attr, Fail> {
+        let _order = self.order.read();
+        if let Some((facts, linked)) = self.with_live(number, |live| (live.facts(), !live.unlinked))
+        {
+            return Ok(self.attr(number, &facts, linked));
+        }
+        let path = self.inodes.lock().path(number);
+        if let Some(path) = path {
+            // The root's attributes say nothing about what is in it, so they are there even before any head is.
+            let unknown = number == ROOT && !self.tree.has_head();
+            if !unknown && let Some(shown) = self.shown(&path)? {
+                let facts = self.facts(&path, &shown)?;
+                if self.inodes.lock().refresh(number, facts.clone()) {
+                    return Ok(self.attr(number, &facts, true));
+                }
+            }
+        }
+        let inodes = self.inodes.lock();
+        let facts = inodes.facts(number).ok_or(FsError::Stale)?.clone();
+        drop(inodes);
+        Ok(self.attr(number, &facts, number == ROOT))
+    }
+
+    /// Where a symbolic link points.
+    pub(crate) fn readlink(&self, number: u64) -> Result<Vec<u8>, Fail> {
+        match self.inodes.lock().facts(number).map(|facts| &facts.kind) {
+            Some(Kind::Symlink(target)) => Ok(target.clone()),
+            Some(_) => Err(FsError::Invalid.into()),
+            None => Err(FsError::Stale.into()),
+        }
+    }
+
+    /// Room on the disk that holds the state folder, and the number of files in the cluster.
+    pub(crate) fn space(&self) -> Result<Space, Fail> {
+        let disk = rustix::fs::statvfs(&self.options.state_dir).map_err(std::io::Error::from)?;
+        Ok(Space {
+            blocks: disk.f_blocks,
+            free: disk.f_bfree,
+            available: disk.f_bavail,
+            files: self.tree.files(),
+            block_bytes: u32::try_from(disk.f_frsize).unwrap_or(4096),
+        })
+    }
+}

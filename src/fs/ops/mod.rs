@@ -1,0 +1,13 @@
+//! The operations, as methods of [`super::core::Core`].
+
+mod files;
+mod folders;
+mod look;
+mod names;
+mod rename;
+mod set;
+
+pub(crate) use files::{Mode, OpenFile};
+pub(crate) use folders::{Listed, OpenFolder};
+pub(crate) use rename::Replace;
+pub(crate) use set::Changes;

@@ -1,0 +1,188 @@
+//! Changing attributes and length.
+
+use crate::{
+    fs::{
+        core::{Attr, Core, Fail, now, now_hybrid},
+        errno::FsError,
+        inodes::{Facts, ROOT},
+        live::LiveState,
+        overlay::FILE_BYTES_MAX,
+    },
+    manifest::{Entry, Kind, Timestamp, TreePath},
+    node::namespace::Edit,
+};
+
+/// What to set; the access time is not kept.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Changes {
+    pub(crate) mode: Option<u32>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) size: Option<u64>,
+    pub(crate) modified: Option<Timestamp>,
+}
+
+impl Core {
+    /// Sets attributes. On a file that isn't being written that is a change of its entry and moves no content; on one that
+    /// is, it is published together with what is written.
+    pub(crate) fn setattr(&self, number: u64, changes: &Changes) -> Result<Attr, Fail> {
+        self.writable()?;
+        {
+            let _order = self.order.read();
+            if let Some(size) = changes.size {
+                self.resize(number, size, changes.modified)?;
+            }
+            let rest = Changes {
+                size: None,
+                ..changes.clone()
+            };
+            self.change_entry(number, |entry| rest.apply(entry))?;
+        }
+        self.getattr(number).or_else(|_| self.last_attr(number))
+    }
+
+    /// Attributes as they are known without asking the tree: for when something has been changed already, so that the
+    /// operation must not be repeated.
+    fn last_attr(&self, number: u64) -> Result<Attr, Fail> {
+        let facts = self.inodes.lock().facts(number).cloned();
+        let facts = facts.ok_or(FsError::Stale)?;
+        Ok(self.attr(number, &facts, true))
+    }
+
+    fn resize(&self, number: u64, size: u64, modified: Option<Timestamp>) -> Result<(), Fail> {
+        if size > FILE_BYTES_MAX {
+            return Err(FsError::TooLarge.into());
+        }
+        let facts = match self.with_live(number, |live| live.facts()) {
+            Some(facts) => facts,
+            None => {
+                let facts = self.inodes.lock().facts(number).cloned();
+                facts.ok_or(FsError::Stale)?
+            }
+        };
+        match facts.kind {
+            Kind::File(object) if object.size == size => return Ok(()),
+            Kind::File(_) => {}
+            Kind::Directory => return Err(FsError::IsDirectory.into()),
+            _ => return Err(FsError::Invalid.into()),
+        }
+        let live = self.start_writing(number, 0)?;
+        let mut state = live.state.lock();
+        if let Some(staging) = &state.staging
+            && size < state.overlay.size()
+        {
+            // What is cut off must not show again when the file grows.
+            staging.file.set_len(size)?;
+        }
+        state.overlay.truncate(size);
+        state.entry.modified = modified.unwrap_or_else(now);
+        drop_set_id(&mut state.entry);
+        state.touch(now_hybrid());
+        let is_closed = state.writers == 0;
+        drop(state);
+        if is_closed {
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Changes the entry of an inode, wherever its truth is at the moment.
+    pub(in crate::fs) fn change_entry(
+        &self,
+        number: u64,
+        mut change: impl FnMut(&mut Entry),
+    ) -> Result<(), Fail> {
+        let changed_live = self.with_live(number, |live: &mut LiveState| {
+            let mut entry = live.entry.clone();
+            change(&mut entry);
+            let is_changed = entry != live.entry;
+            let takes = live.is_dirty() || live.unlinked || live.importing;
+            if takes && is_changed {
+                live.entry = entry;
+                live.touch(now_hybrid());
+            }
+            takes || !is_changed
+        });
+        if changed_live == Some(true) {
+            return Ok(());
+        }
+        let path = self.inodes.lock().path(number);
+        let Some(path) = path else {
+            return self.change_detached(number, change);
+        };
+        if number == ROOT {
+            // The root has no entry of its own, so nothing of it can be kept; tools that copy whole trees try to.
+            return Ok(());
+        }
+        let shown = self.shown(&path)?.ok_or(FsError::Stale)?;
+        let facts = self.facts(&path, &shown)?;
+        let mut entry = shown.entry.clone();
+        // A folder's entry, put anew, tells its time: what is seen now, unless that is what changes.
+        entry.modified = facts.modified;
+        if !self.inodes.lock().refresh(number, facts) {
+            return Err(FsError::Stale.into());
+        }
+        change(&mut entry);
+        if entry == shown.entry {
+            return Ok(());
+        }
+        self.change(vec![Edit {
+            path: path.clone(),
+            entry: Some(entry.clone()),
+            seen: shown.seen,
+            held: false,
+        }])?;
+        self.with_live(number, |live| live.entry = entry.clone());
+        let facts = self.facts_after(&path, &entry);
+        self.inodes.lock().set_facts(number, facts);
+        Ok(())
+    }
+
+    fn change_detached(&self, number: u64, mut change: impl FnMut(&mut Entry)) -> Result<(), Fail> {
+        let mut inodes = self.inodes.lock();
+        let facts = inodes.facts(number).ok_or(FsError::Stale)?.clone();
+        let changed = facts.changed;
+        let mut entry = crate::fs::live::plain_entry(
+            facts.kind,
+            facts.mode,
+            facts.owner,
+            facts.group,
+            facts.modified,
+        );
+        change(&mut entry);
+        inodes.set_facts(number, Facts::of_entry(&entry, changed));
+        Ok(())
+    }
+
+    /// Facts of an entry that was just put at a path. Never needs anything: the change is done and must not be repeated.
+    pub(in crate::fs) fn facts_after(&self, path: &TreePath, entry: &Entry) -> Facts {
+        match self.tree.get(path) {
+            Ok(Some(shown)) if shown.entry == *entry => Facts::of(&shown),
+            _ => Facts::of_entry(entry, now_hybrid()),
+        }
+    }
+}
+
+impl Changes {
+    fn apply(&self, entry: &mut Entry) {
+        if self.uid.is_some() || self.gid.is_some() {
+            drop_set_id(entry);
+        }
+        if let Some(mode) = self.mode {
+            entry.mode = mode & 0o7777;
+        }
+        entry.owner = self.uid.unwrap_or(entry.owner);
+        entry.group = self.gid.unwrap_or(entry.group);
+        entry.modified = self.modified.unwrap_or(entry.modified);
+    }
+}
+
+/// Set-id bits don't survive a change of content or owner; set-group-id without group execution means something else.
+fn drop_set_id(entry: &mut Entry) {
+    if matches!(entry.kind, Kind::File(_)) {
+        entry.mode &= !libc::S_ISUID;
+        if entry.mode & libc::S_IXGRP != 0 {
+            entry.mode &= !libc::S_ISGID;
+        }
+    }
+}

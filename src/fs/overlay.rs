@@ -1,0 +1,296 @@
+//! Which bytes of a file that is being written come from where. Pure.
+//!
+//! A byte below `size` is *written* (it stands in the staging file), or *base* (below `base_bytes`, in the content that the
+//! file had), or zero. A truncation lowers `base_bytes` for good: what was cut off never shows again.
+//! Written ranges are disjoint, non-adjacent, non-empty, and below `size`.
+
+use std::{collections::BTreeMap, ops::Range};
+
+/// The largest size of a file: what the system's offsets can say.
+pub(crate) const FILE_BYTES_MAX: u64 = i64::MAX as u64;
+
+/// Where bytes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The staging file, at the same offset.
+    Staging,
+    /// The content that the file had, at the same offset.
+    Base,
+    /// Zeros.
+    Zero,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Overlay {
+    base_bytes: u64,
+    size: u64,
+    written: BTreeMap<u64, u64>,
+}
+
+impl Overlay {
+    /// A file that is all base.
+    pub(crate) fn over(base_bytes: u64) -> Self {
+        Self {
+            base_bytes,
+            size: base_bytes,
+            written: BTreeMap::new(),
+        }
+    }
+
+    /// From a journal record; `None` when it contradicts itself.
+    pub(crate) fn restore(base_bytes: u64, size: u64, written: &[(u64, u64)]) -> Option<Self> {
+        if base_bytes > size || size > FILE_BYTES_MAX {
+            return None;
+        }
+        let mut overlay = Self {
+            base_bytes,
+            size,
+            written: BTreeMap::new(),
+        };
+        for &(start, end) in written {
+            if start >= end || end > size {
+                return None;
+            }
+            overlay.mark(start..end);
+        }
+        Some(overlay)
+    }
+
+    /// Length of the file.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// How many bytes of the base still show, where nothing is written over them.
+    pub(crate) fn base_bytes(&self) -> u64 {
+        self.base_bytes
+    }
+
+    /// The written ranges in order, as pairs of start and end.
+    pub(crate) fn written(&self) -> Vec<(u64, u64)> {
+        self.written
+            .iter()
+            .map(|(&start, &end)| (start, end))
+            .collect()
+    }
+
+    /// Whether the file is its base and nothing else, of which there are `base_size` bytes.
+    pub(crate) fn is_base(&self, base_size: u64) -> bool {
+        self.written.is_empty() && self.base_bytes == base_size && self.size == base_size
+    }
+
+    /// Notes that the range stands in the staging file now; the file grows where needed.
+    pub(crate) fn write(&mut self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        self.size = self.size.max(range.end);
+        self.mark(range);
+    }
+
+    /// Sets the length. What is cut off is gone; what is added is zeros.
+    pub(crate) fn truncate(&mut self, size: u64) {
+        if size < self.size {
+            self.base_bytes = self.base_bytes.min(size);
+            self.cut(size..u64::MAX);
+        }
+        self.size = size;
+    }
+
+    /// Makes a range within the file zeros.
+    pub(crate) fn punch(&mut self, range: Range<u64>) {
+        let range = range.start..range.end.min(self.size);
+        if range.is_empty() {
+            return;
+        }
+        if range.end >= self.base_bytes {
+            self.base_bytes = self.base_bytes.min(range.start);
+            self.cut(range);
+        } else {
+            // Inside the base, zeros must stand in the staging file: the caller has cleared it there.
+            self.mark(range);
+        }
+    }
+
+    /// What a range is made of, in order, cut to the file.
+    pub(crate) fn pieces(&self, range: Range<u64>) -> Vec<(Range<u64>, Source)> {
+        let end = range.end.min(self.size);
+        let mut at = range.start;
+        let mut pieces = Vec::new();
+        let first = self
+            .written
+            .range(..=at)
+            .next_back()
+            .map(|(&start, _)| start);
+        for (&start, &stop) in self.written.range(first.unwrap_or(at)..) {
+            if at >= end || start >= end {
+                break;
+            }
+            if stop <= at {
+                continue;
+            }
+            self.unwritten(at..start.max(at), &mut pieces);
+            at = at.max(start);
+            pieces.push((at..stop.min(end), Source::Staging));
+            at = stop.min(end);
+        }
+        if at < end {
+            self.unwritten(at..end, &mut pieces);
+        }
+        pieces
+    }
+
+    fn unwritten(&self, range: Range<u64>, pieces: &mut Vec<(Range<u64>, Source)>) {
+        let split = self.base_bytes.clamp(range.start, range.end);
+        if range.start < split {
+            pieces.push((range.start..split, Source::Base));
+        }
+        if split < range.end {
+            pieces.push((split..range.end, Source::Zero));
+        }
+    }
+
+    fn mark(&mut self, range: Range<u64>) {
+        let (mut start, mut end) = (range.start, range.end);
+        // Joins every range that touches the new one.
+        while let Some((&before, &stop)) = self.written.range(..=end).next_back() {
+            if stop < start {
+                break;
+            }
+            self.written.remove(&before);
+            start = start.min(before);
+            end = end.max(stop);
+        }
+        self.written.insert(start, end);
+    }
+
+    fn cut(&mut self, range: Range<u64>) {
+        while let Some((&start, &stop)) = self.written.range(..range.end).next_back() {
+            if stop <= range.start {
+                break;
+            }
+            self.written.remove(&start);
+            if stop > range.end {
+                self.written.insert(range.end, stop);
+            }
+            if start < range.start {
+                self.written.insert(start, range.start);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SPACE: u64 = 200;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Write(u64, u64, u8),
+        Truncate(u64),
+        Punch(u64, u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..SPACE, 0..40u64, 1..=255u8).prop_map(|(at, len, byte)| Step::Write(at, len, byte)),
+            2 => (0..SPACE).prop_map(Step::Truncate),
+            1 => (0..SPACE, 0..60u64).prop_map(|(at, len)| Step::Punch(at, len)),
+        ]
+    }
+
+    fn shown(overlay: &Overlay, base: &[u8], staging: &[u8], range: Range<u64>) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (piece, source) in overlay.pieces(range.clone()) {
+            assert_eq!(
+                piece.start,
+                range.start + out.len() as u64,
+                "pieces join up"
+            );
+            for at in piece {
+                out.push(match source {
+                    Source::Staging => staging[at as usize],
+                    Source::Base => base[at as usize],
+                    Source::Zero => 0,
+                });
+            }
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn it_shows_what_a_plain_file_would(
+            base in proptest::collection::vec(any::<u8>(), 0..150),
+            steps in proptest::collection::vec(step(), 0..40),
+            look in (0..SPACE, 0..SPACE),
+        ) {
+            let mut plain = base.clone();
+            let mut staging = vec![0xee; 300];
+            let mut overlay = Overlay::over(base.len() as u64);
+            for step in steps {
+                match step {
+                    Step::Write(at, len, byte) => {
+                        let (from, to) = (at as usize, (at + len) as usize);
+                        if len > 0 && plain.len() < to {
+                            plain.resize(to, 0);
+                        }
+                        if len > 0 {
+                            plain[from..to].fill(byte);
+                            staging[from..to].fill(byte);
+                        }
+                        overlay.write(at..at + len);
+                    }
+                    Step::Truncate(size) => {
+                        plain.resize(size as usize, 0);
+                        overlay.truncate(size);
+                    }
+                    Step::Punch(at, len) => {
+                        let end = (at + len).min(plain.len() as u64);
+                        if at < end {
+                            plain[at as usize..end as usize].fill(0);
+                            staging[at as usize..end as usize].fill(0);
+                        }
+                        overlay.punch(at..at + len);
+                    }
+                }
+                prop_assert_eq!(overlay.size(), plain.len() as u64);
+                prop_assert_eq!(&shown(&overlay, &base, &staging, 0..u64::MAX), &plain);
+                let written = overlay.written();
+                prop_assert!(written.iter().all(|(start, end)| start < end && *end <= overlay.size()));
+                prop_assert!(written.windows(2).all(|pair| pair[0].1 < pair[1].0));
+                let restored = Overlay::restore(overlay.base_bytes(), overlay.size(), &written);
+                prop_assert_eq!(restored.as_ref(), Some(&overlay));
+            }
+            let (from, to) = (look.0.min(look.1), look.0.max(look.1));
+            let cut = to.min(plain.len() as u64).max(from) as usize;
+            let expected = plain.get(from as usize..cut).unwrap_or(&[]);
+            prop_assert_eq!(shown(&overlay, &base, &staging, from..to), expected);
+        }
+    }
+
+    #[test]
+    fn a_record_that_contradicts_itself_is_refused() {
+        assert_eq!(Overlay::restore(5, 4, &[]), None);
+        assert_eq!(Overlay::restore(0, 4, &[(3, 3)]), None);
+        assert_eq!(Overlay::restore(0, 4, &[(3, 5)]), None);
+        assert_eq!(Overlay::restore(0, u64::MAX, &[]), None);
+    }
+
+    #[test]
+    fn what_a_truncation_cut_off_never_shows_again() {
+        let mut overlay = Overlay::over(10);
+        overlay.truncate(4);
+        overlay.truncate(10);
+        assert_eq!(
+            overlay.pieces(0..10),
+            vec![(0..4, Source::Base), (4..10, Source::Zero)]
+        );
+        assert!(!overlay.is_base(10));
+    }
+}

@@ -1,0 +1,93 @@
+//! What the filesystem needs from the rest of the node, and nothing more: small enough that tests stand in for it.
+
+use std::{ops::Range, time::Duration};
+
+use futures::future::BoxFuture;
+
+use crate::{
+    content::Object,
+    manifest::{Name, NodeHash, Shown, Timestamp, TreePath},
+    node::namespace::{Edit, Namespace, NamespaceError},
+    transfer::{TransferError, Transfers},
+};
+
+/// The folder's state: names and entries. See [`Namespace`] for what the functions mean.
+pub(crate) trait Tree: Send + Sync + 'static {
+    fn has_head(&self) -> bool;
+    fn wait_head(&self, within: Duration) -> BoxFuture<'_, bool>;
+    fn get(&self, path: &TreePath) -> Result<Option<Shown>, NamespaceError>;
+    fn children(&self, folder: &TreePath) -> Result<Vec<(Name, Shown)>, NamespaceError>;
+    fn below(&self, folder: &TreePath) -> Result<Vec<(TreePath, Shown)>, NamespaceError>;
+    fn folder_modified(&self, folder: &TreePath) -> Result<Timestamp, NamespaceError>;
+    fn fetch(
+        &self,
+        missing: Vec<NodeHash>,
+        within: Duration,
+    ) -> BoxFuture<'_, Result<(), NamespaceError>>;
+    fn change(&self, edits: Vec<Edit>) -> Result<(), NamespaceError>;
+    fn flush(&self) -> BoxFuture<'_, Result<(), NamespaceError>>;
+    /// Number of regular files, as far as known.
+    fn files(&self) -> u64;
+}
+
+impl Tree for Namespace {
+    fn has_head(&self) -> bool {
+        Namespace::has_head(self)
+    }
+    fn wait_head(&self, within: Duration) -> BoxFuture<'_, bool> {
+        Box::pin(Namespace::wait_head(self, within))
+    }
+    fn get(&self, path: &TreePath) -> Result<Option<Shown>, NamespaceError> {
+        Namespace::get(self, path)
+    }
+    fn children(&self, folder: &TreePath) -> Result<Vec<(Name, Shown)>, NamespaceError> {
+        Namespace::children(self, folder)
+    }
+    fn below(&self, folder: &TreePath) -> Result<Vec<(TreePath, Shown)>, NamespaceError> {
+        Namespace::below(self, folder)
+    }
+    fn folder_modified(&self, folder: &TreePath) -> Result<Timestamp, NamespaceError> {
+        Namespace::folder_modified(self, folder)
+    }
+    fn fetch(
+        &self,
+        missing: Vec<NodeHash>,
+        within: Duration,
+    ) -> BoxFuture<'_, Result<(), NamespaceError>> {
+        Box::pin(Namespace::fetch(self, missing, within))
+    }
+    fn change(&self, edits: Vec<Edit>) -> Result<(), NamespaceError> {
+        Namespace::change(self, edits)
+    }
+    fn flush(&self) -> BoxFuture<'_, Result<(), NamespaceError>> {
+        Box::pin(Namespace::flush(self))
+    }
+    fn files(&self) -> u64 {
+        self.status().summary.map_or(0, |summary| summary.files)
+    }
+}
+
+/// Brings bytes of contents into the store. See [`Transfers`].
+pub(crate) trait Bring: Send + Sync + 'static {
+    fn ensure<'a>(
+        &'a self,
+        object: Object,
+        bytes: Range<u64>,
+        label: &'a str,
+    ) -> BoxFuture<'a, Result<(), TransferError>>;
+    fn prefetch(&self, object: Object, bytes: Range<u64>, label: &str);
+}
+
+impl Bring for Transfers {
+    fn ensure<'a>(
+        &'a self,
+        object: Object,
+        bytes: Range<u64>,
+        label: &'a str,
+    ) -> BoxFuture<'a, Result<(), TransferError>> {
+        Box::pin(Transfers::ensure(self, object, bytes, label))
+    }
+    fn prefetch(&self, object: Object, bytes: Range<u64>, label: &str) {
+        Transfers::prefetch(self, object, bytes, label);
+    }
+}

@@ -1,0 +1,375 @@
+//! From a file that was written to an entry that the cluster sees.
+//!
+//! A live file is published when its last writer has closed it, or after a quiet period. The steps: holes are filled from the
+//! content below, the staging file becomes an object, the entry is changed, and once that is on disk the staging file and its
+//! journal record go. Until then a crash finds the record and starts again. After a failure it is tried again, later and later;
+//! nothing is given up.
+
+use std::{
+    collections::BTreeSet,
+    ops::Range,
+    os::unix::fs::FileExt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    core::{Core, Fail},
+    errno::FsError,
+    live::{Live, LiveState},
+    overlay::{Overlay, Source},
+};
+use crate::{
+    content::Object,
+    manifest::{Kind, TreePath},
+    node::namespace::Edit,
+};
+
+/// An open file is published when nothing was written to it for so long.
+const QUIET: Duration = Duration::from_secs(5);
+/// How often to look for files that became quiet or are to be tried again.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Publications at once: enough to keep the disk busy while some wait for the network.
+const AT_ONCE: usize = 16;
+/// Holes are filled in portions of this size, so that writers get their turn between them.
+const FILL_BYTES: u64 = 1024 * 1024;
+/// Publications that end shortly after each other are put on disk together.
+const GATHER: Duration = Duration::from_millis(100);
+/// Waits after failures: the first, and the longest.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+/// How often committing an entry may need further nodes of the manifest.
+const ROUNDS_MAX: u32 = 256;
+
+/// Publishes what is due, for as long as the mount lives.
+pub(crate) async fn publisher(core: Arc<Core>) {
+    let permits = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+    loop {
+        // Either outcome means: look.
+        let _ = tokio::time::timeout(LOOK_EVERY, core.wake.notified()).await;
+        for live in core.due(false) {
+            let (core, permits) = (core.clone(), permits.clone());
+            tokio::spawn(async move {
+                // The semaphore is never closed.
+                let _permit = permits.acquire().await;
+                core.publish(live).await;
+            });
+        }
+    }
+}
+
+/// Puts publications on disk and removes their staging files, for as long as the mount lives.
+pub(crate) async fn settler(core: Arc<Core>) {
+    loop {
+        core.unsettled.notified().await;
+        tokio::time::sleep(GATHER).await;
+        if let Err(error) = core.settle().await {
+            tracing::warn!(%error, "published files could not be put on disk yet");
+            tokio::time::sleep(RETRY_FIRST).await;
+            core.unsettled.notify_one();
+        }
+    }
+}
+
+impl Core {
+    /// Live files that are to be published now, marked as taken. `all`: those that are still being written, too.
+    fn due(&self, all: bool) -> Vec<Arc<Live>> {
+        let now = Instant::now();
+        let mut lives = self.lives.lock();
+        let numbers: Vec<u64> = lives.keys().copied().collect();
+        let mut due = Vec::new();
+        for number in numbers {
+            let Some(live) = lives.get(&number).cloned() else {
+                continue;
+            };
+            let mut state = live.state.lock();
+            if state.publishing {
+                continue;
+            }
+            if self.may_end(number, &state) {
+                self.end_writing(&mut lives, number, &mut state);
+                continue;
+            }
+            let is_ripe = all || state.writers == 0 || state.quiet_since + QUIET <= now;
+            let may_try = all || state.retry_at.is_none_or(|at| at <= now);
+            // A new file that is open but empty so far has nothing to tell yet.
+            let has_news = state.version != state.published || (state.fresh && state.writers == 0);
+            if is_ripe && may_try && has_news && !state.unlinked {
+                state.publishing = true;
+                due.push(live.clone());
+            }
+        }
+        due
+    }
+
+    /// Publishes a file that [`Core::due`] has named.
+    pub(super) async fn publish(self: &Arc<Self>, live: Arc<Live>) {
+        let outcome = self.try_publish(&live).await;
+        {
+            let mut lives = self.lives.lock();
+            let mut state = live.state.lock();
+            state.publishing = false;
+            match outcome {
+                Ok(()) => {
+                    state.failures = 0;
+                    state.retry_at = None;
+                }
+                Err(error) => {
+                    let wait = RETRY_FIRST * 2u32.saturating_pow(state.failures.min(6));
+                    state.failures += 1;
+                    state.retry_at = Some(Instant::now() + wait.min(RETRY_MAX));
+                    tracing::warn!(path = %state.path, %error, "the file stays unpublished for now");
+                }
+            }
+            if !state.done && self.may_end(live.number, &state) {
+                self.end_writing(&mut lives, live.number, &mut state);
+            }
+        }
+        self.published.send_modify(|ended| *ended += 1);
+        self.wake.notify_one();
+    }
+
+    async fn try_publish(self: &Arc<Self>, live: &Arc<Live>) -> Result<(), FsError> {
+        loop {
+            let hole = next_hole(&live.state.lock());
+            let Some((base, hole, path)) = hole else {
+                break;
+            };
+            let label = path.to_string();
+            self.bring.ensure(base, hole.clone(), &label).await?;
+            let (core, live) = (self.clone(), live.clone());
+            blocking(move || core.fill(&live, base, hole)).await??;
+        }
+        let (core, with) = (self.clone(), live.clone());
+        let Some((object, version)) = blocking(move || core.import(&with)).await?? else {
+            return Ok(());
+        };
+        for _ in 0..ROUNDS_MAX {
+            let (core, live) = (self.clone(), live.clone());
+            match blocking(move || core.commit(&live, object, version)).await? {
+                Ok(()) => return Ok(()),
+                Err(Fail::Error(error)) => return Err(error),
+                Err(Fail::Need(need)) => self.provide(need).await?,
+            }
+        }
+        Err(FsError::Stuck)
+    }
+
+    /// Copies what of a hole still shows the base into the staging file.
+    fn fill(&self, live: &Live, base: Object, hole: Range<u64>) -> Result<(), FsError> {
+        let mut state = live.state.lock();
+        if state.base != base || state.unlinked {
+            return Ok(());
+        }
+        let staging = state.staging(&self.store)?;
+        for (piece, source) in state.overlay.pieces(hole) {
+            if source != Source::Base {
+                continue;
+            }
+            let len = usize::try_from(piece.end - piece.start).map_err(|_| FsError::TooLarge)?;
+            let mut bytes = vec![0; len];
+            let read = self.store.read(&base, piece.start, &mut bytes)?;
+            if read < len {
+                return Err(FsError::Stuck);
+            }
+            staging.write_all_at(&bytes, piece.start)?;
+            state.overlay.write(piece);
+        }
+        Ok(())
+    }
+
+    /// Turns the staging file into an object, which becomes the base of whatever is written next. `None` when there is
+    /// nothing to publish (any more, or yet). Writers wait meanwhile.
+    fn import(&self, live: &Live) -> Result<Option<(Object, u64)>, FsError> {
+        let mut state = live.state.lock();
+        if state.unlinked || state.done {
+            return Ok(None);
+        }
+        let version = state.version;
+        let size = state.overlay.size();
+        if state.overlay.is_base(state.base.size) {
+            return Ok(Some((state.base, version)));
+        }
+        if next_hole(&state).is_some() {
+            return Ok(None);
+        }
+        let object = if size == 0 {
+            Object::empty()
+        } else {
+            state.staging(&self.store)?;
+            state.journal(&self.store, false)?;
+            let id = state.staging.as_ref().and_then(|staging| staging.id);
+            let id = id.ok_or(FsError::Stuck)?;
+            state.importing = true;
+            drop(state);
+            let imported = self.store.import(id, size);
+            state = live.state.lock();
+            state.importing = false;
+            self.published.send_modify(|steps| *steps += 1);
+            imported?
+        };
+        state.base = object;
+        state.overlay = Overlay::over(object.size);
+        let id = state.staging.take().and_then(|staging| staging.id);
+        state.imported.extend(id);
+        Ok(Some((object, version)))
+    }
+
+    /// Changes the entry. From now on the content is what the inode is.
+    fn commit(&self, live: &Live, object: Object, version: u64) -> Result<(), Fail> {
+        let _order = self.order.write();
+        let mut state = live.state.lock();
+        if state.unlinked || state.done {
+            self.settle_later(&mut state);
+            return Ok(());
+        }
+        let linked = self.inodes.lock().path(live.number);
+        let path = linked.unwrap_or_else(|| state.path.clone());
+        let current = self.shown(&path)?;
+        let entry = state.entry_with(object);
+        let mut edits = Vec::new();
+        let mut seen = state.seen.clone();
+        match &current {
+            Some(current) if current.entry.kind == Kind::File(state.agreed) => {
+                // Still what the writer began with, or an earlier publication of the same: nothing concurrent.
+                seen.extend(&current.seen);
+                seen.sort_unstable();
+                seen.dedup();
+            }
+            Some(current) if current.entry == entry => {}
+            Some(_) => {
+                // Somebody else's change: a copy of it will appear beside this one, and the kernel must hear of it.
+                self.stirred.lock().insert(path.clone());
+                self.stir.notify_one();
+            }
+            None => {}
+        }
+        let is_there = current.is_some_and(|current| current.entry == entry) && !state.fresh;
+        if !is_there {
+            edits.push(Edit {
+                path: path.clone(),
+                entry: Some(entry.clone()),
+                seen: seen.clone(),
+                held: false,
+            });
+            // After the file's, so that it is the later of the two.
+            edits.extend(self.keep_folder_time(&path));
+            self.change(edits)?;
+        }
+        let facts = self.facts_after(&path, &entry);
+        self.inodes.lock().set_facts(live.number, facts);
+        state.path = path;
+        state.seen = seen;
+        state.agreed = object;
+        state.published = version;
+        state.fresh = false;
+        self.settle_later(&mut state);
+        Ok(())
+    }
+
+    /// A folder's time is that of its latest change unless it was set after that. Publishing what was written before the
+    /// time was set must not undo it (`tar` and `rsync` set folders' times last): such an entry is put again.
+    fn keep_folder_time(&self, path: &TreePath) -> Option<Edit> {
+        let (folder, _) = path.split()?;
+        let shown = self.tree.get(&folder).ok()??;
+        let touched = self.tree.folder_modified(&folder).ok()?;
+        let is_own = !folder.names().is_empty() && shown.time.0 > 0;
+        let is_set =
+            touched == shown.entry.modified || i128::from(touched.0) <= i128::from(shown.time.0);
+        (is_own && is_set && shown.entry.kind == Kind::Directory).then_some(Edit {
+            path: folder,
+            entry: Some(shown.entry),
+            seen: shown.seen,
+            held: false,
+        })
+    }
+
+    fn settle_later(&self, state: &mut LiveState) {
+        if !state.imported.is_empty() {
+            self.settling.lock().append(&mut state.imported);
+            self.unsettled.notify_one();
+        }
+    }
+
+    /// Puts published entries and contents on disk, then removes their staging files.
+    pub(super) async fn settle(self: &Arc<Self>) -> Result<(), FsError> {
+        let ids = std::mem::take(&mut *self.settling.lock());
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let settled = async {
+            self.tree.flush().await?;
+            let core = self.clone();
+            blocking(move || core.store.settle()).await??;
+            Ok(())
+        };
+        if let Err(error) = settled.await {
+            self.settling.lock().extend(ids);
+            return Err(error);
+        }
+        let core = self.clone();
+        blocking(move || {
+            for id in ids {
+                if let Err(error) = core.store.unstage(id) {
+                    tracing::warn!(%error, "a staging file could not be removed");
+                }
+            }
+        })
+        .await
+    }
+
+    /// Publishes everything there is, once, files that are still open included, and puts it on disk.
+    pub(super) async fn publish_all(self: &Arc<Self>) {
+        let mut tried = BTreeSet::new();
+        let mut ended = self.published.subscribe();
+        loop {
+            let due = self.due(true);
+            let (again, first): (Vec<_>, Vec<_>) = due
+                .into_iter()
+                .partition(|live| tried.contains(&live.number));
+            for live in again {
+                live.state.lock().publishing = false;
+            }
+            if first.is_empty() {
+                if !self.is_publishing() {
+                    break;
+                }
+                if ended.changed().await.is_err() {
+                    break;
+                }
+                continue;
+            }
+            tried.extend(first.iter().map(|live| live.number));
+            futures::future::join_all(first.into_iter().map(|live| self.publish(live))).await;
+        }
+        if let Err(error) = self.settle().await {
+            tracing::warn!(%error, "published files could not be put on disk yet");
+        }
+    }
+
+    fn is_publishing(&self) -> bool {
+        let lives: Vec<_> = self.lives.lock().values().cloned().collect();
+        lives.iter().any(|live| live.state.lock().publishing)
+    }
+}
+
+/// The first bytes that must come from the base before the file is complete.
+fn next_hole(state: &LiveState) -> Option<(Object, Range<u64>, TreePath)> {
+    if state.unlinked || state.overlay.is_base(state.base.size) {
+        return None;
+    }
+    let pieces = state.overlay.pieces(0..state.overlay.size());
+    let (hole, _) = pieces
+        .into_iter()
+        .find(|(_, source)| *source == Source::Base)?;
+    let hole = hole.start..hole.end.min(hole.start + FILL_BYTES);
+    Some((state.base, hole, state.path.clone()))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, FsError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| FsError::Stopping)
+}

@@ -1,0 +1,157 @@
+//! Files that were written but not published when the process ended: taken up again from the journal.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::{
+    core::{Core, Fail, now_hybrid},
+    errno::FsError,
+    inodes::{Facts, ROOT},
+    live::{Live, Staging, plain_entry},
+    overlay::Overlay,
+};
+use crate::{
+    content::Object,
+    manifest::{HybridTime, Kind, Timestamp, TreePath},
+    store::{JournalRecord, StagingId, StoreError},
+};
+
+/// How long to wait for a first head before asking again.
+const HEAD_WAIT: Duration = Duration::from_secs(60);
+/// Permission bits of folders that have to be made anew.
+const FOLDER_MODE: u32 = 0o755;
+
+impl Core {
+    /// Makes every file of the journal a live file without writers, which the publisher then publishes. Retries while the
+    /// folder's state can't be had; meanwhile the journal keeps them.
+    pub(super) async fn recover(
+        self: Arc<Self>,
+        records: Vec<(StagingId, JournalRecord)>,
+    ) -> Result<(), FsError> {
+        // Of several records for one path the newest counts; it stands on the ones before it.
+        let mut newest: BTreeMap<Vec<u8>, Vec<(StagingId, JournalRecord)>> = BTreeMap::new();
+        for (id, record) in records {
+            newest
+                .entry(record.path.clone())
+                .or_default()
+                .push((id, record));
+        }
+        for mut same in newest.into_values() {
+            let Some((id, record)) = same.pop() else {
+                continue;
+            };
+            let older: Vec<StagingId> = same.into_iter().map(|(id, _)| id).collect();
+            self.recover_one(id, record, older).await?;
+        }
+        Ok(())
+    }
+
+    async fn recover_one(
+        self: &Arc<Self>,
+        id: StagingId,
+        record: JournalRecord,
+        older: Vec<StagingId>,
+    ) -> Result<(), FsError> {
+        let record = Arc::new(record);
+        loop {
+            let (core, with, older) = (self.clone(), record.clone(), older.clone());
+            let done = tokio::task::spawn_blocking(move || core.revive(id, &with, older)).await;
+            match done.map_err(|_| FsError::Stopping)? {
+                Ok(()) => return Ok(()),
+                Err(Fail::Need(super::core::Need::Head)) => {
+                    self.tree.wait_head(HEAD_WAIT).await;
+                }
+                Err(Fail::Need(need)) => {
+                    if self.provide(need).await.is_err() {
+                        tokio::time::sleep(HEAD_WAIT).await;
+                    }
+                }
+                Err(Fail::Error(error)) => {
+                    let path = String::from_utf8_lossy(&record.path).into_owned();
+                    tracing::error!(path, %error, "an unpublished file could not be taken up; its data stays in the state folder");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn revive(
+        &self,
+        id: StagingId,
+        record: &JournalRecord,
+        older: Vec<StagingId>,
+    ) -> Result<(), Fail> {
+        let damaged = || StoreError::Damaged(format!("journal record {}", id.0));
+        let path = TreePath::parse(&record.path).map_err(|_| damaged())?;
+        let base_bytes = record
+            .base
+            .map_or(0, |base| record.base_bytes.min(base.size));
+        let overlay =
+            Overlay::restore(base_bytes, record.size, &record.written).ok_or_else(damaged)?;
+        let Some((_, leaf)) = path.split() else {
+            return Err(damaged().into());
+        };
+        let _order = self.order.write();
+        let folder = self.folder_inode(&path)?;
+        let current = self.shown(&path)?;
+        let base = record.base.unwrap_or_else(Object::empty);
+        let mut entry = plain_entry(
+            Kind::File(base),
+            record.mode,
+            record.owner,
+            record.group,
+            Timestamp(record.modified),
+        );
+        if let Some(current) = current {
+            entry.attributes = current.entry.attributes;
+            entry.unknown = current.entry.unknown;
+        }
+        let file = Arc::new(self.store.staged(id)?);
+        let mut lives = self.lives.lock();
+        let mut inodes = self.inodes.lock();
+        if let Some(number) = inodes.child(folder, leaf)
+            && lives.contains_key(&number)
+        {
+            // Somebody is writing a new one already: that one wins the name, this one comes with the next start.
+            return Ok(());
+        }
+        let facts = Facts::of_entry(&entry, now_hybrid());
+        let number = inodes.replace(folder, leaf, facts);
+        inodes.pin(number);
+        let mut live = Live::new(number, base, entry, now_hybrid(), record.seen.clone(), path);
+        let state = live.state.get_mut();
+        state.overlay = overlay;
+        state.staging = Some(Staging { id: Some(id), file });
+        state.imported = older;
+        state.version = 1;
+        state.journaled = 1;
+        lives.insert(number, Arc::new(live));
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// The inode of the folder that a path stands in; folders that are gone are taken as plain ones.
+    fn folder_inode(&self, path: &TreePath) -> Result<u64, Fail> {
+        let Some((folder, _)) = path.split() else {
+            return Ok(ROOT);
+        };
+        let mut at = TreePath::root();
+        let mut steps = Vec::new();
+        for name in folder.names() {
+            at = at.join(name).map_err(FsError::from)?;
+            let facts = match self.shown(&at)? {
+                Some(shown) => Facts::of(&shown),
+                None => Facts::of_entry(
+                    &plain_entry(Kind::Directory, FOLDER_MODE, 0, 0, Timestamp(0)),
+                    HybridTime(0),
+                ),
+            };
+            steps.push((name, facts));
+        }
+        let mut inodes = self.inodes.lock();
+        let mut number = ROOT;
+        for (name, facts) in steps {
+            number = inodes.resolve(number, name, facts);
+        }
+        Ok(number)
+    }
+}
