@@ -1,9 +1,13 @@
 //! p2pfs: a peer-to-peer shared filesystem. See `docs/architecture.md` for the map.
 //!
 //! Pure code (no clock, no I/O): [`cluster`], [`content`], [`manifest`], [`transfer::scheduler`].
+//! Shells: [`store`], [`net`], [`transfer`], [`fs`], [`control`], [`cli`]; [`node`] owns and wires them.
+//! Dependencies point from shells to pure code, never back.
 
+pub mod cli;
 pub mod cluster;
 pub mod content;
+pub mod control;
 pub mod fs;
 pub mod manifest;
 pub mod net;

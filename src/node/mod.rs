@@ -1,3 +1,534 @@
 //! The node: owns the parts of one mount and wires them.
+//!
+//! Start: lock the state folder, open the namespace, start the network, the transfers and the trackers, wait for a first
+//! head, mount, open the control socket. End, whichever way it comes (unmount command, `umount`, signal): publish what is
+//! pending, unmount, put everything on disk, give up leases, tell the peers. Each step of the end has a deadline; none
+//! depends on another machine being there.
 
+pub mod address;
+mod background;
+mod create;
+mod members;
 pub mod namespace;
+mod reports;
+pub mod state;
+mod trackers;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use libp2p::{Multiaddr, PeerId};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::{
+    cluster::{ClusterKeys, Role},
+    control::{self, Control, ControlError, types},
+    fs,
+    net::{Net, NetConfig, NetError, proto::PeerHello},
+    store::{Store, StoreError},
+    transfer::Transfers,
+};
+use members::{KnownHolders, Late, Members, PeerFetcher};
+use namespace::{Namespace, NamespaceError};
+use state::{SavedCluster, StateError};
+use trackers::{Directory, Trackers};
+
+pub use create::create;
+
+/// The setting that remembers the port chosen on first use.
+const LISTEN_SETTING: &str = "listen-port";
+/// How long a fresh mount waits for a first head where trackers or peers are named.
+const FIRST_HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// How long the end waits for files to be published.
+const PUBLISH_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long the control socket outlives the mount.
+const ANSWER_GOES_OUT: Duration = Duration::from_millis(100);
+
+/// What a mount is to be.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Where to mount.
+    pub mountpoint: PathBuf,
+    /// No writing, whatever the id grants.
+    pub read_only: bool,
+    /// Trackers: as they were given, and parsed.
+    pub trackers: Vec<(String, Multiaddr)>,
+    /// Where to listen; empty for a free port, chosen once and kept.
+    pub listen: Vec<Multiaddr>,
+    /// Members to connect to.
+    pub peers: Vec<Multiaddr>,
+    /// Limit of the cache.
+    pub cache_bytes_max: u64,
+    /// Longest time a read waits without progress.
+    pub read_timeout: Duration,
+    /// Other users may use the mount.
+    pub allow_other: bool,
+    /// Whose files they appear to be.
+    pub owner: fs::OwnerMode,
+    /// Start from an empty folder where no head is known.
+    pub new: bool,
+    /// What hello calls this node.
+    pub node_name: String,
+}
+
+/// Why a mount could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The state folder.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The namespace.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// The network.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The mount.
+    #[error(transparent)]
+    Mount(#[from] fs::MountError),
+    /// The control socket.
+    #[error("the control socket could not be opened: {0}")]
+    Control(std::io::Error),
+    /// `--new` with a read-only id.
+    #[error("a read-only cluster id cannot start a new folder")]
+    NewReadOnly,
+}
+
+/// One mount.
+pub struct Node {
+    config: NodeConfig,
+    saved: SavedCluster,
+    keys: ClusterKeys,
+    store: Store,
+    namespace: Namespace,
+    net: Net,
+    transfers: Transfers,
+    trackers: Arc<Trackers>,
+    holders: Arc<KnownHolders>,
+    /// Block answers that peers said they are working on.
+    loads: Mutex<BTreeMap<PeerId, u32>>,
+    mounted: OnceLock<Arc<fs::Mounted>>,
+    socket: Mutex<Option<control::ControlServer>>,
+    /// True once the mount is to end.
+    ending: watch::Sender<bool>,
+    /// True once everything is on disk.
+    ended: watch::Sender<bool>,
+}
+
+/// How a mount came up, for the user.
+#[derive(Clone, Debug)]
+pub struct Started {
+    /// Members connected so far.
+    pub peers: usize,
+    /// What the user should know though it did not keep the mount from starting.
+    pub warnings: Vec<String>,
+}
+
+impl Node {
+    /// Starts and mounts. Returns when the mount is usable; [`Node::run`] then keeps it until it ends.
+    pub async fn start(
+        saved: SavedCluster,
+        config: NodeConfig,
+    ) -> Result<(Arc<Self>, Started), NodeError> {
+        let keys = saved.id.keys();
+        let store = {
+            let dir = saved.dir.clone();
+            run_blocking(move || Store::open(&dir)).await?
+        };
+        let late = Arc::new(Late::default());
+        let fetcher = Arc::new(PeerFetcher { late: late.clone() });
+        let namespace = Namespace::open(
+            store.clone(),
+            keys.clone(),
+            saved.identity()?,
+            config.node_name.clone(),
+            fetcher,
+        )?;
+        // A restored or cloned state folder has taken a new identity; it is this node's name on the network as well.
+        let identity = namespace.writer_identity();
+        if identity.public() != saved.identity()?.public() {
+            saved.keep_identity(&identity)?;
+        }
+        if config.new && !namespace.has_head() {
+            if keys.role() == Role::ReadOnly {
+                return Err(NodeError::NewReadOnly);
+            }
+            namespace.create()?;
+        }
+        let holders = Arc::new(KnownHolders::default());
+        let service = Arc::new(Members {
+            store: store.clone(),
+            late: late.clone(),
+            holders: holders.clone(),
+        });
+        // Set before the network is up: the first request may come at once.
+        let _ = late.namespace.set(namespace.clone());
+        let hello = PeerHello {
+            protocol: 1,
+            node: config.node_name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            epoch: keys.epoch(),
+        };
+        let net = start_net(&store, &config, identity, &keys, hello, service).await?;
+        let _ = late.net.set(net.clone());
+        let trackers = Trackers::start(&config.trackers, &keys, &net, &namespace, &store);
+        let directory = Arc::new(Directory {
+            trackers: trackers.clone(),
+            net: net.clone(),
+        });
+        let transfers =
+            Transfers::start(store.clone(), net.clone(), directory, config.read_timeout);
+        let _ = late.transfers.set(transfers.clone());
+        let node = Arc::new(Self {
+            config,
+            saved,
+            keys,
+            store,
+            namespace,
+            net,
+            transfers,
+            trackers,
+            holders,
+            loads: Mutex::default(),
+            mounted: OnceLock::new(),
+            socket: Mutex::default(),
+            ending: watch::Sender::new(false),
+            ended: watch::Sender::new(false),
+        });
+        background::start(&node);
+        let mut warnings = Vec::new();
+        node.first_head(&mut warnings).await;
+        if let Err(error) = node.mount().and_then(|()| node.open_socket()) {
+            node.close().await;
+            return Err(error);
+        }
+        let started = Started {
+            peers: node.net.peers().len(),
+            warnings,
+        };
+        Ok((node, started))
+    }
+
+    /// Waits a while for a first head, so that the folder shows its contents from the beginning.
+    async fn first_head(&self, warnings: &mut Vec<String>) {
+        if self.namespace.has_head() {
+            return;
+        }
+        let anybody = !self.config.trackers.is_empty() || !self.config.peers.is_empty();
+        let found = anybody && {
+            // Trackers and peers that all refuse at once are not waited for any longer.
+            let nobody_answers = async {
+                loop {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    if self.config.peers.is_empty() && self.trackers.all_unreachable() {
+                        break;
+                    }
+                }
+            };
+            tokio::select! {
+                found = self.namespace.wait_head(FIRST_HEAD_WITHIN) => found,
+                () = nobody_answers => false,
+            }
+        };
+        if !found {
+            let why = if !anybody {
+                "no tracker and no peer is named".to_owned()
+            } else if let Some(reason) = self.trackers.failure() {
+                format!("no member was reached ({reason})")
+            } else {
+                "no member that has it was reached".to_owned()
+            };
+            warnings.push(format!(
+                "nothing is known of the folder yet: {why}; until a member is found, using it fails with an input/output error"
+            ));
+        }
+    }
+
+    fn mount(&self) -> Result<(), NodeError> {
+        let holders = self.holders.clone();
+        let config = fs::Config {
+            mountpoint: self.config.mountpoint.clone(),
+            name: self.saved.name.to_string(),
+            read_only: self.role() == Role::ReadOnly,
+            allow_other: self.config.allow_other,
+            owner: self.config.owner,
+            wait: self.config.read_timeout,
+            state_dir: self.saved.dir.clone(),
+            holders: Arc::new(move |object| holders.count(&object)),
+        };
+        let mounted = fs::mount(
+            config,
+            self.namespace.clone(),
+            self.store.clone(),
+            self.transfers.clone(),
+            tokio::runtime::Handle::current(),
+        )?;
+        let _ = self.mounted.set(Arc::new(mounted));
+        Ok(())
+    }
+
+    /// Opened before the mount is called usable: a command may ask it right away.
+    fn open_socket(self: &Arc<Self>) -> Result<(), NodeError> {
+        let control: Arc<dyn Control> = self.clone();
+        let socket = control::serve(&self.saved.dir, control).map_err(NodeError::Control)?;
+        *self.socket.lock() = Some(socket);
+        Ok(())
+    }
+
+    fn mounted(&self) -> Option<&Arc<fs::Mounted>> {
+        self.mounted.get()
+    }
+
+    /// What this mount may do.
+    pub fn role(&self) -> Role {
+        if self.config.read_only {
+            Role::ReadOnly
+        } else {
+            self.keys.role()
+        }
+    }
+
+    /// Keeps the mount until it ends: by [`Node::end`], by the unmount command, or because the kernel's side is gone.
+    pub async fn run(&self) {
+        let mut ending = self.ending.subscribe();
+        let gone = async {
+            match self.mounted() {
+                Some(mounted) => mounted.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = ending.wait_for(|ending| *ending) => {}
+            () = gone => tracing::info!("the folder was unmounted"),
+        }
+        self.close().await;
+        // Whoever asked for the end over the socket still gets the answer.
+        self.ended.send_replace(true);
+        tokio::time::sleep(ANSWER_GOES_OUT).await;
+        drop(self.socket.lock().take());
+    }
+
+    /// Asks the mount to end.
+    pub fn end(&self) {
+        self.ending.send_replace(true);
+    }
+
+    /// The orderly end. Publication comes first: it needs no peer, and after it everything is safe on this disk.
+    async fn close(&self) {
+        if let Some(mounted) = self.mounted() {
+            mounted.publish_all(PUBLISH_WITHIN).await;
+        }
+        if let Err(error) = self.namespace.flush().await {
+            tracing::warn!(%error, "some changes stay unpublished; they are kept and published by the next mount");
+        }
+        if let Some(mounted) = self.mounted()
+            && let Err(error) = mounted.unmount(true)
+        {
+            tracing::debug!(%error, "unmounting at the end");
+        }
+        self.transfers.stop();
+        let _ = tokio::time::timeout(Duration::from_secs(2), self.trackers.leave()).await;
+        self.net.stop().await;
+        let store = self.store.clone();
+        if let Err(error) = run_blocking(move || store.settle().and_then(|()| store.flush())).await
+        {
+            tracing::error!(%error, "the store could not be put on disk");
+        }
+    }
+}
+
+async fn start_net(
+    store: &Store,
+    config: &NodeConfig,
+    identity: libp2p::identity::Keypair,
+    keys: &ClusterKeys,
+    hello: PeerHello,
+    service: Arc<Members>,
+) -> Result<Net, NodeError> {
+    let listen = if config.listen.is_empty() {
+        let kept = store.setting(LISTEN_SETTING)?;
+        let port = kept
+            .and_then(|port| port.try_into().ok())
+            .map_or(0, u16::from_be_bytes);
+        listen_on(port)
+    } else {
+        config.listen.clone()
+    };
+    let start = |listen| {
+        Net::start(
+            NetConfig {
+                identity: identity.clone(),
+                keys: keys.clone(),
+                hello: hello.clone(),
+                listen,
+            },
+            service.clone(),
+        )
+    };
+    let net = match start(listen).await {
+        // The kept port was taken by somebody else meanwhile: another one does as well, it is announced anyway.
+        Err(NetError::Listen { address, reason }) if config.listen.is_empty() => {
+            tracing::warn!(%address, %reason, "the kept port is in use; another one is taken");
+            start(listen_on(0)).await?
+        }
+        started => started?,
+    };
+    if config.listen.is_empty() {
+        let port = net.addresses().iter().find_map(|address| {
+            address.iter().find_map(|part| match part {
+                libp2p::multiaddr::Protocol::Tcp(port) => Some(port),
+                _ => None,
+            })
+        });
+        if let Some(port) = port {
+            store.set_setting(LISTEN_SETTING, Some(&port.to_be_bytes()))?;
+        }
+    }
+    for peer in &config.peers {
+        net.add_peer(peer.clone(), true);
+    }
+    Ok(net)
+}
+
+fn listen_on(port: u16) -> Vec<Multiaddr> {
+    use libp2p::multiaddr::Protocol;
+    let any = Protocol::Ip4(std::net::Ipv4Addr::UNSPECIFIED);
+    vec![Multiaddr::empty().with(any).with(Protocol::Tcp(port))]
+}
+
+/// Runs disk work off the async threads. A panic there goes on here.
+async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+impl Control for Node {
+    fn status(self: Arc<Self>) -> BoxFuture<'static, Result<types::StatusReport, ControlError>> {
+        async move { self.status_report().await }.boxed()
+    }
+
+    fn peers(self: Arc<Self>) -> BoxFuture<'static, Result<Vec<types::PeerReport>, ControlError>> {
+        async move {
+            background::refresh_loads(&self).await;
+            Ok(self.peer_reports())
+        }
+        .boxed()
+    }
+
+    fn find(
+        self: Arc<Self>,
+        pattern: String,
+    ) -> BoxFuture<'static, Result<types::FindReport, ControlError>> {
+        async move { self.find_report(&pattern).await }.boxed()
+    }
+
+    fn verify(self: Arc<Self>) -> BoxFuture<'static, Result<types::VerifyReport, ControlError>> {
+        async move { self.verify_report().await }.boxed()
+    }
+
+    fn publish(self: Arc<Self>) -> BoxFuture<'static, Result<(), ControlError>> {
+        async move {
+            if let Some(mounted) = self.mounted() {
+                mounted.publish_all(PUBLISH_WITHIN).await;
+            }
+            self.namespace.flush().await.map_err(ControlError::new)
+        }
+        .boxed()
+    }
+
+    fn report(self: Arc<Self>, peer: String) -> BoxFuture<'static, Result<(), ControlError>> {
+        async move {
+            let known = self.net.peers();
+            let named: Vec<PeerId> = match peer.parse() {
+                Ok(id) => vec![id],
+                Err(_) => {
+                    let named = known.iter().filter(|info| info.hello.node == peer);
+                    named.map(|info| info.peer).collect()
+                }
+            };
+            match named.as_slice() {
+                [id] => self.trackers.report(*id).await.map_err(ControlError::new),
+                [] => Err(ControlError::new(format_args!(
+                    "no peer is known as {peer:?}"
+                ))),
+                _ => Err(ControlError::new(format_args!(
+                    "several peers are called {peer:?}: give the peer id"
+                ))),
+            }
+        }
+        .boxed()
+    }
+
+    fn unmount(
+        self: Arc<Self>,
+        request: types::UnmountRequest,
+    ) -> BoxFuture<'static, Result<(), ControlError>> {
+        async move {
+            if let Some(mounted) = self.mounted() {
+                mounted.publish_all(PUBLISH_WITHIN).await;
+                mounted.unmount(request.lazy).map_err(ControlError::new)?;
+            }
+            self.end();
+            let mut ended = self.ended.subscribe();
+            let wait = ended.wait_for(|ended| *ended);
+            match tokio::time::timeout(PUBLISH_WITHIN * 2, wait).await {
+                Ok(_) => Ok(()),
+                Err(_) => Err(ControlError::new(
+                    "the mount is gone, but its process is still busy",
+                )),
+            }
+        }
+        .boxed()
+    }
+
+    fn leave(
+        self: Arc<Self>,
+        request: types::LeaveRequest,
+    ) -> BoxFuture<'static, Result<types::LeaveReport, ControlError>> {
+        async move { self.leave_cluster(request).await }.boxed()
+    }
+}
+
+impl Node {
+    async fn leave_cluster(
+        self: &Arc<Self>,
+        request: types::LeaveRequest,
+    ) -> Result<types::LeaveReport, ControlError> {
+        Control::publish(self.clone()).await?;
+        let (totals, named) = self.only_here().await?;
+        let report = types::LeaveReport {
+            left: false,
+            only_here: named
+                .iter()
+                .take(1000)
+                .map(|(object, path)| {
+                    path.as_ref()
+                        .map_or_else(|| object.content.to_string(), ToString::to_string)
+                })
+                .collect(),
+            totals,
+        };
+        // Handing over is polled by the command line, which shows what is still to go.
+        if report.totals.files > 0 && !request.force {
+            return Ok(report);
+        }
+        Control::unmount(self.clone(), types::UnmountRequest { lazy: false }).await?;
+        self.saved.forget().map_err(ControlError::new)?;
+        Ok(types::LeaveReport {
+            left: true,
+            ..report
+        })
+    }
+}

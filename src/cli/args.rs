@@ -1,0 +1,255 @@
+//! The words of the command line. What stands here is a contract: names and meanings stay, options may be added.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+use super::units::{parse_duration, parse_size};
+use crate::{cluster::ClusterName, fs::OwnerMode};
+
+/// A folder that separate machines share, fetched on demand and verified.
+#[derive(Parser)]
+#[command(
+    name = "p2pfs",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(ClapArgs, Clone)]
+pub(crate) struct Common {
+    /// Folder with one state folder for each cluster [default: $XDG_STATE_HOME/p2pfs or ~/.local/state/p2pfs]
+    #[arg(long, global = true, env = "P2PFS_STATE_DIR", value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Print errors only
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// Say more (-vv: still more); RUST_LOG refines
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Make a cluster; prints its read-write id and its read-only id
+    Create(CreateArgs),
+    /// Print the id of a saved cluster again (it is a secret)
+    Id(IdArgs),
+    /// Mount a cluster on a folder
+    Mount(MountArgs),
+    /// Publish what is pending, unmount, end the background process
+    Unmount(UnmountArgs),
+    /// Run a tracker in the foreground
+    Tracker(TrackerArgs),
+    /// Copy files or trees into the cluster, as cp -r would
+    Share(ShareArgs),
+    /// Show a mount's state
+    Status(StatusArgs),
+    /// Show the peers of a mount
+    Peers(ReportArgs),
+    /// Find files by name or glob, with who holds them now
+    Find(FindArgs),
+    /// Check every cached block against its hash; fetch damaged ones again
+    Verify(ReportArgs),
+    /// Leave a cluster: delete registrations, unmount, forget the keys
+    Leave(LeaveArgs),
+    /// Report a peer to the trackers as inactive
+    Report(ReportPeerArgs),
+    /// Run a tracker and two mounts on this machine, side by side
+    Demo(DemoArgs),
+}
+
+/// Which mount is meant.
+#[derive(ClapArgs, Clone, Default)]
+pub(crate) struct Which {
+    /// The mount: its folder, a path inside it, the cluster's name, or a state folder [default: the only one running]
+    #[arg(short = 'C', value_name = "DIR-OR-NAME")]
+    pub(crate) mount: Option<String>,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct CreateArgs {
+    /// Name to save it under [default: made from its topic]
+    #[arg(long)]
+    pub(crate) name: Option<ClusterName>,
+    /// A tracker: host, host:port or multiaddr; may be repeated
+    #[arg(long, value_name = "T", env = "P2PFS_TRACKER", value_delimiter = ',')]
+    pub(crate) tracker: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct IdArgs {
+    /// Name the cluster is saved under
+    pub(crate) name: ClusterName,
+    /// The read-only id
+    #[arg(long)]
+    pub(crate) read_only: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct MountArgs {
+    /// Cluster id (with @tracker,…), a saved name, a file that holds an id, or - for standard input
+    pub(crate) cluster: String,
+    /// Where to mount; made where it is missing
+    pub(crate) dir: PathBuf,
+    /// Stay in the foreground
+    #[arg(short, long)]
+    pub(crate) foreground: bool,
+    /// A tracker: host, host:port or multiaddr; may be repeated [default: those saved with the cluster]
+    #[arg(long, value_name = "T", env = "P2PFS_TRACKER", value_delimiter = ',')]
+    pub(crate) tracker: Vec<String>,
+    /// Address to listen on; may be repeated [default: a free port, chosen once and kept]
+    #[arg(long, value_name = "MULTIADDR")]
+    pub(crate) listen: Vec<String>,
+    /// A member to connect to; may be repeated
+    #[arg(long, value_name = "MULTIADDR")]
+    pub(crate) peer: Vec<String>,
+    /// Refuse writing
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Limit of the cache, reported by status [default: a third of the disk's free space]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) cache_size: Option<u64>,
+    /// How long a read waits without progress before it fails [default: 20s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) read_timeout: Option<Duration>,
+    /// Let other users use the mount
+    #[arg(long)]
+    pub(crate) allow_other: bool,
+    /// Show files as owned by the mounting user or as stored [default: stored for root without --allow-other]
+    #[arg(long, value_name = "WHOSE")]
+    pub(crate) owner: Option<Owner>,
+    /// Where to log [default: log in the state folder, rotated at 10 MiB, five kept]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log_file: Option<PathBuf>,
+    /// Start from an empty folder where no state of the cluster is known
+    #[arg(long)]
+    pub(crate) new: bool,
+    /// Name of this node, as others see it [default: the host's]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node_name: Option<String>,
+    /// The background process of a mount: reports on standard output when it is usable
+    #[arg(long, hide = true)]
+    pub(crate) background: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Owner {
+    Mounter,
+    Stored,
+}
+
+impl From<Owner> for OwnerMode {
+    fn from(owner: Owner) -> Self {
+        match owner {
+            Owner::Mounter => Self::Mounter,
+            Owner::Stored => Self::Stored,
+        }
+    }
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct UnmountArgs {
+    /// The mount's folder
+    pub(crate) dir: PathBuf,
+    /// Detach now, end when the last user is gone
+    #[arg(long)]
+    pub(crate) lazy: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct TrackerArgs {
+    /// Address to listen on
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:7474")]
+    pub(crate) listen: String,
+    /// How long a peer is known without renewing
+    #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = parse_duration)]
+    pub(crate) lease: Duration,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct ShareArgs {
+    /// Files or trees
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) sources: Vec<PathBuf>,
+    /// A folder inside a mount
+    pub(crate) dir: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// All mounts that run
+    #[arg(long, conflicts_with = "mount")]
+    pub(crate) all: bool,
+    /// Print one JSON object (with --all an array)
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct ReportArgs {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct FindArgs {
+    /// A name, a path, or a glob of either
+    #[arg(value_name = "NAME-OR-GLOB")]
+    pub(crate) pattern: String,
+    #[command(flatten)]
+    pub(crate) report: ReportArgs,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct LeaveArgs {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Even when contents exist only here
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Wait until others hold what exists only here
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) hand_over: bool,
+    /// Drop the cache too
+    #[arg(long)]
+    pub(crate) purge: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct ReportPeerArgs {
+    /// Peer id or node name
+    pub(crate) peer: String,
+    #[command(flatten)]
+    pub(crate) which: Which,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct DemoArgs {
+    /// Where its folders go [default: a new folder under the temporary directory]
+    pub(crate) dir: Option<PathBuf>,
+    /// Copy real data through the two mounts, compare, report, end
+    #[arg(long)]
+    pub(crate) check: bool,
+}

@@ -1,0 +1,143 @@
+//! Which mount a command means.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    Failure, What,
+    args::{Common, Which},
+};
+use crate::{
+    control::client::{ClientError, ControlClient},
+    node::state::{SavedCluster, StateBase},
+};
+
+/// The attribute of a mount's root that names its state folder.
+const STATE_DIR_ATTRIBUTE: &str = "user.p2pfs.state-dir";
+
+/// A mount that runs.
+pub(crate) struct Found {
+    pub(crate) dir: PathBuf,
+    pub(crate) client: ControlClient,
+}
+
+impl Found {
+    fn at(dir: PathBuf) -> Self {
+        let client = ControlClient::new(&dir);
+        Self { dir, client }
+    }
+
+    /// Asks that something answers there.
+    async fn checked(self, named: &str) -> Result<Self, Failure> {
+        match self.client.version().await {
+            Ok(version) => {
+                let own = env!("CARGO_PKG_VERSION");
+                if version != own {
+                    eprintln!(
+                        "p2pfs: this is version {own}, the running mount is version {version}"
+                    );
+                }
+                Ok(self)
+            }
+            Err(error) => Err(Failure::new(format_args!("{named}: {error}"))
+                .hint(format_args!("mount it first: p2pfs mount {named} DIR"))),
+        }
+    }
+}
+
+pub(crate) fn state_base(common: &Common) -> Result<StateBase, Failure> {
+    StateBase::new(common.state_dir.clone()).what("the state folder cannot be found")
+}
+
+/// The mount that `-C` names, else the only one that runs.
+pub(crate) async fn find(common: &Common, which: &Which) -> Result<Found, Failure> {
+    match &which.mount {
+        Some(named) => {
+            let dir = resolve(common, named)?;
+            Found::at(dir).checked(named).await
+        }
+        None => {
+            let mut running = running(common).await?;
+            match running.len() {
+                0 => Err(Failure::new("no mount is running")
+                    .hint("mount a cluster first: p2pfs mount CLUSTER DIR")),
+                1 => Ok(running.remove(0)),
+                _ => {
+                    let names: Vec<_> = running
+                        .iter()
+                        .filter_map(|found| found.dir.file_name())
+                        .map(|name| name.to_string_lossy())
+                        .collect();
+                    Err(Failure::usage(format_args!(
+                        "several mounts are running: {}",
+                        names.join(", ")
+                    ))
+                    .hint("name one with -C"))
+                }
+            }
+        }
+    }
+}
+
+/// All mounts under the state folder that answer.
+pub(crate) async fn running(common: &Common) -> Result<Vec<Found>, Failure> {
+    let mut running = Vec::new();
+    for saved in state_base(common)?
+        .clusters()
+        .what("the state folder cannot be read")?
+    {
+        let found = Found::at(saved.dir);
+        if found.client.is_running().await {
+            running.push(found);
+        }
+    }
+    Ok(running)
+}
+
+/// The state folder behind a mount's folder, a path inside it, a saved name, or a state folder.
+pub(crate) fn resolve(common: &Common, named: &str) -> Result<PathBuf, Failure> {
+    let path = Path::new(named);
+    if let Some(dir) = behind(path) {
+        return Ok(dir);
+    }
+    if path.join("cluster").is_file() {
+        return std::path::absolute(path).what(named);
+    }
+    let saved = named
+        .parse()
+        .ok()
+        .and_then(|name| state_base(common).ok()?.by_name(&name).ok());
+    match saved {
+        Some(SavedCluster { dir, .. }) => Ok(dir),
+        None => Err(Failure::new(format_args!(
+            "{named}: no mount is there, and no cluster is saved under that name"
+        ))),
+    }
+}
+
+/// The state folder of the mount that a path is in: its root says so.
+pub(crate) fn behind(path: &Path) -> Option<PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    let mut value = vec![0; 4096];
+    path.ancestors().find_map(|ancestor| {
+        let length = rustix::fs::getxattr(ancestor, STATE_DIR_ATTRIBUTE, &mut value[..]).ok()?;
+        let text = std::str::from_utf8(value.get(..length)?).ok()?;
+        Some(PathBuf::from(text))
+    })
+}
+
+/// The mount that a path given to a command is in.
+pub(crate) async fn mount_of(path: &Path) -> Result<Found, Failure> {
+    let named = path.display();
+    match behind(path) {
+        Some(dir) => Found::at(dir).checked(&named.to_string()).await,
+        None => Err(
+            Failure::new(format_args!("{named} is not inside a p2pfs mount"))
+                .hint("mount the cluster first: p2pfs mount CLUSTER DIR"),
+        ),
+    }
+}
+
+/// What asking a mount failed with.
+pub(crate) fn refused(what: impl std::fmt::Display) -> impl FnOnce(ClientError) -> Failure {
+    move |error| Failure::new(format_args!("{what}: {error}"))
+}

@@ -1,0 +1,131 @@
+//! The command line: parses, finds the mount that is meant, asks it, prints.
+//!
+//! Reports and data go to standard output, progress and diagnostics to standard error. Exit status: 0 done, 1 it failed,
+//! 2 the command line was wrong. An error is one sentence `p2pfs: what failed: why`, then, where there is one, a line with
+//! what to do.
+
+mod args;
+mod background;
+mod cluster;
+mod config;
+mod demo;
+mod locate;
+mod logging;
+mod mount;
+mod reports;
+mod share;
+mod tracker;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+/// A failure as the user reads it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    message: String,
+    hint: Option<String>,
+    wrong_usage: bool,
+}
+
+type Outcome = Result<ExitCode, Failure>;
+
+impl Failure {
+    /// It failed: `what failed: why`.
+    pub(crate) fn new(message: impl std::fmt::Display) -> Self {
+        Self {
+            message: message.to_string(),
+            hint: None,
+            wrong_usage: false,
+        }
+    }
+
+    /// The command line was wrong.
+    pub(crate) fn usage(message: impl std::fmt::Display) -> Self {
+        Self {
+            wrong_usage: true,
+            ..Self::new(message)
+        }
+    }
+
+    /// Adds what to do about it.
+    pub(crate) fn hint(self, hint: impl std::fmt::Display) -> Self {
+        Self {
+            hint: Some(hint.to_string()),
+            ..self
+        }
+    }
+
+    fn print(&self) -> ExitCode {
+        eprintln!("p2pfs: {}", self.message);
+        if let Some(hint) = &self.hint {
+            eprintln!("{hint}");
+        }
+        ExitCode::from(if self.wrong_usage { 2 } else { 1 })
+    }
+}
+
+/// Gives an error its first half: what failed.
+pub(crate) trait What<T> {
+    /// `what: why`.
+    fn what(self, what: impl std::fmt::Display) -> Result<T, Failure>;
+}
+
+impl<T, E: std::fmt::Display> What<T> for Result<T, E> {
+    fn what(self, what: impl std::fmt::Display) -> Result<T, Failure> {
+        self.map_err(|error| Failure::new(format_args!("{what}: {error}")))
+    }
+}
+
+/// Runs the program.
+pub fn run() -> ExitCode {
+    let mut args = Args::parse();
+    match config::apply(&mut args).and_then(|()| dispatch(args)) {
+        Ok(status) => status,
+        Err(failure) => failure.print(),
+    }
+}
+
+fn dispatch(args: Args) -> Outcome {
+    let common = args.common;
+    match args.command {
+        // These two set up logging for a process that stays.
+        Command::Mount(options) => mount::run(&common, options),
+        Command::Tracker(options) => tracker::run(&common, options),
+        command => {
+            logging::to_stderr(&common);
+            let runtime = runtime()?;
+            let outcome = runtime.block_on(ask(&common, command));
+            // A blocking read of standard input or of a slow disk must not keep the program from ending.
+            runtime.shutdown_background();
+            outcome
+        }
+    }
+}
+
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .what("starting failed")
+}
+
+async fn ask(common: &args::Common, command: Command) -> Outcome {
+    match command {
+        Command::Create(options) => cluster::create(common, options).await,
+        Command::Id(options) => cluster::id(common, &options),
+        Command::Unmount(options) => mount::unmount(common, options).await,
+        Command::Share(options) => share::run(common, options).await,
+        Command::Status(options) => reports::status(common, options).await,
+        Command::Peers(options) => reports::peers(common, options).await,
+        Command::Find(options) => reports::find(common, options).await,
+        Command::Verify(options) => reports::verify(common, options).await,
+        Command::Leave(options) => cluster::leave(common, options).await,
+        Command::Report(options) => reports::report(common, options).await,
+        Command::Demo(options) => demo::run(common, options).await,
+        Command::Mount(_) | Command::Tracker(_) => Err(Failure::new("internal: dispatched twice")),
+    }
+}

@@ -1,0 +1,267 @@
+//! `mount` and `unmount`.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use super::{
+    Failure, Outcome, What,
+    args::{Common, MountArgs, UnmountArgs},
+    background::{self, Report},
+    cluster::{parse_trackers, resolve},
+    locate::{self, refused},
+    logging,
+};
+use crate::{
+    cluster::Role,
+    control::{client::ClientError, types::UnmountRequest},
+    fs::{self, OwnerMode},
+    node::{Node, NodeConfig, NodeError, address, state::SavedCluster},
+    store::StoreError,
+};
+
+/// How long a read waits without progress, unless told otherwise.
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
+
+pub(crate) fn run(common: &Common, options: MountArgs) -> Outcome {
+    if !options.background {
+        logging_before_mount(common, &options);
+    }
+    let saved = resolve(common, &options.cluster)?;
+    let config = config(&saved, &options)?;
+    if options.background {
+        let log_file = options.log_file.clone().unwrap_or_else(|| saved.log_file());
+        return background::serve(|ready| {
+            logging::to_file(common, &log_file).what(format_args!(
+                "the log {} cannot be written",
+                log_file.display()
+            ))?;
+            super::runtime()?.block_on(mount(saved, config, ready))
+        });
+    }
+    if options.foreground {
+        return super::runtime()?.block_on(mount(saved, config, &mut |report| {
+            announce(common, &report)
+        }));
+    }
+    let report = background::spawn(common, &options, &saved)?;
+    announce(common, &report);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn logging_before_mount(common: &Common, options: &MountArgs) {
+    if options.foreground {
+        logging::story_to_stderr(common);
+    } else {
+        logging::to_stderr(common);
+    }
+}
+
+fn announce(common: &Common, report: &Report) {
+    for warning in &report.warnings {
+        eprintln!("p2pfs: warning: {warning}");
+    }
+    if !common.quiet {
+        println!(
+            "{} mounted on {}, {}, {}",
+            report.name,
+            report.mountpoint,
+            match report.role {
+                Role::ReadWrite => "read-write",
+                Role::ReadOnly => "read-only",
+            },
+            super::units::count(report.peers as u64, "peer", "peers") + " found",
+        );
+    }
+}
+
+/// Checks the words of the command line; what can be wrong with them is said before anything is started.
+fn config(saved: &SavedCluster, options: &MountArgs) -> Result<NodeConfig, Failure> {
+    let trackers = if options.tracker.is_empty() {
+        &saved.trackers
+    } else {
+        &options.tracker
+    };
+    let addresses = |words: &[String]| -> Result<Vec<_>, Failure> {
+        words
+            .iter()
+            .map(|word| address::peer(word).map_err(Failure::usage))
+            .collect()
+    };
+    let node_name = match &options.node_name {
+        None => address::host_name(),
+        Some(name) if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) => {
+            return Err(Failure::usage(format_args!(
+                "{name:?} is no node name: use 1 to 64 bytes without control characters"
+            )));
+        }
+        Some(name) => name.clone(),
+    };
+    let mountpoint = std::path::absolute(&options.dir).what(options.dir.display())?;
+    let owner = match options.owner {
+        Some(owner) => owner.into(),
+        None if rustix::process::geteuid().is_root() && !options.allow_other => OwnerMode::Stored,
+        None => OwnerMode::Mounter,
+    };
+    Ok(NodeConfig {
+        mountpoint,
+        read_only: options.read_only,
+        trackers: parse_trackers(trackers)?,
+        listen: addresses(&options.listen)?,
+        peers: addresses(&options.peer)?,
+        cache_bytes_max: match options.cache_size {
+            Some(size) => size,
+            None => third_of_free_space(saved),
+        },
+        read_timeout: options.read_timeout.unwrap_or(READ_TIMEOUT),
+        allow_other: options.allow_other,
+        owner,
+        new: options.new,
+        node_name,
+    })
+}
+
+fn third_of_free_space(saved: &SavedCluster) -> u64 {
+    rustix::fs::statvfs(&saved.dir)
+        .map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize) / 3)
+}
+
+/// Mounts, tells `ready`, and stays until the mount ends.
+async fn mount(saved: SavedCluster, config: NodeConfig, ready: &mut dyn FnMut(Report)) -> Outcome {
+    let name = saved.name.to_string();
+    let mountpoint = config.mountpoint.display().to_string();
+    raise_open_files();
+    let made = prepare(&config.mountpoint)?;
+    let (node, started) = match Node::start(saved, config.clone()).await {
+        Ok(started) => started,
+        Err(error) => {
+            // A folder that was made for a mount that didn't come about is not left behind.
+            if made {
+                let _ = std::fs::remove_dir(&config.mountpoint);
+            }
+            return Err(could_not_mount(&name, &mountpoint, error));
+        }
+    };
+    ready(Report {
+        name,
+        mountpoint,
+        role: node.role(),
+        peers: started.peers,
+        warnings: started.warnings,
+    });
+    tokio::spawn({
+        let node = node.clone();
+        async move {
+            end_signal().await;
+            node.end();
+        }
+    });
+    node.run().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The store keeps several hundred files open, and each open handle of a program may hold one.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+}
+
+/// Makes the folder where it is missing, and clears a mount whose process is dead. True when the folder was made.
+fn prepare(mountpoint: &PathBuf) -> Result<bool, Failure> {
+    let what = || format!("{} cannot be mounted on", mountpoint.display());
+    fs::clear_stale(mountpoint).what(what())?;
+    if mountpoint.exists() {
+        if !mountpoint.is_dir() {
+            return Err(Failure::new(format_args!("{}: it is not a folder", what()))
+                .hint("name a folder; it is made where it is missing"));
+        }
+        if locate::behind(mountpoint).is_some() && is_mount_root(mountpoint) {
+            return Err(Failure::new(format_args!(
+                "{}: a cluster is mounted there already",
+                what()
+            ))
+            .hint(format_args!(
+                "unmount it first: p2pfs unmount {}",
+                mountpoint.display()
+            )));
+        }
+        return Ok(false);
+    }
+    std::fs::create_dir_all(mountpoint).what(what())?;
+    Ok(true)
+}
+
+fn is_mount_root(dir: &std::path::Path) -> bool {
+    let device = |path: &std::path::Path| rustix::fs::stat(path).map(|stat| stat.st_dev).ok();
+    dir.parent()
+        .is_none_or(|parent| device(parent) != device(dir))
+}
+
+fn could_not_mount(name: &str, mountpoint: &str, error: NodeError) -> Failure {
+    let what = format!("{name} could not be mounted on {mountpoint}");
+    match error {
+        NodeError::Store(StoreError::Locked { .. }) => Failure::new(format_args!("{what}: {error}"))
+            .hint("a second mount of the same cluster on one machine needs its own state folder: --state-dir DIR"),
+        NodeError::Mount(fs::MountError::Refused { ref hint, .. }) => {
+            let hint = hint.clone();
+            Failure::new(format_args!("{what}: {error}")).hint(hint)
+        }
+        NodeError::NewReadOnly => Failure::usage(format_args!("{what}: {error}")),
+        error => Failure::new(format_args!("{what}: {error}")),
+    }
+}
+
+pub(crate) async fn end_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// How long the process behind an unmounted folder is given to end.
+const END_WITHIN: Duration = Duration::from_secs(90);
+
+pub(crate) async fn unmount(common: &Common, options: UnmountArgs) -> Outcome {
+    let named = options.dir.display();
+    let what = format!("{named} could not be unmounted");
+    if fs::clear_stale(&options.dir).what(&what)? {
+        if !common.quiet {
+            eprintln!("The process behind {named} was gone; the dead mount is cleared.");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Some(dir) = locate::behind(&options.dir).filter(|_| is_mount_root(&options.dir)) else {
+        return Err(Failure::new(format_args!(
+            "{what}: no cluster is mounted there"
+        )));
+    };
+    let client = crate::control::client::ControlClient::new(&dir);
+    let request = UnmountRequest { lazy: options.lazy };
+    client
+        .post::<()>("/unmount", &request, END_WITHIN)
+        .await
+        .map_err(refused(&what))?;
+    let gone = async {
+        while !matches!(client.version().await, Err(ClientError::NotRunning)) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(END_WITHIN, gone).await.map_err(|_| {
+        Failure::new(format_args!(
+            "{named} is unmounted, but its process is still busy"
+        ))
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

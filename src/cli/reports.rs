@@ -1,0 +1,284 @@
+//! `status`, `peers`, `find`, `verify`, `report`: what a mount says of itself, for people and as JSON.
+
+use std::{process::ExitCode, time::Duration};
+
+use serde::Serialize;
+
+use super::{
+    Failure, Outcome, What,
+    args::{Common, FindArgs, ReportArgs, ReportPeerArgs, StatusArgs},
+    locate::{self, refused},
+    units::{count, size},
+};
+use crate::control::{
+    client::escape,
+    types::{FindReport, PeerReport, StatusReport, TrackerState, VerifyReport},
+};
+
+/// How long a report may take.
+const REPORT_WITHIN: Duration = Duration::from_secs(30);
+/// How long a search may take: it may have to fetch the whole manifest.
+const FIND_WITHIN: Duration = Duration::from_secs(300);
+/// How long a verification may take: it reads the whole cache.
+const VERIFY_WITHIN: Duration = Duration::from_secs(24 * 3600);
+
+fn print_json(report: &impl Serialize) -> Result<(), Failure> {
+    println!(
+        "{}",
+        serde_json::to_string_pretty(report).what("the report could not be written")?
+    );
+    Ok(())
+}
+
+pub(crate) async fn status(common: &Common, options: StatusArgs) -> Outcome {
+    let mounts = if options.all {
+        locate::running(common).await?
+    } else {
+        vec![locate::find(common, &options.which).await?]
+    };
+    let mut reports: Vec<StatusReport> = Vec::new();
+    for mount in mounts {
+        let report = mount.client.get("/status", REPORT_WITHIN).await;
+        reports.push(report.map_err(refused("the status could not be read"))?);
+    }
+    match (options.json, options.all, reports.as_slice()) {
+        (true, false, [report]) => print_json(report)?,
+        (true, _, reports) => print_json(&reports)?,
+        (false, _, reports) => {
+            for report in reports {
+                print_status(report);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_status(report: &StatusReport) {
+    let line = |label: &str, text: String| println!("{label:<12}{text}");
+    line(
+        "cluster",
+        format!(
+            "{} on {} (pid {}, version {})",
+            report.name, report.mountpoint, report.pid, report.version
+        ),
+    );
+    line("topic", report.topic.clone());
+    let manifest = &report.manifest;
+    let hash = if manifest.hash.is_empty() {
+        "no state seen yet"
+    } else {
+        &manifest.hash
+    };
+    line(
+        "manifest",
+        format!(
+            "{hash}, {}, {}",
+            count(manifest.files, "file", "files"),
+            size(manifest.bytes)
+        ),
+    );
+    line(
+        "unpublished",
+        count(manifest.unpublished, "change", "changes"),
+    );
+    line("conflicts", manifest.conflicts.to_string());
+    line("node", format!("{} {}", report.this.node, report.this.id));
+    for address in &report.this.addresses {
+        line("", address.clone());
+    }
+    line("peers", report.peers.len().to_string());
+    for peer in &report.peers {
+        line("", format!("{} {} {}", peer.node, peer.id, peer.address));
+    }
+    for tracker in &report.trackers {
+        let state = match tracker.state {
+            TrackerState::Registered => "registered",
+            TrackerState::Connecting => "connecting",
+            TrackerState::Unreachable => "unreachable",
+        };
+        let reason = tracker
+            .reason
+            .as_ref()
+            .map(|reason| format!(": {reason}"))
+            .unwrap_or_default();
+        line("tracker", format!("{} {state}{reason}", tracker.address));
+    }
+    line(
+        "cache",
+        format!(
+            "{} of {}",
+            size(report.cache.used_bytes),
+            size(report.cache.limit_bytes)
+        ),
+    );
+    line(
+        "only here",
+        format!(
+            "{}, {}",
+            count(report.only_here.files, "content", "contents"),
+            size(report.only_here.bytes)
+        ),
+    );
+    line(
+        "network",
+        format!(
+            "{} received, {} sent",
+            size(report.network.received_bytes),
+            size(report.network.sent_bytes)
+        ),
+    );
+    for transfer in &report.transfers {
+        line(
+            "transfer",
+            format!(
+                "{}: {}, {} of {}, {}/s from {}",
+                transfer.path,
+                transfer.state,
+                size(transfer.done_bytes),
+                size(transfer.total_bytes),
+                size(transfer.rate_bytes_per_s),
+                count(transfer.sources as u64, "peer", "peers")
+            ),
+        );
+    }
+}
+
+pub(crate) async fn peers(common: &Common, options: ReportArgs) -> Outcome {
+    let mount = locate::find(common, &options.which).await?;
+    let peers: Vec<PeerReport> = mount
+        .client
+        .get("/peers", REPORT_WITHIN)
+        .await
+        .map_err(refused("the peers could not be read"))?;
+    if options.json {
+        print_json(&peers)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    for peer in peers {
+        let rtt = peer
+            .rtt_s
+            .map_or("-".into(), |seconds| format!("{:.1} ms", seconds * 1e3));
+        let how = match (peer.connected, peer.direct) {
+            (false, _) => "not connected",
+            (true, true) => "direct",
+            (true, false) => "relayed",
+        };
+        println!(
+            "{}  {}  version {}  {}  {how}  rtt {rtt}  load {}  received {}  sent {}",
+            if peer.node.is_empty() {
+                "-"
+            } else {
+                &peer.node
+            },
+            peer.id,
+            if peer.version.is_empty() {
+                "-"
+            } else {
+                &peer.version
+            },
+            if peer.address.is_empty() {
+                "-"
+            } else {
+                &peer.address
+            },
+            peer.load,
+            size(peer.received_bytes),
+            size(peer.sent_bytes),
+        );
+        if let Some(blamed) = peer.blamed {
+            println!("    blamed: {}", blamed.reason);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn find(common: &Common, options: FindArgs) -> Outcome {
+    let mount = locate::find(common, &options.report.which).await?;
+    let path = format!("/find?pattern={}", escape(&options.pattern));
+    let found: FindReport = mount
+        .client
+        .get(&path, FIND_WITHIN)
+        .await
+        .map_err(refused("nothing could be looked for"))?;
+    if options.report.json {
+        print_json(&found)?;
+    } else {
+        for entry in &found.matches {
+            let Some(hash) = &entry.hash else {
+                println!("{}", entry.path);
+                continue;
+            };
+            let holders: Vec<&str> = entry
+                .holders
+                .iter()
+                .map(|holder| {
+                    if holder.node.is_empty() {
+                        holder.id.as_str()
+                    } else {
+                        holder.node.as_str()
+                    }
+                })
+                .collect();
+            let holders = if holders.is_empty() {
+                "no holder".to_owned()
+            } else {
+                holders.join(", ")
+            };
+            println!("{}  {}  {hash}  {holders}", entry.path, size(entry.size));
+        }
+        for peer in &found.silent {
+            eprintln!("p2pfs: warning: {peer} did not answer");
+        }
+    }
+    Ok(if found.matches.is_empty() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+pub(crate) async fn verify(common: &Common, options: ReportArgs) -> Outcome {
+    let mount = locate::find(common, &options.which).await?;
+    let report: VerifyReport = mount
+        .client
+        .post("/verify", &(), VERIFY_WITHIN)
+        .await
+        .map_err(refused("the cache could not be verified"))?;
+    if options.json {
+        print_json(&report)?;
+    } else {
+        println!(
+            "{} checked, {}: {} damaged, {} fetched again, {} unreachable",
+            count(report.objects, "content", "contents"),
+            size(report.bytes),
+            report.damaged,
+            report.repaired,
+            report.unreachable.len()
+        );
+        for damage in &report.unreachable {
+            println!(
+                "{} bytes {} to {}: {}",
+                damage.hash,
+                damage.offset,
+                damage.offset + damage.length,
+                damage.reason
+            );
+        }
+    }
+    Ok(if report.unreachable.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+pub(crate) async fn report(common: &Common, options: ReportPeerArgs) -> Outcome {
+    let mount = locate::find(common, &options.which).await?;
+    let path = format!("/report?peer={}", escape(&options.peer));
+    mount
+        .client
+        .post::<()>(&path, &(), REPORT_WITHIN)
+        .await
+        .map_err(refused("the peer could not be reported"))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,225 @@
+//! `share`: copies files and trees into a mount, as `cp -r` would, and waits until they are published.
+//!
+//! A rerun resumes: a file whose copy has the same length and modification time is passed over.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use super::{
+    Failure, Outcome, What,
+    args::{Common, ShareArgs},
+    locate::{self, refused},
+    units::size,
+};
+
+/// How long publication may take.
+const PUBLISH_WITHIN: Duration = Duration::from_secs(120);
+/// How long a published file's hash may take to be shown.
+const HASH_WITHIN: Duration = Duration::from_secs(30);
+/// Progress is shown this often.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+
+#[derive(Serialize)]
+struct Shared {
+    path: String,
+    hash: String,
+    size: u64,
+}
+
+pub(crate) async fn run(common: &Common, options: ShareArgs) -> Outcome {
+    let mount = locate::mount_of(&options.dir).await?;
+    if !options.dir.is_dir() {
+        return Err(
+            Failure::new(format_args!("{} is not a folder", options.dir.display()))
+                .hint("the last word names the folder inside the mount to copy into"),
+        );
+    }
+    let mut copier = Copier::new(!common.quiet);
+    for source in &options.sources {
+        let name = source
+            .canonicalize()
+            .what(source.display())?
+            .file_name()
+            .map(PathBuf::from)
+            .ok_or_else(|| {
+                Failure::usage(format_args!(
+                    "{} has no name to copy it under",
+                    source.display()
+                ))
+            })?;
+        let target = options.dir.join(name);
+        tokio::task::block_in_place(|| copier.copy(source, &target))?;
+    }
+    copier.finish();
+    mount
+        .client
+        .post::<()>("/publish", &(), PUBLISH_WITHIN)
+        .await
+        .map_err(refused(
+            "the files are copied, but their entries could not be published",
+        ))?;
+    let mut shared = Vec::new();
+    for (path, size) in copier.files {
+        let hash = hash_of(&path).await?;
+        if !options.json {
+            println!("{hash}  {}", path.display());
+        }
+        shared.push(Shared {
+            path: path.display().to_string(),
+            hash,
+            size,
+        });
+    }
+    if options.json {
+        println!(
+            "{}",
+            serde_json::to_string(&serde_json::json!({ "files": shared }))
+                .what("the report could not be written")?
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn hash_of(path: &Path) -> Result<String, Failure> {
+    let deadline = Instant::now() + HASH_WITHIN;
+    let mut value = [0; 64];
+    loop {
+        match rustix::fs::getxattr(path, "user.p2pfs.hash", &mut value[..]) {
+            Ok(64) => return Ok(String::from_utf8_lossy(&value).into_owned()),
+            Err(rustix::io::Errno::NODATA | rustix::io::Errno::AGAIN)
+                if Instant::now() < deadline =>
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Ok(_) => {
+                return Err(Failure::new(format_args!(
+                    "{} has no content hash",
+                    path.display()
+                )));
+            }
+            Err(error) => {
+                return Err(Failure::new(format_args!(
+                    "the hash of {} could not be read: {error}",
+                    path.display()
+                )));
+            }
+        }
+    }
+}
+
+struct Copier {
+    files: Vec<(PathBuf, u64)>,
+    done_bytes: u64,
+    begun: Instant,
+    shown: Instant,
+    progress: bool,
+}
+
+impl Copier {
+    fn new(progress: bool) -> Self {
+        use io::IsTerminal;
+        Self {
+            files: Vec::new(),
+            done_bytes: 0,
+            begun: Instant::now(),
+            shown: Instant::now(),
+            progress: progress && io::stderr().is_terminal(),
+        }
+    }
+
+    fn copy(&mut self, source: &Path, target: &Path) -> Result<(), Failure> {
+        for entry in walkdir::WalkDir::new(source).sort_by_file_name() {
+            let entry = entry.what("reading failed")?;
+            let below = entry.path().strip_prefix(source).what(source.display())?;
+            let to = if below.as_os_str().is_empty() {
+                target.to_path_buf()
+            } else {
+                target.join(below)
+            };
+            let kind = entry.file_type();
+            let what = || format!("{} could not be copied", entry.path().display());
+            if kind.is_dir() {
+                match fs::create_dir(&to) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(error).what(what());
+                    }
+                    _ => {}
+                }
+            } else if kind.is_symlink() {
+                let link = fs::read_link(entry.path()).what(what())?;
+                if fs::read_link(&to).ok().as_deref() != Some(&link) {
+                    symlink(&link, &to).what(what())?;
+                }
+            } else if kind.is_file() {
+                self.copy_file(entry.path(), &to).what(what())?;
+            } else {
+                eprintln!(
+                    "p2pfs: warning: {} is no file, folder or link; it was left out",
+                    entry.path().display()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_file(&mut self, from: &Path, to: &Path) -> io::Result<()> {
+        let metadata = fs::metadata(from)?;
+        let modified = metadata.modified()?;
+        let same = fs::metadata(to).is_ok_and(|there| {
+            there.is_file()
+                && there.len() == metadata.len()
+                && there.modified().is_ok_and(|time| time == modified)
+        });
+        if !same {
+            let mut input = File::open(from)?;
+            let output = File::create(to)?;
+            self.copy_bytes(&mut input, &output)?;
+            output.set_permissions(fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
+            output.set_modified(modified)?;
+        }
+        self.files.push((to.to_path_buf(), metadata.len()));
+        Ok(())
+    }
+
+    fn copy_bytes(&mut self, input: &mut File, mut output: &File) -> io::Result<()> {
+        use io::{Read, Write};
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let read = input.read(&mut buffer)?;
+            if read == 0 {
+                return Ok(());
+            }
+            output.write_all(&buffer[..read])?;
+            self.done_bytes += read as u64;
+            if self.progress && self.shown.elapsed() >= PROGRESS_EVERY {
+                self.show();
+            }
+        }
+    }
+
+    fn show(&mut self) {
+        self.shown = Instant::now();
+        let rate = self.done_bytes as f64 / self.begun.elapsed().as_secs_f64().max(0.001);
+        eprint!(
+            "\r{} files, {}, {}/s \x1b[K",
+            self.files.len(),
+            size(self.done_bytes),
+            size(rate as u64)
+        );
+    }
+
+    fn finish(&mut self) {
+        if self.progress {
+            self.show();
+            eprintln!();
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! `tracker`.
+
+use std::{io::Write, process::ExitCode};
+
+use p2pfs_tracker::server::{self, ServerConfig};
+
+use super::{
+    Failure, Outcome, What,
+    args::{Common, TrackerArgs},
+    locate::state_base,
+    logging,
+    mount::end_signal,
+};
+use crate::node::address;
+
+pub(crate) fn run(common: &Common, options: TrackerArgs) -> Outcome {
+    logging::story_to_stderr(common);
+    let listen = address::socket(&options.listen).map_err(Failure::usage)?;
+    // A tracker given its own state folder keeps its state right there; by default it stands beside the clusters.
+    let state_dir = match &common.state_dir {
+        Some(dir) => dir.clone(),
+        None => state_base(common)?.dir().join("tracker"),
+    };
+    let config = ServerConfig {
+        listen: vec![listen],
+        state_dir,
+        lease: options.lease,
+    };
+    let ready = |addresses: Vec<libp2p::Multiaddr>| {
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        println!("tracker ready on {}", addresses.join(" "));
+        if std::io::stdout().flush().is_err() {
+            tracing::debug!("nobody reads standard output");
+        }
+    };
+    super::runtime()?
+        .block_on(server::run(config, ready, end_signal()))
+        .what("the tracker failed")?;
+    Ok(ExitCode::SUCCESS)
+}

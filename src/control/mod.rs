@@ -1,0 +1,70 @@
+//! Local control: HTTP/JSON on a Unix socket in the state folder (mode 0600).
+//!
+//! Every report of the command line comes from here, and `curl --unix-socket` sees the same. The handlers decide nothing:
+//! they call [`Control`], which the node implements.
+
+pub mod client;
+mod server;
+pub mod types;
+
+use std::{path::PathBuf, sync::Arc};
+
+use futures::future::BoxFuture;
+
+pub use server::{ControlServer, serve};
+use types::{
+    FindReport, LeaveReport, LeaveRequest, PeerReport, StatusReport, UnmountRequest, VerifyReport,
+};
+
+/// A refusal: one sentence, and whether what was asked for makes no sense rather than failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct ControlError {
+    /// What failed and why.
+    pub message: String,
+}
+
+impl ControlError {
+    /// A refusal.
+    pub fn new(message: impl std::fmt::Display) -> Self {
+        Self {
+            message: message.to_string(),
+        }
+    }
+}
+
+/// What a mount answers.
+pub trait Control: Send + Sync + 'static {
+    /// For `status`.
+    fn status(self: Arc<Self>) -> BoxFuture<'static, Result<StatusReport, ControlError>>;
+    /// For `peers`.
+    fn peers(self: Arc<Self>) -> BoxFuture<'static, Result<Vec<PeerReport>, ControlError>>;
+    /// For `find`: a name or a glob.
+    fn find(
+        self: Arc<Self>,
+        pattern: String,
+    ) -> BoxFuture<'static, Result<FindReport, ControlError>>;
+    /// For `verify`.
+    fn verify(self: Arc<Self>) -> BoxFuture<'static, Result<VerifyReport, ControlError>>;
+    /// Publishes what is closed and pending; returns when it is in a signed head.
+    fn publish(self: Arc<Self>) -> BoxFuture<'static, Result<(), ControlError>>;
+    /// For `report`: a peer id or a node name.
+    fn report(self: Arc<Self>, peer: String) -> BoxFuture<'static, Result<(), ControlError>>;
+    /// For `unmount`: returns when the mount is gone and everything is on disk; the process ends soon after.
+    fn unmount(
+        self: Arc<Self>,
+        request: UnmountRequest,
+    ) -> BoxFuture<'static, Result<(), ControlError>>;
+    /// For `leave`.
+    fn leave(
+        self: Arc<Self>,
+        request: LeaveRequest,
+    ) -> BoxFuture<'static, Result<LeaveReport, ControlError>>;
+}
+
+/// A path of at most 108 bytes by which a socket in `dir` can be bound or connected to, whatever the length of the
+/// folder's own path: through the descriptor of the folder, which must stay open meanwhile.
+fn short_socket_path(dir: &std::fs::File, name: &str) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
+}

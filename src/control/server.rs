@@ -1,0 +1,120 @@
+//! The socket and its routes.
+
+use std::{io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{net::UnixListener, task::JoinHandle};
+
+use super::{
+    Control, ControlError, short_socket_path,
+    types::{LeaveRequest, UnmountRequest},
+};
+
+/// A running control socket; removed when dropped.
+pub struct ControlServer {
+    task: JoinHandle<()>,
+    path: std::path::PathBuf,
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        self.task.abort();
+        // The state folder's lock is still held, so the socket there is this one.
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(%error, "control socket was gone already");
+        }
+    }
+}
+
+/// Serves `control` on `control.sock` in `dir`, replacing what a killed process left there. The caller holds the folder's
+/// lock.
+pub fn serve(dir: &Path, control: Arc<dyn Control>) -> io::Result<ControlServer> {
+    let path = dir.join("control.sock");
+    match std::fs::remove_file(&path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let folder = std::fs::File::open(dir)?;
+    let listener = UnixListener::bind(short_socket_path(&folder, "control.sock"))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    let routes = Router::new()
+        .route("/version", get(version))
+        .route("/status", get(status))
+        .route("/peers", get(peers))
+        .route("/find", get(find))
+        .route("/verify", post(verify))
+        .route("/publish", post(publish))
+        .route("/report", post(report))
+        .route("/unmount", post(unmount))
+        .route("/leave", post(leave))
+        .with_state(control);
+    let task = tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, routes).await {
+            tracing::error!(%error, "the control socket failed");
+        }
+    });
+    Ok(ControlServer { task, path })
+}
+
+type Node = State<Arc<dyn Control>>;
+
+fn answer<T: Serialize>(result: Result<T, ControlError>) -> Response {
+    match result {
+        Ok(report) => Json(report).into_response(),
+        Err(error) => (StatusCode::CONFLICT, error.message).into_response(),
+    }
+}
+
+async fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+async fn status(State(node): Node) -> Response {
+    answer(node.status().await)
+}
+
+async fn peers(State(node): Node) -> Response {
+    answer(node.peers().await)
+}
+
+#[derive(Deserialize)]
+struct Pattern {
+    pattern: String,
+}
+
+async fn find(State(node): Node, Query(query): Query<Pattern>) -> Response {
+    answer(node.find(query.pattern).await)
+}
+
+async fn verify(State(node): Node) -> Response {
+    answer(node.verify().await)
+}
+
+async fn publish(State(node): Node) -> Response {
+    answer(node.publish().await)
+}
+
+#[derive(Deserialize)]
+struct Reported {
+    peer: String,
+}
+
+async fn report(State(node): Node, Query(query): Query<Reported>) -> Response {
+    answer(node.report(query.peer).await)
+}
+
+async fn unmount(State(node): Node, Json(request): Json<UnmountRequest>) -> Response {
+    answer(node.unmount(request).await)
+}
+
+async fn leave(State(node): Node, Json(request): Json<LeaveRequest>) -> Response {
+    answer(node.leave(request).await)
+}

@@ -1,0 +1,276 @@
+//! The JSON objects of the control API, which `--json` prints as they are. Sizes in bytes, times in seconds.
+//!
+//! Fields are only ever added: scripts outside the repository read them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::Role;
+
+/// `p2pfs status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Name the cluster is saved under.
+    pub name: String,
+    /// Topic, hex.
+    pub topic: String,
+    /// Where it is mounted.
+    pub mountpoint: String,
+    /// What this mount may do.
+    pub role: Role,
+    /// The process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Its state folder.
+    pub state_dir: String,
+    /// This node.
+    #[serde(rename = "self")]
+    pub this: SelfReport,
+    /// The shared folder.
+    pub manifest: ManifestReport,
+    /// Connected members.
+    pub peers: Vec<PeerReport>,
+    /// Trackers.
+    pub trackers: Vec<TrackerReport>,
+    /// The cache.
+    pub cache: CacheReport,
+    /// Bytes since the mount began.
+    pub network: NetworkReport,
+    /// Running transfers.
+    pub transfers: Vec<TransferReport>,
+    /// What no other connected member confirmed to hold whole.
+    pub only_here: OnlyHereReport,
+}
+
+/// This node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SelfReport {
+    /// Peer id.
+    pub id: String,
+    /// Node name.
+    pub node: String,
+    /// Where it can be dialed.
+    pub addresses: Vec<String>,
+}
+
+/// The shared folder.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ManifestReport {
+    /// Root hash, hex; empty before a first state was seen.
+    pub hash: String,
+    /// Regular files.
+    pub files: u64,
+    /// Bytes of their contents.
+    pub bytes: u64,
+    /// Local changes that are in no signed head yet.
+    pub unpublished: u64,
+    /// Names with concurrent versions.
+    pub conflicts: u64,
+    /// Bytes kept for earlier states; none are kept on purpose yet.
+    pub history_bytes: u64,
+}
+
+/// A member.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// Peer id.
+    pub id: String,
+    /// Node name.
+    pub node: String,
+    /// Software version.
+    pub version: String,
+    /// Address of the connection; empty when not connected.
+    pub address: String,
+    /// Connected now.
+    pub connected: bool,
+    /// Direct rather than relayed.
+    pub direct: bool,
+    /// Round-trip time, once measured.
+    pub rtt_s: Option<f64>,
+    /// Block answers it is working on, as it last said.
+    pub load: u32,
+    /// Block bytes received from it.
+    pub received_bytes: u64,
+    /// Block bytes sent to it.
+    pub sent_bytes: u64,
+    /// What it was last blamed for.
+    pub blamed: Option<BlameReport>,
+}
+
+/// What a peer was blamed for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BlameReport {
+    /// Why.
+    pub reason: String,
+    /// When, seconds since 1970.
+    pub at_s: f64,
+}
+
+/// A tracker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TrackerReport {
+    /// As it was given.
+    pub address: String,
+    /// How it stands.
+    pub state: TrackerState,
+    /// Why it is not reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Age of the newest head it showed, when it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_age_s: Option<f64>,
+}
+
+/// How a tracker stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrackerState {
+    /// This node has a lease there.
+    Registered,
+    /// Being connected.
+    Connecting,
+    /// The last attempt failed.
+    Unreachable,
+}
+
+/// The cache.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CacheReport {
+    /// Bytes of blocks and staging files.
+    pub used_bytes: u64,
+    /// The limit that was asked for.
+    pub limit_bytes: u64,
+    /// Bytes pinned.
+    pub pinned_bytes: u64,
+    /// Bytes of [`OnlyHereReport`].
+    pub only_here_bytes: u64,
+}
+
+/// Bytes since the mount began.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct NetworkReport {
+    /// Everything received above TCP.
+    pub received_bytes: u64,
+    /// Everything sent above TCP.
+    pub sent_bytes: u64,
+    /// Block answers received.
+    pub block_bytes_received: u64,
+    /// Block answers sent.
+    pub block_bytes_sent: u64,
+    /// Sync answers and pushes received.
+    pub manifest_bytes_received: u64,
+    /// Blocks that failed verification.
+    pub blocks_rejected: u64,
+}
+
+/// A transfer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TransferReport {
+    /// Path it was asked for under.
+    pub path: String,
+    /// `requesting`, `downloading`, `finished`, `stalled: reason`.
+    pub state: String,
+    /// Bytes here.
+    pub done_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// Lately.
+    pub rate_bytes_per_s: u64,
+    /// Peers it comes from.
+    pub sources: usize,
+}
+
+/// Contents of the folder that are whole here and that no connected member confirmed to hold whole when asked.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct OnlyHereReport {
+    /// Contents.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// `p2pfs find`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FindReport {
+    /// Matches in path order.
+    pub matches: Vec<FindMatch>,
+    /// Members that did not answer within two seconds.
+    pub silent: Vec<String>,
+}
+
+/// A match.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FindMatch {
+    /// Path in the folder.
+    pub path: String,
+    /// Bytes; 0 for what is no file.
+    pub size: u64,
+    /// Content id, hex; none for what is no file.
+    pub hash: Option<String>,
+    /// Who holds it whole now, this node included.
+    pub holders: Vec<HolderReport>,
+}
+
+/// A holder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderReport {
+    /// Peer id.
+    pub id: String,
+    /// Node name, when known.
+    pub node: String,
+}
+
+/// `p2pfs verify`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// Objects checked.
+    pub objects: u64,
+    /// Bytes checked.
+    pub bytes: u64,
+    /// Damaged ranges found.
+    pub damaged: u64,
+    /// Damaged ranges that were fetched again.
+    pub repaired: u64,
+    /// Damaged ranges that nobody could give, by object.
+    pub unreachable: Vec<DamageReport>,
+}
+
+/// A damaged range.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DamageReport {
+    /// Content id, hex.
+    pub hash: String,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// Why it could not be fetched.
+    pub reason: String,
+}
+
+/// Asks a mount to end.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct UnmountRequest {
+    /// Detach now, end when the last user is gone.
+    pub lazy: bool,
+}
+
+/// Asks a member to leave.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LeaveRequest {
+    /// Even with contents that exist only here.
+    pub force: bool,
+    /// Wait until others hold them.
+    pub hand_over: bool,
+}
+
+/// What leaving would lose, or lost.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LeaveReport {
+    /// Whether the member has left.
+    pub left: bool,
+    /// Paths whose content exists only here (at most 1000).
+    pub only_here: Vec<String>,
+    /// All of them.
+    pub totals: OnlyHereReport,
+}

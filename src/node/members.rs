@@ -1,0 +1,423 @@
+//! What members ask of this node, and what it asks of them: answers on sync and block streams, manifest nodes on demand,
+//! who holds what.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use libp2p::PeerId;
+use parking_lot::Mutex;
+use serde_bytes::ByteBuf;
+
+use super::namespace::{Namespace, NodeFetcher};
+use crate::{
+    content::{BlockSet, Object},
+    manifest::NodeHash,
+    net::{
+        Net, Service,
+        proto::{
+            BlockAnswer, BlockRequest, HAVE_RANGES_MAX, Have, NAMED_MAX, Push, REQUEST_BLOCKS_MAX,
+            SYNC_BYTES_MAX, SyncAnswer, SyncRequest,
+        },
+    },
+    store::{Presence, Store, StoreError},
+    transfer::Transfers,
+};
+
+/// Most bytes of nodes in one answer: leaves room for the frame around them.
+const NODES_BYTES_MAX: usize = SYNC_BYTES_MAX - 64 * 1024;
+/// Members told of in a status answer, and addresses of each.
+const MEMBERS_MAX: usize = 64;
+const ADDRESSES_MAX: usize = 16;
+/// How many objects the table of known holders remembers before it starts anew.
+const KNOWN_OBJECTS_MAX: usize = 100_000;
+
+/// Parts that exist only once the network runs; the service and the fetcher are made before it.
+#[derive(Default)]
+pub(super) struct Late {
+    pub(super) net: OnceLock<Net>,
+    pub(super) transfers: OnceLock<Transfers>,
+    pub(super) namespace: OnceLock<Namespace>,
+}
+
+/// Which peers are known to hold an object whole, as far as they said so.
+#[derive(Default)]
+pub(super) struct KnownHolders(Mutex<BTreeMap<Object, BTreeSet<PeerId>>>);
+
+impl KnownHolders {
+    pub(super) fn note(&self, peer: PeerId, object: Object, whole: bool) {
+        let mut known = self.0.lock();
+        if whole {
+            if known.len() >= KNOWN_OBJECTS_MAX {
+                known.clear();
+            }
+            known.entry(object).or_default().insert(peer);
+        } else if let Some(peers) = known.get_mut(&object) {
+            peers.remove(&peer);
+        }
+    }
+
+    pub(super) fn forget(&self, peer: &PeerId) {
+        self.0.lock().retain(|_, peers| {
+            peers.remove(peer);
+            !peers.is_empty()
+        });
+    }
+
+    pub(super) fn count(&self, object: &Object) -> u64 {
+        self.0
+            .lock()
+            .get(object)
+            .map_or(0, |peers| peers.len() as u64)
+    }
+}
+
+/// Answers members.
+pub(super) struct Members {
+    pub(super) store: Store,
+    pub(super) late: Arc<Late>,
+    pub(super) holders: Arc<KnownHolders>,
+}
+
+impl Members {
+    fn nodes(&self, hashes: &[NodeHash]) -> SyncAnswer {
+        let mut total = 0;
+        let mut encodings = Vec::new();
+        for hash in hashes.iter().take(NAMED_MAX) {
+            let encoding = self
+                .late
+                .namespace
+                .get()
+                .and_then(|namespace| namespace.node(hash))
+                .unwrap_or_default();
+            total += encoding.len() + 16;
+            if total > NODES_BYTES_MAX && !encodings.is_empty() {
+                break;
+            }
+            encodings.push(ByteBuf::from(encoding.to_vec()));
+        }
+        SyncAnswer::Nodes(encodings)
+    }
+
+    fn status(&self) -> SyncAnswer {
+        let Some(net) = self.late.net.get() else {
+            return SyncAnswer::Error("starting".into());
+        };
+        let members = net
+            .peers()
+            .into_iter()
+            .take(MEMBERS_MAX)
+            .map(|peer| {
+                let addresses = peer.listen.iter().take(ADDRESSES_MAX);
+                let addresses = addresses.map(|address| ByteBuf::from(address.to_vec()));
+                (ByteBuf::from(peer.peer.to_bytes()), addresses.collect())
+            })
+            .collect();
+        SyncAnswer::Status {
+            load: net.load(),
+            members,
+        }
+    }
+}
+
+/// What a peer is told of an object.
+fn have(store: &Store, object: &Object) -> Result<Have, StoreError> {
+    Ok(match store.presence(object)? {
+        Presence::Absent => Have::No,
+        Presence::Complete => Have::Whole,
+        Presence::Partial(blocks) => {
+            let mut told = BlockSet::default();
+            for range in blocks.ranges().iter().take(HAVE_RANGES_MAX) {
+                told.insert(range.clone());
+            }
+            Have::Part(told)
+        }
+    })
+}
+
+fn answer_blocks(store: &Store, request: &BlockRequest) -> Result<BlockAnswer, StoreError> {
+    let BlockRequest { object, start, end } = *request;
+    let within = start < end && end <= object.blocks() && end - start <= REQUEST_BLOCKS_MAX;
+    if !within {
+        return Ok(BlockAnswer::DontHave(Have::No));
+    }
+    match store.encode(&object, start..end) {
+        Ok(encoded) => Ok(BlockAnswer::Data(encoded.into())),
+        Err(StoreError::Absent(_)) => {
+            let here = have(store, &object)?;
+            if here == Have::No {
+                for size in store.sizes_of(&object.content)? {
+                    let other = Object {
+                        content: object.content,
+                        size,
+                    };
+                    let Some(last) = other.blocks().checked_sub(1) else {
+                        continue;
+                    };
+                    if size != object.size && store.size_proven(&other)? {
+                        match store.encode(&other, last..last + 1) {
+                            Ok(proof) => {
+                                return Ok(BlockAnswer::WrongSize {
+                                    size,
+                                    proof: proof.into(),
+                                });
+                            }
+                            Err(StoreError::Absent(_)) => {}
+                            Err(error) => return Err(error),
+                        }
+                    }
+                }
+            }
+            Ok(BlockAnswer::DontHave(here))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl Service for Members {
+    fn answer(
+        self: Arc<Self>,
+        _peer: PeerId,
+        request: SyncRequest,
+    ) -> BoxFuture<'static, SyncAnswer> {
+        async move {
+            match request {
+                SyncRequest::Heads => {
+                    let heads = self
+                        .late
+                        .namespace
+                        .get()
+                        .map(Namespace::heads)
+                        .unwrap_or_default();
+                    let heads = heads.into_iter().take(crate::net::proto::HEADS_MAX);
+                    SyncAnswer::Heads(heads.map(ByteBuf::from).collect())
+                }
+                SyncRequest::Status => self.status(),
+                SyncRequest::Nodes(_) | SyncRequest::Have(_) => {
+                    let work = tokio::task::spawn_blocking(move || match request {
+                        SyncRequest::Nodes(hashes) => self.nodes(&hashes),
+                        SyncRequest::Have(objects) => objects
+                            .iter()
+                            .take(NAMED_MAX)
+                            .map(|object| have(&self.store, object))
+                            .collect::<Result<_, _>>()
+                            .map_or_else(
+                                |error| SyncAnswer::Error(error.to_string()),
+                                SyncAnswer::Have,
+                            ),
+                        SyncRequest::Heads | SyncRequest::Status => {
+                            SyncAnswer::Error("unexpected".into())
+                        }
+                    });
+                    work.await
+                        .unwrap_or_else(|_| SyncAnswer::Error("the answer failed".into()))
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn pushed(self: Arc<Self>, peer: PeerId, push: Push) -> BoxFuture<'static, ()> {
+        async move {
+            match push {
+                Push::Have(object, blocks) => {
+                    if let Some(transfers) = self.late.transfers.get() {
+                        transfers.peer_has(peer, object, &blocks);
+                    }
+                    if blocks.contains(0..object.blocks()) {
+                        self.holders.note(peer, object, true);
+                    }
+                }
+                Push::Manifest { .. } => {
+                    let (Some(namespace), Some(net)) =
+                        (self.late.namespace.get(), self.late.net.get())
+                    else {
+                        return;
+                    };
+                    match namespace.take_push(peer, push.clone()).await {
+                        Ok(true) => net.push(push, Some(peer)),
+                        Ok(false) => {}
+                        Err(reason) => {
+                            tracing::warn!(%peer, %reason, "a pushed manifest update was refused")
+                        }
+                    }
+                }
+                Push::Leaving => self.holders.forget(&peer),
+            }
+        }
+        .boxed()
+    }
+
+    fn blocks(
+        self: Arc<Self>,
+        peer: PeerId,
+        request: BlockRequest,
+    ) -> BoxFuture<'static, BlockAnswer> {
+        async move {
+            let object = request.object;
+            let work = tokio::task::spawn_blocking(move || answer_blocks(&self.store, &request));
+            match work.await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(error)) => {
+                    tracing::warn!(%peer, content = %object.content, %error, "blocks could not be read for a peer");
+                    BlockAnswer::DontHave(Have::No)
+                }
+                Err(_) => BlockAnswer::Busy,
+            }
+        }
+        .boxed()
+    }
+}
+
+/// Fetches manifest nodes from members.
+pub(super) struct PeerFetcher {
+    pub(super) late: Arc<Late>,
+}
+
+impl NodeFetcher for PeerFetcher {
+    fn fetch(
+        &self,
+        nodes: Vec<NodeHash>,
+        prefer: Option<PeerId>,
+        within: Duration,
+    ) -> BoxFuture<'static, Vec<Vec<u8>>> {
+        let late = self.late.clone();
+        async move {
+            let Some(net) = late.net.get() else {
+                return Vec::new();
+            };
+            let mut wanted: BTreeSet<NodeHash> = nodes.into_iter().collect();
+            let mut got = Vec::new();
+            let deadline = tokio::time::Instant::now() + within;
+            let fetch = async {
+                let mut events = net.events();
+                let mut asked = BTreeSet::new();
+                while !wanted.is_empty() {
+                    let mut peers: Vec<_> = net.peers();
+                    peers.retain(|peer| !asked.contains(&peer.peer));
+                    peers.sort_by_key(|peer| {
+                        (
+                            Some(peer.peer) != prefer,
+                            peer.round_trip.unwrap_or(Duration::MAX),
+                        )
+                    });
+                    let Some(peer) = peers.first().map(|peer| peer.peer) else {
+                        // Everybody was asked: wait for somebody new, or give up at the deadline.
+                        match events.recv().await {
+                            Ok(crate::net::NetEvent::Up(peer)) => {
+                                asked.remove(&peer);
+                            }
+                            Ok(_) => {}
+                            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
+                                asked.clear()
+                            }
+                            Err(tokio::sync::broadcast::error::RecvError::Closed) => break,
+                        }
+                        continue;
+                    };
+                    asked.insert(peer);
+                    if take_nodes(net, peer, &mut wanted, &mut got).await > 0 && !wanted.is_empty()
+                    {
+                        asked.remove(&peer);
+                    }
+                }
+            };
+            if tokio::time::timeout_at(deadline, fetch).await.is_err() {
+                tracing::debug!("manifest nodes were not to be had in time");
+            }
+            got
+        }
+        .boxed()
+    }
+}
+
+/// How long one member is given for one batch of nodes.
+const NODES_WITHIN: Duration = Duration::from_secs(5);
+
+/// Asks one member for wanted nodes; moves what it has from `wanted` to `got`. Returns how many it had.
+async fn take_nodes(
+    net: &Net,
+    peer: PeerId,
+    wanted: &mut BTreeSet<NodeHash>,
+    got: &mut Vec<Vec<u8>>,
+) -> usize {
+    let batch: Vec<NodeHash> = wanted.iter().copied().take(NAMED_MAX).collect();
+    match net
+        .request(peer, SyncRequest::Nodes(batch.clone()), NODES_WITHIN)
+        .await
+    {
+        Ok(SyncAnswer::Nodes(encodings)) => {
+            let mut taken = 0;
+            for (hash, encoding) in batch.iter().zip(encodings) {
+                // A blob that is not what was asked for is as good as none.
+                if !encoding.is_empty() && NodeHash::of(&encoding) == *hash {
+                    wanted.remove(hash);
+                    got.push(encoding.into_vec());
+                    taken += 1;
+                }
+            }
+            taken
+        }
+        Ok(_) => 0,
+        Err(error) => {
+            tracing::debug!(%peer, %error, "manifest nodes were not given");
+            0
+        }
+    }
+}
+
+/// How long members are waited for when they are asked what they hold.
+const HAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Which connected members hold each of these objects whole, and which members did not answer in time. All members are
+/// asked at once.
+pub(super) async fn whole_holders(
+    net: &Net,
+    known: &KnownHolders,
+    objects: &[Object],
+) -> (BTreeMap<Object, Vec<PeerId>>, Vec<PeerId>) {
+    let asked = net.peers().into_iter().map(|peer| {
+        let peer = peer.peer;
+        async move {
+            let ask = async {
+                let mut whole = Vec::new();
+                for batch in objects.chunks(NAMED_MAX) {
+                    match net
+                        .request(peer, SyncRequest::Have(batch.to_vec()), HAVE_WITHIN)
+                        .await
+                    {
+                        Ok(SyncAnswer::Have(answers)) if answers.len() == batch.len() => {
+                            for (object, answer) in batch.iter().zip(answers) {
+                                whole.push((*object, answer == Have::Whole));
+                            }
+                        }
+                        _ => return None,
+                    }
+                }
+                Some(whole)
+            };
+            let answer = tokio::time::timeout(HAVE_WITHIN, ask).await;
+            (peer, answer.ok().flatten())
+        }
+    });
+    let mut asked: FuturesUnordered<_> = asked.collect();
+    let mut holders: BTreeMap<Object, Vec<PeerId>> = BTreeMap::new();
+    let mut silent = Vec::new();
+    while let Some((peer, answer)) = asked.next().await {
+        match answer {
+            None => silent.push(peer),
+            Some(answers) => {
+                for (object, whole) in answers {
+                    known.note(peer, object, whole);
+                    if whole {
+                        holders.entry(object).or_default().push(peer);
+                    }
+                }
+            }
+        }
+    }
+    (holders, silent)
+}

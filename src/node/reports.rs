@@ -1,0 +1,351 @@
+//! The reports that the control socket serves: each figure is read or asked for, none is estimated.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use libp2p::PeerId;
+
+use super::{Node, members::whole_holders, namespace::NamespaceError};
+use crate::{
+    content::Object,
+    control::{
+        ControlError,
+        types::{
+            BlameReport, CacheReport, DamageReport, FindMatch, FindReport, HolderReport,
+            ManifestReport, NetworkReport, OnlyHereReport, PeerReport, SelfReport, StatusReport,
+            TransferReport, VerifyReport,
+        },
+    },
+    manifest::{Kind, Shown, TreePath},
+    store::Presence,
+    transfer::TransferState,
+};
+
+/// How long a report waits for manifest nodes that are not here.
+const NODES_WITHIN: Duration = Duration::from_secs(20);
+/// How long `verify` tries to fetch one damaged range again.
+const REPAIR_WITHIN: Duration = Duration::from_secs(20);
+
+impl Node {
+    pub(super) async fn status_report(&self) -> Result<StatusReport, ControlError> {
+        let namespace = self.namespace.status();
+        let summary = namespace.summary.unwrap_or_default();
+        let usage = self.store.usage().map_err(ControlError::new)?;
+        let counters = self.net.counters();
+        let (only_here, _) = self.only_here().await?;
+        let live = self
+            .mounted()
+            .map(|mounted| mounted.status())
+            .unwrap_or_default();
+        Ok(StatusReport {
+            name: self.saved.name.to_string(),
+            topic: self.keys.topic().to_string(),
+            mountpoint: self.config.mountpoint.display().to_string(),
+            role: self.role(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            state_dir: self.saved.dir.display().to_string(),
+            this: SelfReport {
+                id: self.net.local_peer().to_string(),
+                node: self.config.node_name.clone(),
+                addresses: self
+                    .net
+                    .addresses()
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
+            },
+            manifest: ManifestReport {
+                hash: namespace
+                    .root
+                    .map(|root| root.to_string())
+                    .unwrap_or_default(),
+                files: summary.files,
+                bytes: summary.bytes,
+                unpublished: namespace.unpublished.max(live.unpublished_files),
+                conflicts: namespace.conflicts,
+                history_bytes: 0,
+            },
+            peers: self
+                .peer_reports()
+                .into_iter()
+                .filter(|peer| peer.connected)
+                .collect(),
+            trackers: self.trackers.reports(),
+            cache: CacheReport {
+                used_bytes: usage.objects_bytes + usage.staging_bytes,
+                limit_bytes: self.config.cache_bytes_max,
+                pinned_bytes: 0,
+                only_here_bytes: only_here.bytes,
+            },
+            network: NetworkReport {
+                received_bytes: counters.received_bytes,
+                sent_bytes: counters.sent_bytes,
+                block_bytes_received: counters.block_bytes_received,
+                block_bytes_sent: counters.block_bytes_sent,
+                manifest_bytes_received: counters.manifest_bytes_received,
+                blocks_rejected: self.transfers.rejected(),
+            },
+            transfers: self.transfer_reports(),
+            only_here,
+        })
+    }
+
+    pub(super) fn transfer_reports(&self) -> Vec<TransferReport> {
+        let reports = self
+            .transfers
+            .status()
+            .into_iter()
+            .map(|transfer| TransferReport {
+                path: transfer.label,
+                state: match transfer.state {
+                    TransferState::Requesting => "requesting".into(),
+                    TransferState::Downloading => "downloading".into(),
+                    TransferState::Finished => "finished".into(),
+                    TransferState::Stalled(reason) => format!("stalled: {reason}"),
+                },
+                done_bytes: transfer.done_bytes,
+                total_bytes: transfer.object.size,
+                rate_bytes_per_s: transfer.rate_bytes_per_s,
+                sources: transfer.sources,
+            });
+        reports.collect()
+    }
+
+    /// Connected members, and those that are gone but were blamed for something.
+    pub(super) fn peer_reports(&self) -> Vec<PeerReport> {
+        let mut blames: BTreeMap<PeerId, BlameReport> = BTreeMap::new();
+        for blame in self.transfers.blames() {
+            let report = BlameReport {
+                reason: blame.reason,
+                at_s: blame.at_ns as f64 / 1e9,
+            };
+            blames.insert(blame.peer, report);
+        }
+        let loads = self.loads.lock();
+        let mut reports: Vec<PeerReport> = self
+            .net
+            .peers()
+            .into_iter()
+            .map(|peer| PeerReport {
+                id: peer.peer.to_string(),
+                node: peer.hello.node,
+                version: peer.hello.version,
+                address: peer.address.to_string(),
+                connected: true,
+                direct: true,
+                rtt_s: peer.round_trip.map(|time| time.as_secs_f64()),
+                load: loads.get(&peer.peer).copied().unwrap_or(0),
+                received_bytes: peer.block_bytes_received,
+                sent_bytes: peer.block_bytes_sent,
+                blamed: blames.remove(&peer.peer),
+            })
+            .collect();
+        reports.extend(blames.into_iter().map(|(peer, blame)| PeerReport {
+            id: peer.to_string(),
+            node: String::new(),
+            version: String::new(),
+            address: String::new(),
+            connected: false,
+            direct: false,
+            rtt_s: None,
+            load: 0,
+            received_bytes: 0,
+            sent_bytes: 0,
+            blamed: Some(blame),
+        }));
+        reports
+    }
+
+    /// Every path of the folder with what stands there, its nodes fetched where they are not here.
+    async fn everything(&self) -> Result<Vec<(TreePath, Shown)>, ControlError> {
+        loop {
+            match self.namespace.below(&TreePath::root()) {
+                Ok(paths) => return Ok(paths),
+                Err(NamespaceError::NoHead) => return Ok(Vec::new()),
+                Err(NamespaceError::Missing(nodes)) => self
+                    .namespace
+                    .fetch(nodes, NODES_WITHIN)
+                    .await
+                    .map_err(ControlError::new)?,
+                Err(error) => return Err(ControlError::new(error)),
+            }
+        }
+    }
+
+    /// Contents that are whole here and that no connected member says to hold whole. Those of the folder's present state
+    /// come with a path; without it (nodes that nobody can give) everything that was written here counts.
+    pub(super) async fn only_here(
+        &self,
+    ) -> Result<(OnlyHereReport, Vec<(Object, Option<TreePath>)>), ControlError> {
+        let mut here = BTreeSet::new();
+        self.store
+            .each_object(&mut |object, presence, _| {
+                if presence == Presence::Complete {
+                    here.insert(object);
+                }
+                true
+            })
+            .map_err(ControlError::new)?;
+        let paths = match self.namespace.below(&TreePath::root()) {
+            Ok(paths) => Some(paths),
+            Err(NamespaceError::NoHead) => Some(Vec::new()),
+            Err(NamespaceError::Missing(_)) => None,
+            Err(error) => return Err(ControlError::new(error)),
+        };
+        let mut named: BTreeMap<Object, Option<TreePath>> = BTreeMap::new();
+        match paths {
+            Some(paths) => {
+                for (path, shown) in paths {
+                    if let Kind::File(object) = shown.entry.kind
+                        && here.contains(&object)
+                    {
+                        named.entry(object).or_insert(Some(path));
+                    }
+                }
+            }
+            None => self
+                .store
+                .each_object(&mut |object, presence, origin| {
+                    if presence == Presence::Complete && origin == crate::store::Origin::Written {
+                        named.insert(object, None);
+                    }
+                    true
+                })
+                .map_err(ControlError::new)?,
+        }
+        named.retain(|object, _| object.size > 0);
+        let objects: Vec<Object> = named.keys().copied().collect();
+        let (elsewhere, _) = whole_holders(&self.net, &self.holders, &objects).await;
+        named.retain(|object, _| !elsewhere.contains_key(object));
+        let totals = OnlyHereReport {
+            files: named.len() as u64,
+            bytes: named.keys().map(|object| object.size).sum(),
+        };
+        Ok((totals, named.into_iter().collect()))
+    }
+
+    pub(super) async fn find_report(&self, pattern: &str) -> Result<FindReport, ControlError> {
+        let glob = globset::GlobBuilder::new(pattern)
+            .literal_separator(true)
+            .build()
+            .map_err(|error| ControlError::new(format_args!("{pattern:?} is no pattern: {error}")))?
+            .compile_matcher();
+        let whole_path = pattern.contains('/');
+        let mut matches = Vec::new();
+        for (path, shown) in self.everything().await? {
+            let text = path.to_string();
+            let text = text.trim_start_matches('/');
+            let name = text.rsplit('/').next().unwrap_or(text);
+            let subject = if whole_path { text } else { name };
+            if subject == pattern.trim_start_matches('/') || glob.is_match(subject) {
+                matches.push((text.to_owned(), shown));
+            }
+        }
+        let objects: BTreeSet<Object> = matches
+            .iter()
+            .filter_map(|(_, shown)| match shown.entry.kind {
+                Kind::File(object) => Some(object),
+                _ => None,
+            })
+            .collect();
+        let objects: Vec<Object> = objects.into_iter().collect();
+        let ((mut holders, silent), elsewhere) = tokio::join!(
+            whole_holders(&self.net, &self.holders, &objects),
+            self.trackers.holders(&objects),
+        );
+        for (object, peers) in elsewhere {
+            // A tracker's word is a hint: only who was not asked directly is taken from it.
+            let known = holders.entry(object).or_default();
+            for peer in peers {
+                let connected = self.net.peers().iter().any(|info| info.peer == peer);
+                if !connected && peer != self.net.local_peer() && !known.contains(&peer) {
+                    known.push(peer);
+                }
+            }
+        }
+        let nodes: BTreeMap<PeerId, String> = self
+            .net
+            .peers()
+            .into_iter()
+            .map(|peer| (peer.peer, peer.hello.node))
+            .collect();
+        let mut report = FindReport {
+            matches: Vec::new(),
+            silent: silent.iter().map(ToString::to_string).collect(),
+        };
+        for (path, shown) in matches {
+            let object = match shown.entry.kind {
+                Kind::File(object) => Some(object),
+                _ => None,
+            };
+            let mut held = Vec::new();
+            if let Some(object) = object {
+                if self.store.presence(&object).map_err(ControlError::new)? == Presence::Complete {
+                    held.push(HolderReport {
+                        id: self.net.local_peer().to_string(),
+                        node: self.config.node_name.clone(),
+                    });
+                }
+                held.extend(
+                    holders
+                        .get(&object)
+                        .into_iter()
+                        .flatten()
+                        .map(|peer| HolderReport {
+                            id: peer.to_string(),
+                            node: nodes.get(peer).cloned().unwrap_or_default(),
+                        }),
+                );
+            }
+            report.matches.push(FindMatch {
+                path,
+                size: object.map_or(0, |object| object.size),
+                hash: object.map(|object| object.content.to_string()),
+                holders: held,
+            });
+        }
+        Ok(report)
+    }
+
+    pub(super) async fn verify_report(&self) -> Result<VerifyReport, ControlError> {
+        let store = self.store.clone();
+        let (checked, damages) = tokio::task::spawn_blocking(move || {
+            let mut damages = Vec::new();
+            let checked = store.verify(&mut |damage| damages.push(damage));
+            checked.map(|checked| (checked, damages))
+        })
+        .await
+        .map_err(ControlError::new)?
+        .map_err(ControlError::new)?;
+        let mut report = VerifyReport {
+            objects: checked.0,
+            bytes: checked.1,
+            damaged: damages.len() as u64,
+            ..VerifyReport::default()
+        };
+        for damage in damages {
+            let bytes = damage.object.bytes_of(damage.blocks.clone());
+            self.store
+                .drop_blocks(&damage.object, damage.blocks)
+                .map_err(ControlError::new)?;
+            let label = format!("verify {}", damage.object.content);
+            let repair = self.transfers.ensure(damage.object, bytes.clone(), &label);
+            match tokio::time::timeout(REPAIR_WITHIN, repair).await {
+                Ok(Ok(())) => report.repaired += 1,
+                outcome => report.unreachable.push(DamageReport {
+                    hash: damage.object.content.to_string(),
+                    offset: bytes.start,
+                    length: bytes.end - bytes.start,
+                    reason: match outcome {
+                        Ok(Err(error)) => error.to_string(),
+                        _ => format!("nobody gave it within {} s", REPAIR_WITHIN.as_secs()),
+                    },
+                }),
+            }
+        }
+        Ok(report)
+    }
+}
