@@ -8,7 +8,7 @@ use super::{
     Failure, Outcome, What,
     args::{Common, CreateArgs, IdArgs, LeaveArgs},
     locate::{self, refused, state_base},
-    units::{count, size},
+    units::{count, plain, size},
 };
 use crate::{
     cluster::{ClusterId, ParsedCluster, Role},
@@ -92,13 +92,15 @@ pub(crate) fn id(common: &Common, options: &IdArgs) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whether a word is meant as a cluster id.
+pub(crate) fn is_id(word: &str) -> bool {
+    let word = word.trim().to_ascii_lowercase();
+    word.starts_with("p2pfsrw1") || word.starts_with("p2pfsro1")
+}
+
 /// The cluster that a word on the command line means: an id, `-`, a saved name, or a file. New ids are saved.
 pub(crate) fn resolve(common: &Common, word: &str) -> Result<SavedCluster, Failure> {
     let base = state_base(common)?;
-    let looks_like_id = |word: &str| {
-        let word = word.trim().to_ascii_lowercase();
-        word.starts_with("p2pfsrw1") || word.starts_with("p2pfsro1")
-    };
     let text = if word == "-" {
         let mut text = zeroize::Zeroizing::new(String::new());
         std::io::stdin()
@@ -106,7 +108,7 @@ pub(crate) fn resolve(common: &Common, word: &str) -> Result<SavedCluster, Failu
             .read_to_string(&mut text)
             .what("the cluster id could not be read from standard input")?;
         text
-    } else if looks_like_id(word) {
+    } else if is_id(word) {
         zeroize::Zeroizing::new(word.to_owned())
     } else if let Some(saved) = word.parse().ok().and_then(|name| base.by_name(&name).ok()) {
         return Ok(saved);
@@ -194,7 +196,7 @@ pub(crate) async fn leave(common: &Common, options: LeaveArgs) -> Outcome {
         );
     } else {
         for path in &report.only_here {
-            println!("{path}");
+            println!("{}", plain(path));
         }
     }
     let lost = format!(

@@ -95,8 +95,11 @@ pub(crate) fn apply(args: &mut Args) -> Result<(), Failure> {
             path.0.display()
         ))
     };
-    let config: Config =
-        toml::from_str(&text).map_err(|error| wrong(error.to_string().trim().to_owned()))?;
+    let config: Config = toml::from_str(&text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+        wrong(format!("line {line}: {}", error.message()))
+    })?;
     fill(args, config).map_err(wrong)
 }
 

@@ -1,6 +1,9 @@
 //! Which mount a command means.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use super::{
     Failure, What,
@@ -121,7 +124,16 @@ pub(crate) fn behind(path: &Path) -> Option<PathBuf> {
     path.ancestors().find_map(|ancestor| {
         let length = rustix::fs::getxattr(ancestor, STATE_DIR_ATTRIBUTE, &mut value[..]).ok()?;
         let text = std::str::from_utf8(value.get(..length)?).ok()?;
-        Some(PathBuf::from(text))
+        Some(PathBuf::from(text)).filter(|dir| is_own(dir))
+    })
+}
+
+/// Any folder can carry the attribute: what it names is believed only where it is this user's and nobody else can write.
+fn is_own(dir: &Path) -> bool {
+    std::fs::symlink_metadata(dir).is_ok_and(|metadata| {
+        metadata.is_dir()
+            && metadata.uid() == rustix::process::geteuid().as_raw()
+            && metadata.mode() & 0o022 == 0
     })
 }
 

@@ -19,8 +19,11 @@ fn filter(common: &Common, plain: &str) -> EnvFilter {
         (_, 1) => "debug",
         (_, _) => "trace",
     };
-    EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("warn,p2pfs={own},p2pfs_tracker={own}")))
+    // fuser is left out: it calls it an error that whoever waited for an answer was killed, and a warning that a folder
+    // which somebody else unmounted cannot be unmounted. What it really fails at comes back as a result.
+    EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        EnvFilter::new(format!("warn,fuser=off,p2pfs={own},p2pfs_tracker={own}"))
+    })
 }
 
 fn colours() -> bool {

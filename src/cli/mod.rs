@@ -97,12 +97,24 @@ fn dispatch(args: Args) -> Outcome {
         Command::Tracker(options) => tracker::run(&common, options),
         command => {
             logging::to_stderr(&common);
+            if !matches!(command, Command::Demo(_)) {
+                end_with_reader();
+            }
             let runtime = runtime()?;
             let outcome = runtime.block_on(ask(&common, command));
             // A blocking read of standard input or of a slow disk must not keep the program from ending.
             runtime.shutdown_background();
             outcome
         }
+    }
+}
+
+/// A report that is piped into `head` ends when that does, quietly, as other programs do. Not for commands that must clean
+/// up behind themselves.
+fn end_with_reader() {
+    // SAFETY: the default disposition runs no code of this process; no other thread has been started yet.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
 }
 

@@ -1,12 +1,17 @@
 //! `mount` and `unmount`.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Command, ExitCode},
+    time::Duration,
+};
 
 use super::{
     Failure, Outcome, What,
     args::{Common, MountArgs, UnmountArgs},
     background::{self, Report},
-    cluster::{parse_trackers, resolve},
+    cluster::{is_id, parse_trackers, resolve},
     locate::{self, refused},
     logging,
 };
@@ -26,6 +31,9 @@ pub(crate) fn run(common: &Common, options: MountArgs) -> Outcome {
         logging_before_mount(common, &options);
     }
     let saved = resolve(common, &options.cluster)?;
+    if is_id(&options.cluster) {
+        return run_under_name(&options.cluster, &saved);
+    }
     let config = config(&saved, &options)?;
     if options.background {
         let log_file = options.log_file.clone().unwrap_or_else(|| saved.log_file());
@@ -45,6 +53,22 @@ pub(crate) fn run(common: &Common, options: MountArgs) -> Outcome {
     let report = background::spawn(common, &options, &saved)?;
     announce(common, &report);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Every user can read the command line of a running process: goes on as a process that has the saved name in place of
+/// the id.
+fn run_under_name(id: &str, saved: &SavedCluster) -> Outcome {
+    let what = "the mount could not be started";
+    let program = std::env::current_exe().what(what)?;
+    let words = std::env::args_os().skip(1);
+    let words = words.map(|word| {
+        if word == id {
+            saved.name.to_string().into()
+        } else {
+            word
+        }
+    });
+    Err(Command::new(program).args(words).exec()).what(what)
 }
 
 fn logging_before_mount(common: &Common, options: &MountArgs) {

@@ -8,7 +8,7 @@ use super::{
     Failure, Outcome, What,
     args::{Common, FindArgs, ReportArgs, ReportPeerArgs, StatusArgs},
     locate::{self, refused},
-    units::{count, size},
+    units::{count, plain, size},
 };
 use crate::control::{
     client::escape,
@@ -54,7 +54,7 @@ pub(crate) async fn status(common: &Common, options: StatusArgs) -> Outcome {
 }
 
 fn print_status(report: &StatusReport) {
-    let line = |label: &str, text: String| println!("{label:<12}{text}");
+    let line = |label: &str, text: String| println!("{label:<12}{}", plain(&text));
     line(
         "cluster",
         format!(
@@ -186,7 +186,7 @@ pub(crate) async fn peers(common: &Common, options: ReportArgs) -> Outcome {
             size(peer.sent_bytes),
         );
         if let Some(blamed) = peer.blamed {
-            println!("    blamed: {}", blamed.reason);
+            println!("    blamed: {}", plain(&blamed.reason));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -205,7 +205,7 @@ pub(crate) async fn find(common: &Common, options: FindArgs) -> Outcome {
     } else {
         for entry in &found.matches {
             let Some(hash) = &entry.hash else {
-                println!("{}", entry.path);
+                println!("{}", plain(&entry.path));
                 continue;
             };
             let holders: Vec<&str> = entry
@@ -224,7 +224,11 @@ pub(crate) async fn find(common: &Common, options: FindArgs) -> Outcome {
             } else {
                 holders.join(", ")
             };
-            println!("{}  {}  {hash}  {holders}", entry.path, size(entry.size));
+            println!(
+                "{}  {}  {hash}  {holders}",
+                plain(&entry.path),
+                size(entry.size)
+            );
         }
         for peer in &found.silent {
             eprintln!("p2pfs: warning: {peer} did not answer");

@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -148,10 +148,17 @@ impl Copier {
             let what = || format!("{} could not be copied", entry.path().display());
             if kind.is_dir() {
                 match fs::create_dir(&to) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(error).what(what());
+                    // A link that somebody else put there would lead out of the mount.
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                        if !fs::symlink_metadata(&to).what(what())?.is_dir() {
+                            return Err(Failure::new(format_args!(
+                                "{}: {} is not a folder",
+                                what(),
+                                to.display()
+                            )));
+                        }
                     }
-                    _ => {}
+                    made => made.what(what())?,
                 }
             } else if kind.is_symlink() {
                 let link = fs::read_link(entry.path()).what(what())?;
@@ -173,14 +180,24 @@ impl Copier {
     fn copy_file(&mut self, from: &Path, to: &Path) -> io::Result<()> {
         let metadata = fs::metadata(from)?;
         let modified = metadata.modified()?;
-        let same = fs::metadata(to).is_ok_and(|there| {
+        let there = fs::symlink_metadata(to);
+        if there.as_ref().is_ok_and(fs::Metadata::is_symlink) {
+            // Written through, it would lead out of the mount.
+            fs::remove_file(to)?;
+        }
+        let same = there.is_ok_and(|there| {
             there.is_file()
                 && there.len() == metadata.len()
                 && there.modified().is_ok_and(|time| time == modified)
         });
         if !same {
             let mut input = File::open(from)?;
-            let output = File::create(to)?;
+            let output = fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(to)?;
             self.copy_bytes(&mut input, &output)?;
             output.set_permissions(fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
             output.set_modified(modified)?;

@@ -19,6 +19,9 @@ pub enum ClientError {
     /// No process is behind the state folder.
     #[error("no mount is running there")]
     NotRunning,
+    /// Somebody else listens there.
+    #[error("the process there belongs to another user (uid {0})")]
+    Foreign(u32),
     /// It refused, in its own words.
     #[error("{0}")]
     Refused(String),
@@ -103,6 +106,10 @@ impl ControlClient {
         let stream = UnixStream::connect(short_socket_path(&folder, "control.sock"))
             .await
             .map_err(|_| ClientError::NotRunning)?;
+        let peer = stream.peer_cred().map_err(|error| garbled(&error))?;
+        if peer.uid() != rustix::process::geteuid().as_raw() {
+            return Err(ClientError::Foreign(peer.uid()));
+        }
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| garbled(&error))?;

@@ -144,6 +144,15 @@ pub(super) fn mount_parts(
         config.holders.clone(),
         options,
     ));
+    let later = if journal.is_empty() || config.read_only {
+        Vec::new()
+    } else {
+        tracing::info!(
+            files = journal.len(),
+            "taking up files that were not published"
+        );
+        core.recover_here(journal)
+    };
     let shell = Shell {
         core: core.clone(),
         runtime: runtime.clone(),
@@ -167,14 +176,10 @@ pub(super) fn mount_parts(
         runtime.spawn(publish::settler(core.clone())),
         runtime.spawn(notify::follow(core.clone(), changes, notices)),
     ];
-    if !journal.is_empty() && !config.read_only {
-        tracing::info!(
-            files = journal.len(),
-            "taking up files that were not published"
-        );
+    if !later.is_empty() {
         let recovering = core.clone();
         tasks.push(runtime.spawn(async move {
-            if let Err(error) = recovering.recover(journal).await {
+            if let Err(error) = recovering.recover(later).await {
                 tracing::error!(%error, "taking up unpublished files ended early");
             }
         }));
@@ -263,7 +268,8 @@ impl Core {
 pub fn clear_stale(dir: &Path) -> Result<bool, MountError> {
     let mut cleared = false;
     for _ in 0..STALE_MAX {
-        match rustix::fs::stat(dir) {
+        // Not stat: the kernel answers that from its cache, for dead mounts as well.
+        match rustix::fs::statfs(dir) {
             Err(Errno::NOTCONN | Errno::CONNABORTED) => {}
             _ => return Ok(cleared),
         }

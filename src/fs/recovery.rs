@@ -20,13 +20,19 @@ const HEAD_WAIT: Duration = Duration::from_secs(60);
 /// Permission bits of folders that have to be made anew.
 const FOLDER_MODE: u32 = 0o755;
 
+/// A file that was not published: its newest staging file, what the journal says of it, and staging files that it stands on.
+pub(super) type Unfinished = (StagingId, JournalRecord, Vec<StagingId>);
+
+fn not_taken_up(record: &JournalRecord, error: FsError) {
+    let path = String::from_utf8_lossy(&record.path).into_owned();
+    tracing::error!(path, %error, "an unpublished file could not be taken up; its data stays in the state folder");
+}
+
 impl Core {
-    /// Makes every file of the journal a live file without writers, which the publisher then publishes. Retries while the
-    /// folder's state can't be had; meanwhile the journal keeps them.
-    pub(super) async fn recover(
-        self: Arc<Self>,
-        records: Vec<(StagingId, JournalRecord)>,
-    ) -> Result<(), FsError> {
+    /// Makes the files of the journal live files without writers, which the publisher then publishes, as far as that needs
+    /// nobody else. Done before anybody looks into the folder, so that what was written is there from the first look on.
+    /// Returns the others.
+    pub(super) fn recover_here(&self, records: Vec<(StagingId, JournalRecord)>) -> Vec<Unfinished> {
         // Of several records for one path the newest counts; it stands on the ones before it.
         let mut newest: BTreeMap<Vec<u8>, Vec<(StagingId, JournalRecord)>> = BTreeMap::new();
         for (id, record) in records {
@@ -35,11 +41,24 @@ impl Core {
                 .or_default()
                 .push((id, record));
         }
+        let mut later = Vec::new();
         for mut same in newest.into_values() {
             let Some((id, record)) = same.pop() else {
                 continue;
             };
             let older: Vec<StagingId> = same.into_iter().map(|(id, _)| id).collect();
+            match self.revive(id, &record, older.clone()) {
+                Ok(()) => {}
+                Err(Fail::Need(_)) => later.push((id, record, older)),
+                Err(Fail::Error(error)) => not_taken_up(&record, error),
+            }
+        }
+        later
+    }
+
+    /// Takes up the others. Retries while the folder's state can't be had; meanwhile the journal keeps them.
+    pub(super) async fn recover(self: Arc<Self>, later: Vec<Unfinished>) -> Result<(), FsError> {
+        for (id, record, older) in later {
             self.recover_one(id, record, older).await?;
         }
         Ok(())
@@ -66,8 +85,7 @@ impl Core {
                     }
                 }
                 Err(Fail::Error(error)) => {
-                    let path = String::from_utf8_lossy(&record.path).into_owned();
-                    tracing::error!(path, %error, "an unpublished file could not be taken up; its data stays in the state folder");
+                    not_taken_up(&record, error);
                     return Ok(());
                 }
             }

@@ -8,9 +8,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::{Node, run_blocking};
-use crate::net::{
-    NetEvent,
-    proto::{SyncAnswer, SyncRequest},
+use crate::{
+    net::{
+        NetEvent,
+        proto::{SyncAnswer, SyncRequest},
+    },
+    store::StoreError,
 };
 
 /// How often heads are compared with every member, so that a lost push is made good.
@@ -26,6 +29,8 @@ const REMEMBERED_MAX: usize = 64;
 #[derive(Serialize, Deserialize)]
 struct Remembered {
     version: u32,
+    /// When it was last seen, seconds since 1970.
+    seen_s: u64,
     addresses: Vec<Vec<u8>>,
 }
 
@@ -47,27 +52,19 @@ pub(super) fn start(node: &Arc<Node>) {
 }
 
 fn dial_remembered(node: &Node) {
-    let remembered = match node.store.peers() {
-        Ok(remembered) => remembered,
-        Err(error) => {
-            tracing::warn!(%error, "remembered members could not be read");
-            return;
-        }
-    };
-    for (peer, record) in remembered.into_iter().take(REMEMBERED_MAX) {
-        let (Ok(peer), Ok(record)) = (
-            PeerId::from_bytes(&peer),
-            cbor4ii::serde::from_slice::<Remembered>(&record),
-        ) else {
-            continue;
-        };
-        for address in record.addresses {
-            if let Ok(address) = Multiaddr::try_from(address)
-                && let Ok(address) = address.with_p2p(peer)
-            {
-                node.net.add_peer(address, false);
+    match remembered(node) {
+        Ok(known) => {
+            for (record, peer) in known {
+                for address in record.addresses {
+                    if let Ok(address) = Multiaddr::try_from(address)
+                        && let Ok(address) = address.with_p2p(peer)
+                    {
+                        node.net.add_peer(address, false);
+                    }
+                }
             }
         }
+        Err(error) => tracing::warn!(%error, "remembered members could not be read"),
     }
 }
 
@@ -173,24 +170,57 @@ pub(super) async fn refresh_loads(node: &Node) {
     .await;
 }
 
+/// Keeps where a member is for the next start; the one not seen for the longest makes room.
 fn remember(node: &Node, peer: PeerId) {
     let Some(info) = node.net.peers().into_iter().find(|info| info.peer == peer) else {
         return;
     };
-    let record = Remembered {
-        version: 1,
-        addresses: info.listen.iter().take(16).map(Multiaddr::to_vec).collect(),
-    };
-    let kept = cbor4ii::serde::to_vec(Vec::new(), &record)
-        .map_err(|error| error.to_string())
-        .and_then(|record| {
-            node.store
-                .put_peer(&peer.to_bytes(), &record)
-                .map_err(|error| error.to_string())
-        });
-    if let Err(error) = kept {
+    let addresses = info.listen.iter().take(16).map(Multiaddr::to_vec).collect();
+    if let Err(error) = try_remember(node, peer, addresses) {
         tracing::warn!(%peer, %error, "a member could not be remembered");
     }
+}
+
+fn try_remember(
+    node: &Node,
+    peer: PeerId,
+    addresses: Vec<Vec<u8>>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let mut known = remembered(node)?;
+    known.retain(|(_, other)| *other != peer);
+    for (_, oldest) in known.iter().skip(REMEMBERED_MAX - 1) {
+        node.store.remove_peer(&oldest.to_bytes())?;
+    }
+    let seen_s = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)?
+        .as_secs();
+    let record = Remembered {
+        version: 1,
+        seen_s,
+        addresses,
+    };
+    node.store.put_peer(
+        &peer.to_bytes(),
+        &cbor4ii::serde::to_vec(Vec::new(), &record)?,
+    )?;
+    Ok(())
+}
+
+/// Remembered members, the one seen last first. What doesn't decode is passed over.
+fn remembered(node: &Node) -> Result<Vec<(Remembered, PeerId)>, StoreError> {
+    let mut known: Vec<(Remembered, PeerId)> = node
+        .store
+        .peers()?
+        .into_iter()
+        .filter_map(|(peer, record)| {
+            Some((
+                cbor4ii::serde::from_slice(&record).ok()?,
+                PeerId::from_bytes(&peer).ok()?,
+            ))
+        })
+        .collect();
+    known.sort_by_key(|(record, peer)| (std::cmp::Reverse(record.seen_s), *peer));
+    Ok(known)
 }
 
 async fn settle(node: Arc<Node>) {

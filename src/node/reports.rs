@@ -7,7 +7,12 @@ use std::{
 
 use libp2p::PeerId;
 
-use super::{Node, members::whole_holders, namespace::NamespaceError};
+use super::{
+    Node,
+    members::whole_holders,
+    namespace::{Namespace, NamespaceError},
+    run_blocking,
+};
 use crate::{
     content::Object,
     control::{
@@ -19,7 +24,7 @@ use crate::{
         },
     },
     manifest::{Kind, Shown, TreePath},
-    store::Presence,
+    store::{Origin, Presence, Store},
     transfer::TransferState,
 };
 
@@ -162,7 +167,8 @@ impl Node {
     /// Every path of the folder with what stands there, its nodes fetched where they are not here.
     async fn everything(&self) -> Result<Vec<(TreePath, Shown)>, ControlError> {
         loop {
-            match self.namespace.below(&TreePath::root()) {
+            let namespace = self.namespace.clone();
+            match run_blocking(move || namespace.below(&TreePath::root())).await {
                 Ok(paths) => return Ok(paths),
                 Err(NamespaceError::NoHead) => return Ok(Vec::new()),
                 Err(NamespaceError::Missing(nodes)) => self
@@ -180,42 +186,8 @@ impl Node {
     pub(super) async fn only_here(
         &self,
     ) -> Result<(OnlyHereReport, Vec<(Object, Option<TreePath>)>), ControlError> {
-        let mut here = BTreeSet::new();
-        self.store
-            .each_object(&mut |object, presence, _| {
-                if presence == Presence::Complete {
-                    here.insert(object);
-                }
-                true
-            })
-            .map_err(ControlError::new)?;
-        let paths = match self.namespace.below(&TreePath::root()) {
-            Ok(paths) => Some(paths),
-            Err(NamespaceError::NoHead) => Some(Vec::new()),
-            Err(NamespaceError::Missing(_)) => None,
-            Err(error) => return Err(ControlError::new(error)),
-        };
-        let mut named: BTreeMap<Object, Option<TreePath>> = BTreeMap::new();
-        match paths {
-            Some(paths) => {
-                for (path, shown) in paths {
-                    if let Kind::File(object) = shown.entry.kind
-                        && here.contains(&object)
-                    {
-                        named.entry(object).or_insert(Some(path));
-                    }
-                }
-            }
-            None => self
-                .store
-                .each_object(&mut |object, presence, origin| {
-                    if presence == Presence::Complete && origin == crate::store::Origin::Written {
-                        named.insert(object, None);
-                    }
-                    true
-                })
-                .map_err(ControlError::new)?,
-        }
+        let (store, namespace) = (self.store.clone(), self.namespace.clone());
+        let mut named = run_blocking(move || whole_here(&store, &namespace)).await?;
         named.retain(|object, _| object.size > 0);
         let objects: Vec<Object> = named.keys().copied().collect();
         let (elsewhere, _) = whole_holders(&self.net, &self.holders, &objects).await;
@@ -348,4 +320,39 @@ impl Node {
         }
         Ok(report)
     }
+}
+
+/// Contents that are whole here, with a path of the folder's present state that names each.
+fn whole_here(
+    store: &Store,
+    namespace: &Namespace,
+) -> Result<BTreeMap<Object, Option<TreePath>>, ControlError> {
+    let mut here = BTreeSet::new();
+    let mut written = BTreeMap::new();
+    store
+        .each_object(&mut |object, presence, origin| {
+            if presence == Presence::Complete {
+                here.insert(object);
+                if origin == Origin::Written {
+                    written.insert(object, None);
+                }
+            }
+            true
+        })
+        .map_err(ControlError::new)?;
+    let paths = match namespace.below(&TreePath::root()) {
+        Ok(paths) => paths,
+        Err(NamespaceError::NoHead) => Vec::new(),
+        Err(NamespaceError::Missing(_)) => return Ok(written),
+        Err(error) => return Err(ControlError::new(error)),
+    };
+    let mut named = BTreeMap::new();
+    for (path, shown) in paths {
+        if let Kind::File(object) = shown.entry.kind
+            && here.contains(&object)
+        {
+            named.entry(object).or_insert(Some(path));
+        }
+    }
+    Ok(named)
 }

@@ -13,7 +13,7 @@
 use std::{
     fs,
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -52,6 +52,9 @@ pub enum StateError {
         /// Its permission bits.
         mode: u32,
     },
+    /// Somebody else's folder, or a link.
+    #[error("{} belongs to another user, or is no folder", .0.display())]
+    Foreign(PathBuf),
     /// The name is taken by another cluster.
     #[error("the name {0} is taken by another cluster")]
     NameTaken(ClusterName),
@@ -310,7 +313,13 @@ pub fn make_private_dir(dir: &Path) -> Result<(), StateError> {
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .map_err(io_error(dir))
+        .map_err(io_error(dir))?;
+    let metadata = fs::symlink_metadata(dir).map_err(io_error(dir))?;
+    if metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw() {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io_error(dir))
+    } else {
+        Err(StateError::Foreign(dir.to_path_buf()))
+    }
 }
 
 /// Reads a file that must not be readable by others.
@@ -333,10 +342,14 @@ pub fn read_secret(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, StateErro
 fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     let temporary = path.with_extension("new");
     let write = || {
+        // What a crash left there, or what somebody put there.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let mut file = fs::OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(&temporary)?;
         file.write_all(bytes)?;

@@ -469,6 +469,15 @@ async fn perform(
                         .ok()
                 })
                 .collect();
+            // Others may have pushed this node's head out of the tracker's few places.
+            if told
+                .head
+                .as_ref()
+                .is_some_and(|head| !opened.contains(head))
+            {
+                told.head = None;
+                put_head(tracker, shared, told).await;
+            }
             if opened.len() < heads.len() {
                 tracing::warn!(tracker = %tracker.name, "the tracker showed heads that this cluster didn't seal");
             }

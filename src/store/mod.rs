@@ -337,6 +337,12 @@ impl Store {
         Ok(())
     }
 
+    /// Forgets a peer.
+    pub fn remove_peer(&self, peer: &[u8]) -> Result<(), StoreError> {
+        self.inner.core.peers.remove(peer)?;
+        Ok(())
+    }
+
     /// What of an object is here. The empty object is always complete.
     pub fn presence(&self, object: &Object) -> Result<Presence, StoreError> {
         self.inner.core.presence(object)

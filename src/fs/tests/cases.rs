@@ -237,7 +237,7 @@ fn what_fsync_put_on_disk_comes_back_after_a_crash() {
     assert_eq!(journal.len(), 2);
     again
         .runtime
-        .block_on(again.core.clone().recover(journal))
+        .block_on(again.core.clone().recover(again.core.recover_here(journal)))
         .expect("recovered");
     again.settle();
     let mut expected = vec![0; 10];

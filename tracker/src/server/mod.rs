@@ -19,6 +19,7 @@ use std::{
     future::Future,
     io,
     net::{SocketAddr, TcpListener},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -100,7 +101,12 @@ pub async fn run(
         check_free(*address)?;
     }
     let dir = &config.state_dir;
-    std::fs::create_dir_all(dir).map_err(in_dir(dir))?;
+    // Who is in which cluster is nobody else's business.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(in_dir(dir))?;
     let records_dir = dir.join("registry");
     let records = keeper::open_records(&records_dir)?;
     let identity = identity::load_or_create(&dir.join("identity"))?;
