@@ -1,0 +1,196 @@
+//! Damaged, silent and dead holders.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use p2pfs_mount_tests::{LONG, Lab, SOON, hash, noise, until};
+use rustix::process::{Signal, kill_process};
+
+use super::{pair, pair_with};
+
+const EIO: Option<i32> = Some(5);
+
+#[test]
+fn damaged_bytes_never_reach_a_reader_and_their_holder_is_blamed() {
+    let pair = pair();
+    let bytes = noise(1, 1_000_000);
+    let content = hash(&bytes);
+    pair.a.write("data", &bytes);
+    pair.b.shows("data", &bytes);
+    pair.b.unmount();
+    pair.a.corrupt(&content, 500_000);
+    let damaged = pair.a.id();
+    let c = pair.another("c", "--read-timeout 3s");
+    until(SOON, "the entry is seen", || c.has("data"));
+    // Nobody else has it: an error, and not one wrong byte.
+    assert_eq!(
+        c.read_at("data", 499_000, 2_000)
+            .unwrap_err()
+            .raw_os_error(),
+        EIO
+    );
+    let peers = c.json("peers");
+    let blamed = peers
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|peer| peer["id"] == damaged.as_str());
+    let blamed = blamed.unwrap_or_else(|| panic!("{damaged} is not in {peers}"));
+    assert!(blamed["blamed"]["reason"].is_string(), "{peers}");
+    assert!(c.status()["network"]["blocks_rejected"].as_u64().unwrap() > 0);
+    // Another holder comes, and the reader gets the right bytes from it.
+    let b = pair.b.host().mount(&pair.id, "");
+    b.meets(1);
+    c.shows_within(LONG, "data", &bytes);
+}
+
+#[test]
+fn a_good_holder_serves_where_another_one_is_damaged() {
+    let pair = pair();
+    let bytes = noise(1, 3_000_000);
+    pair.a.write("data", &bytes);
+    pair.b.shows("data", &bytes);
+    for place in (0..3_000_000).step_by(65_536) {
+        pair.a.corrupt(&hash(&bytes), place);
+    }
+    let c = pair.another("c", "");
+    c.meets(2);
+    until(SOON, "the entry is seen", || c.has("data"));
+    assert_eq!(hash(&c.read("data").unwrap()), hash(&bytes));
+}
+
+#[test]
+fn verify_finds_damage_and_repairs_it_from_another_holder() {
+    let pair = pair();
+    let bytes = noise(1, 1_000_000);
+    pair.a.write("data", &bytes);
+    pair.b.shows("data", &bytes);
+    assert_eq!(pair.b.json("verify")["damaged"], 0);
+    pair.b.corrupt(&hash(&bytes), 300_000);
+    let report = pair.b.json("verify");
+    assert_eq!(
+        (&report["damaged"], &report["repaired"]),
+        (&1.into(), &1.into()),
+        "{report}"
+    );
+    assert_eq!(pair.b.json("verify")["damaged"], 0);
+    assert_eq!(hash(&pair.b.read("data").unwrap()), hash(&bytes));
+    // With nobody to repair from it says so, and where.
+    pair.a.unmount();
+    pair.b.corrupt(&hash(&bytes), 300_000);
+    let verified = pair.b.ask("verify --json");
+    assert_eq!(verified.code(), Some(1), "{verified}");
+    let report: serde_json::Value = serde_json::from_str(&verified.stdout).unwrap();
+    assert_eq!(report["unreachable"][0]["hash"], hash(&bytes), "{report}");
+}
+
+#[test]
+fn with_all_holders_stopped_reads_end_and_everything_else_goes_on() {
+    let pair = pair_with("--read-timeout 4s");
+    let (lost, here) = (noise(1, 4_000_000), noise(2, 500_000));
+    pair.a.write("lost", &lost);
+    pair.a.write("here", &here);
+    let b = &pair.b;
+    b.shows("here", &here);
+    until(SOON, "the entry is seen", || b.has("lost"));
+    pair.a.signal(Signal::STOP);
+
+    // A reader that is interrupted ends at once, long before the read itself is given up.
+    let mut interrupted = b.host().start_sh("exec cat mnt/lost > part");
+    until(SOON, "it waits for the network", || {
+        !b.status()["transfers"].as_array().unwrap().is_empty()
+    });
+    interrupted.signal(Signal::INT);
+    interrupted.ends_within(Duration::from_millis(1500));
+
+    let begun = Instant::now();
+    let mut reader = b.host().start_sh("exec cat mnt/lost > part");
+    for _ in 0..5 {
+        assert_eq!(b.list("").unwrap(), ["here", "lost"]);
+        assert_eq!(hash(&b.read("here").unwrap()), hash(&here));
+        b.write("new", "written meanwhile");
+        b.with("new", |path| fs::remove_file(path)).unwrap();
+    }
+    assert!(
+        begun.elapsed() < Duration::from_secs(4),
+        "the mount was slow: {:?}",
+        begun.elapsed()
+    );
+    let status = reader.ends_within(Duration::from_secs(12));
+    assert_eq!(status.code(), Some(1), "{}", reader.output());
+    assert!(
+        reader.output().contains("Input/output error"),
+        "{}",
+        reader.output()
+    );
+    let stalled = begun.elapsed();
+    assert!(
+        stalled >= Duration::from_millis(3500),
+        "given up after {stalled:?}"
+    );
+
+    // It is taken up again when the holder is back.
+    let pid = pid_of(&pair.a);
+    kill_process(pid, Signal::CONT).unwrap();
+    b.shows_within(LONG, "lost", &lost);
+}
+
+#[test]
+fn a_look_into_an_unknown_folder_ends_in_time_and_can_be_interrupted() {
+    let lab = Lab::new();
+    let (a, b) = (lab.host("a"), lab.host("b"));
+    let (id, _) = a.create("");
+    let a = a.mount("c", "");
+    // So many names that a newcomer does not get them along with the first look at the root.
+    a.host().sh("cd mnt; for dir in 1 2 3 4 5 6 7 8; do mkdir dir$dir; (cd dir$dir; touch $(seq 300)); done");
+    a.publishes();
+    let b = b.mount(&id, &format!("--read-timeout 4s --peer {}", a.multiaddr()));
+    assert_eq!(b.list("").unwrap().len(), 8);
+    let pid = a.pid();
+    kill_process(pid, Signal::STOP).unwrap();
+    let mut interrupted = b.host().start_sh("exec ls mnt/dir5/123");
+    until(SOON, "it looks", || {
+        fs::read_to_string(format!("/proc/{}/stat", interrupted.pid()))
+            .is_ok_and(|stat| stat.contains("(ls) S") || stat.contains("(ls) D"))
+    });
+    interrupted.signal(Signal::INT);
+    interrupted.ends_within(Duration::from_millis(1500));
+    let begun = Instant::now();
+    assert_eq!(b.list("dir6").unwrap_err().raw_os_error(), EIO);
+    assert!(
+        (3..10).contains(&begun.elapsed().as_secs()),
+        "given up after {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(b.list("").unwrap().len(), 8);
+    kill_process(pid, Signal::CONT).unwrap();
+    until(LONG, "the folder is shown when the holder is back", || {
+        b.list("dir6").is_ok_and(|names| names.len() == 300)
+    });
+}
+
+/// The process of a mount that may not answer.
+fn pid_of(mount: &p2pfs_mount_tests::Mount) -> rustix::process::Pid {
+    let lock = p2pfs_mount_tests::files_below(&mount.host().state())
+        .into_iter()
+        .find(|(path, _)| path.ends_with("lock"));
+    let text = fs::read_to_string(lock.unwrap().0).unwrap();
+    rustix::process::Pid::from_raw(text.trim().parse().unwrap()).unwrap()
+}
+
+#[test]
+fn a_cut_line_is_survived_by_both_sides() {
+    let pair = pair();
+    pair.a.write("before", "1");
+    pair.b.shows("before", "1");
+    pair.b.host().cut_off();
+    pair.a.write("a-alone", "2");
+    pair.b.write("b-alone", "3");
+    // Cut off it works from what it has.
+    assert_eq!(pair.b.read("before").unwrap(), b"1");
+    pair.b.host().reconnect();
+    pair.b.shows_within(LONG, "a-alone", "2");
+    pair.a.shows_within(LONG, "b-alone", "3");
+}

@@ -1,0 +1,162 @@
+//! Lazy, verified reading.
+
+use std::{fs, os::unix::fs::FileExt, time::Duration};
+
+use p2pfs_mount_tests::{LONG, SOON, hash, noise, until};
+
+use super::pair;
+
+const GIB: u64 = 1 << 30;
+
+#[test]
+fn four_kib_in_the_middle_of_a_gibibyte_move_less_than_256_kib() {
+    let pair = pair();
+    // Noise around the place that is read, holes elsewhere: what is not here cannot be told from noise by its reader.
+    let middle = noise(1, 4 << 20);
+    pair.a.with("big", |path| {
+        let file = fs::File::create(path).unwrap();
+        file.set_len(GIB).unwrap();
+        file.write_all_at(&middle, GIB / 2 - (2 << 20)).unwrap();
+    });
+    let b = &pair.b;
+    until(LONG, "the true size is shown", || {
+        b.with("big", |path| {
+            fs::metadata(path).is_ok_and(|data| data.len() == GIB)
+        })
+    });
+    assert_eq!(b.attribute("big", "cached").unwrap(), "0");
+    assert_eq!(b.attribute("big", "state").unwrap(), "remote");
+    assert!(b.host().sh("ls -l mnt").contains("1073741824"));
+    let before = b.host().received();
+    assert_eq!(
+        b.read_at("big", GIB / 2, 4096).unwrap(),
+        middle[2 << 20..][..4096]
+    );
+    let moved = b.host().received() - before;
+    assert!(moved < 256 << 10, "{moved} bytes moved");
+    assert_eq!(b.attribute("big", "state").unwrap(), "partial");
+    // And the second time none at all: it is here.
+    assert_eq!(
+        b.read_at("big", GIB / 2 + 4096, 4096).unwrap(),
+        middle[(2 << 20) + 4096..][..4096]
+    );
+}
+
+#[test]
+fn the_hash_attribute_is_what_b3sum_prints_on_both_sides() {
+    let pair = pair();
+    for (name, size) in [
+        ("empty", 0),
+        ("byte", 1),
+        ("inline", 4096),
+        ("chunk", 4097),
+        ("block", 65536),
+        ("block-and-a-byte", 65537),
+        ("blocks", 1_000_000),
+    ] {
+        let bytes = noise(size as u64, size);
+        pair.a.write(name, &bytes);
+        for mount in [&pair.a, &pair.b] {
+            until(
+                SOON,
+                &format!("the hash of {name} is shown at {}", mount.host().name()),
+                || {
+                    mount
+                        .attribute(name, "hash")
+                        .is_ok_and(|there| there == hash(&bytes))
+                },
+            );
+        }
+        let cached = |mount: &p2pfs_mount_tests::Mount| mount.attribute(name, "cached").unwrap();
+        assert_eq!(cached(&pair.a), size.to_string());
+        pair.b.shows(name, &bytes);
+        assert_eq!(cached(&pair.b), size.to_string());
+        assert_eq!(pair.b.attribute(name, "state").unwrap(), "cached");
+    }
+}
+
+#[test]
+fn a_whole_file_arrives_equal_once_and_from_then_on_from_the_cache() {
+    let pair = pair();
+    let bytes = noise(1, 40 << 20);
+    pair.a.write("data", &bytes);
+    until(SOON, "the entry is seen", || pair.b.has("data"));
+    assert_eq!(hash(&pair.b.read("data").unwrap()), hash(&bytes));
+    let network = pair.b.status()["network"].clone();
+    let received = network["block_bytes_received"].as_u64().unwrap();
+    assert!((40 << 20..42 << 20).contains(&received), "{network}");
+    assert_eq!(network["blocks_rejected"], 0);
+    pair.a.unmount();
+    assert_eq!(hash(&pair.b.read("data").unwrap()), hash(&bytes));
+    // A restart forgets nothing of it either.
+    pair.b.unmount();
+    let b = pair.b.host().mount(&pair.id, "");
+    assert_eq!(hash(&b.read("data").unwrap()), hash(&bytes));
+    assert_eq!(b.status()["network"]["block_bytes_received"], 0);
+}
+
+#[test]
+fn an_interrupted_download_resumes_after_a_restart() {
+    let pair = pair();
+    let bytes = noise(1, 24 << 20);
+    pair.a.write("data", &bytes);
+    until(SOON, "the entry is seen", || pair.b.has("data"));
+    pair.a.host().limit("40mbit");
+    let mut reader = pair.b.host().start_sh("cat mnt/data > /dev/null");
+    let cached = || {
+        pair.b
+            .attribute("data", "cached")
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+    };
+    until(SOON, "a part has arrived", || cached() >= 8 << 20);
+    pair.b.kill();
+    assert!(!reader.ends_within(SOON).success());
+    pair.a.host().limit("4gbit");
+    let b = pair.b.host().mount(&pair.id, "");
+    assert_eq!(hash(&b.read("data").unwrap()), hash(&bytes));
+    let received = b.status()["network"]["block_bytes_received"]
+        .as_u64()
+        .unwrap();
+    // What arrived in the last moments before the kill may come again.
+    assert!(received < 21 << 20, "{received} bytes came in again");
+}
+
+#[test]
+fn readers_of_the_same_file_feed_each_other() {
+    let pair = pair();
+    let bytes = noise(1, 8 << 20);
+    pair.a.write("data", &bytes);
+    pair.b.shows("data", &bytes);
+    let c = pair.another("c", "");
+    c.meets(2);
+    until(SOON, "the entry is seen", || c.has("data"));
+    assert_eq!(hash(&c.read("data").unwrap()), hash(&bytes));
+    // Either may have been so much faster that it gave most, but the source did not have to give it twice.
+    let sent = |mount: &p2pfs_mount_tests::Mount| {
+        mount.status()["network"]["block_bytes_sent"]
+            .as_u64()
+            .unwrap()
+    };
+    assert!(sent(&pair.a) + sent(&pair.b) < 18 << 20);
+}
+
+#[test]
+fn the_tracker_killed_in_the_middle_of_a_read_stops_nothing() {
+    let pair = pair();
+    let bytes = noise(1, 48 << 20);
+    pair.a.write("data", &bytes);
+    until(SOON, "the entry is seen", || pair.b.has("data"));
+    pair.a.host().limit("100mbit");
+    let mut reader = pair.b.host().start_sh("cat mnt/data > copy");
+    until(SOON, "the read runs", || {
+        fs::metadata(pair.b.host().path("copy")).is_ok_and(|data| data.len() > 4 << 20)
+    });
+    pair.tracker.kill();
+    assert!(reader.ends_within(Duration::from_secs(40)).success());
+    assert_eq!(
+        hash(&fs::read(pair.b.host().path("copy")).unwrap()),
+        hash(&bytes)
+    );
+}

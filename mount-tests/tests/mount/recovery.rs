@@ -1,0 +1,223 @@
+//! Killed processes and restored state folders.
+
+use std::{
+    fs,
+    io::Write,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use p2pfs_mount_tests::{LONG, Mount, hash, noise};
+use rand::Rng;
+
+use super::pair;
+
+/// Writes and syncs files until the mount is gone; the numbers of those that `fsync` has confirmed. They lie in `run`.
+fn write_until_it_dies(mount: &Mount, run: u64, kill_after: Duration) -> Vec<u64> {
+    let dir = mount.path(&format!("run{run}"));
+    let pid = mount.pid();
+    let (confirmed, numbers) = mpsc::channel();
+    let writer = thread::spawn(move || -> std::io::Result<()> {
+        fs::create_dir(&dir)?;
+        for number in 0.. {
+            let mut file = fs::File::create(dir.join(number.to_string()))?;
+            let bytes = content(run, number);
+            let (first, second) = bytes.split_at(bytes.len() / 2);
+            file.write_all(first)?;
+            file.write_all(second)?;
+            file.sync_all()?;
+            // The handle is still open: durable is what fsync says, not what close would do.
+            if confirmed.send(number).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    });
+    let begun = Instant::now();
+    let mut done = Vec::new();
+    while let Some(left) = kill_after.checked_sub(begun.elapsed()) {
+        match numbers.recv_timeout(left) {
+            Ok(number) => done.push(number),
+            Err(_) => break,
+        }
+    }
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    // The dead mount answers with errors, so the writer ends.
+    mount.with("", |_| writer.join().unwrap()).unwrap_err();
+    done.extend(numbers.try_iter());
+    done
+}
+
+fn content(run: u64, number: u64) -> Vec<u8> {
+    // Contents of some bytes, of some KiB and of several blocks.
+    noise(
+        run << 32 | number,
+        [300, 9_000, 200_000][(number % 3) as usize],
+    )
+}
+
+#[test]
+fn what_fsync_confirmed_survives_kills_and_is_published_by_the_next_mount() {
+    let pair = pair();
+    let mut a = None;
+    let mut written = Vec::new();
+    for run in 0..3 {
+        let mount = a.as_ref().unwrap_or(&pair.a);
+        let kill_after = Duration::from_millis(rand::rng().random_range(100..1500));
+        println!("run {run}: killed after {kill_after:?}");
+        let confirmed = write_until_it_dies(mount, run, kill_after);
+        // No manual step: the dead mount is cleared by the mount itself.
+        let again = pair.a.host().mount("c", "");
+        for number in &confirmed {
+            let there = again
+                .read(&format!("run{run}/{number}"))
+                .unwrap_or_else(|error| panic!("{run}/{number}: {error}"));
+            assert_eq!(hash(&there), hash(&content(run, *number)), "{run}/{number}");
+        }
+        written.extend(confirmed.into_iter().map(|number| (run, number)));
+        a = Some(again);
+    }
+    assert!(!written.is_empty(), "nothing was ever confirmed");
+    for (run, number) in written {
+        pair.b
+            .shows_within(LONG, &format!("run{run}/{number}"), content(run, number));
+    }
+}
+
+#[test]
+fn a_killed_mount_is_cleared_by_unmount_too() {
+    let pair = pair();
+    pair.a.write("file", "x");
+    pair.b.shows("file", "x");
+    pair.a.kill();
+    assert!(pair.a.read("file").is_err());
+    pair.a.host().p2pfs("unmount mnt").ok();
+    assert_eq!(fs::read_dir(pair.a.dir()).unwrap().count(), 0);
+    let a = pair.a.host().mount("c", "");
+    assert_eq!(a.read("file").unwrap(), b"x");
+}
+
+#[test]
+fn a_state_folder_restored_from_an_older_copy_loses_nothing_on_either_side() {
+    let pair = pair();
+    let host = pair.a.host().clone();
+    pair.a.write("old", "in the copy");
+    pair.a.write("edited", "first");
+    pair.b.shows("edited", "first");
+    let id = pair.a.id();
+    pair.a.unmount();
+    host.sh("cp -a state copy");
+
+    let a = host.mount("c", "");
+    a.meets(1);
+    a.write("after", "after the copy");
+    a.write("edited", "second");
+    pair.b.shows("after", "after the copy");
+    pair.b.shows("edited", "second");
+    a.unmount();
+
+    host.sh("rm -r state && cp -a copy state");
+    host.cut_off();
+    let a = host.mount("c", "");
+    assert_eq!(a.read("edited").unwrap(), b"first");
+    assert!(!a.has("after"));
+    a.write("offline", "written on the restored state");
+    host.reconnect();
+    for mount in [&a, &pair.b] {
+        mount.shows_within(LONG, "old", "in the copy");
+        mount.shows_within(LONG, "after", "after the copy");
+        mount.shows_within(LONG, "edited", "second");
+        mount.shows_within(LONG, "offline", "written on the restored state");
+    }
+    assert_ne!(a.id(), id, "a restored folder is another writer");
+    assert_eq!(a.status()["manifest"]["conflicts"], 0);
+}
+
+#[test]
+fn files_left_open_by_a_kill_do_not_disturb_others() {
+    let pair = pair();
+    pair.a.write("kept", "as it was");
+    pair.b.shows("kept", "as it was");
+    // Written but never synced nor closed: it may be there or not, in full or in part; what was there before is whole.
+    let open = pair.a.with("kept", |path| {
+        let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
+        file.write_all(b", and more").unwrap();
+        file
+    });
+    pair.a.kill();
+    drop(open);
+    let a = pair.a.host().mount("c", "");
+    let there = a.read("kept").unwrap();
+    assert!(
+        there == b"as it was" || there == b"as it was, and more",
+        "{there:?}"
+    );
+    pair.b.shows_within(LONG, "kept", &there);
+}
+
+#[test]
+fn what_was_synced_in_an_existing_file_or_under_another_name_survives_a_kill() {
+    use std::os::unix::fs::FileExt;
+    let pair = pair();
+    let (mut big, mut remote) = (noise(1, 3_000_000), noise(2, 3_000_000));
+    pair.a.write("big", &big);
+    pair.b.write("remote", &remote);
+    pair.a.write("doc", "first");
+    pair.b.shows("doc", "first");
+    // Half a name is enough to know it by: none of its bytes are here.
+    p2pfs_mount_tests::until(LONG, "the entry is seen", || pair.a.has("remote"));
+    let open = pair.a.with("", |dir| {
+        // An editor's save.
+        let new = fs::File::create(dir.join(".doc.new")).unwrap();
+        new.write_all_at(b"second", 0).unwrap();
+        new.sync_all().unwrap();
+        fs::rename(dir.join(".doc.new"), dir.join("doc")).unwrap();
+        fs::File::open(dir).unwrap().sync_all().unwrap();
+        // A database's write, in a file that is here and in one that is not.
+        let patch = |name: &str, at: u64| {
+            let file = fs::OpenOptions::new()
+                .write(true)
+                .open(dir.join(name))
+                .unwrap();
+            file.write_all_at(b"patched", at).unwrap();
+            file.sync_data().unwrap();
+            file
+        };
+        [patch("big", 1_500_000), patch("remote", 2_000_000), new]
+    });
+    big[1_500_000..1_500_007].copy_from_slice(b"patched");
+    remote[2_000_000..2_000_007].copy_from_slice(b"patched");
+    pair.a.kill();
+    drop(open);
+    let a = pair.a.host().mount("c", "");
+    assert_eq!(a.read("doc").unwrap(), b"second");
+    assert!(!a.has(".doc.new"));
+    assert_eq!(hash(&a.read("big").unwrap()), hash(&big));
+    a.shows_within(LONG, "remote", &remote);
+    for (name, bytes) in [("doc", &b"second"[..]), ("big", &big), ("remote", &remote)] {
+        pair.b.shows_within(LONG, name, bytes);
+    }
+    pair.b.lacks(".doc.new");
+    assert_eq!(pair.b.status()["manifest"]["conflicts"], 0);
+}
+
+#[test]
+fn a_cloned_machine_is_a_writer_of_its_own() {
+    let pair = pair();
+    pair.a.write("before", "cloned along");
+    pair.b.shows("before", "cloned along");
+    let original = pair.a.host();
+    pair.a.unmount();
+    let clone = pair.lab.host("clone");
+    clone.sh(&format!("cp -a {} state", original.state().display()));
+    let (a, c) = (original.mount("c", ""), clone.mount("c", ""));
+    assert_ne!(a.id(), c.id());
+    a.write("by-a", "the original");
+    c.write("by-c", "the clone");
+    for mount in [&a, &c, &pair.b] {
+        mount.shows_within(LONG, "before", "cloned along");
+        mount.shows_within(LONG, "by-a", "the original");
+        mount.shows_within(LONG, "by-c", "the clone");
+    }
+}
