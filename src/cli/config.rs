@@ -82,6 +82,13 @@ pub(crate) fn apply(args: &mut Args) -> Result<(), Failure> {
     let text = match std::fs::read_to_string(&path.0) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound && !path.1 => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !path.1 => {
+            eprintln!(
+                "p2pfs: warning: the configuration {} cannot be read and is left out",
+                path.0.display()
+            );
+            return Ok(());
+        }
         Err(error) => {
             return Err(error).what(format_args!(
                 "the configuration {} could not be read",
@@ -104,7 +111,7 @@ pub(crate) fn apply(args: &mut Args) -> Result<(), Failure> {
 }
 
 fn path() -> Option<(PathBuf, bool)> {
-    if let Some(named) = std::env::var_os("P2PFS_CONFIG") {
+    if let Some(named) = std::env::var_os("P2PFS_CONFIG").filter(|named| !named.is_empty()) {
         return Some((named.into(), true));
     }
     let home = std::env::var_os("XDG_CONFIG_HOME")

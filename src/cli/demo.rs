@@ -6,6 +6,7 @@
 use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader, Read, Write},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Stdio},
     sync::{
@@ -67,6 +68,8 @@ impl Stage {
             .arg("--state-dir")
             .arg(self.dir.join("state").join(peer))
             .env_remove("P2PFS_TRACKER")
+            // A Ctrl-C reaches the demo alone; it ends what it started in order.
+            .process_group(0)
             .stdin(Stdio::null());
         command
     }
@@ -100,29 +103,46 @@ impl Stage {
             .ok_or_else(|| Failure::new(format_args!("{what}: it ended at once")))
     }
 
-    fn create(&self, tracker: &str) -> Result<String, Failure> {
+    /// Makes the cluster, or takes up the one that an earlier demo left in the same folder; returns its id.
+    fn create(&self) -> Result<String, Failure> {
+        let known = self
+            .command("first")
+            .args(["id", "demo"])
+            .stderr(Stdio::null())
+            .output();
+        if let Ok(output) = known
+            && output.status.success()
+        {
+            return first_line(&output.stdout);
+        }
         let output = self
             .command("first")
-            .args(["create", "--name", "demo", "--quiet", "--tracker", tracker])
+            .args(["create", "--name", "demo", "--quiet"])
+            .stderr(Stdio::inherit())
             .output()
             .what("the demo's cluster could not be made")?;
-        io::stderr()
-            .write_all(&output.stderr)
-            .what("standard error")?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        match text.lines().next() {
-            Some(id) if output.status.success() => Ok(id.to_owned()),
-            _ => Err(Failure::new("the demo's cluster could not be made")),
+        if output.status.success() {
+            first_line(&output.stdout)
+        } else {
+            Err(Failure::new("the demo's cluster could not be made"))
         }
     }
 
     /// Mounts as one peer; the id goes in over standard input.
-    fn mount(&mut self, peer: &str, id: &str) -> Result<PathBuf, Failure> {
+    fn mount(&mut self, peer: &str, id: &str, tracker: &str) -> Result<PathBuf, Failure> {
         let dir = self.dir.join(peer);
         let what = format!("the demo's {peer} peer could not be mounted");
         let mut child = self
             .command(peer)
-            .args(["mount", "-", "--node-name", peer, "--quiet"])
+            .args([
+                "mount",
+                "-",
+                "--node-name",
+                peer,
+                "--tracker",
+                tracker,
+                "--quiet",
+            ])
             .arg(&dir)
             .stdin(Stdio::piped())
             .spawn()
@@ -134,7 +154,6 @@ impl Stage {
         if child.wait().what(&what)?.success() {
             Ok(dir)
         } else {
-            self.mounted.pop();
             Err(Failure::new(what))
         }
     }
@@ -143,6 +162,10 @@ impl Stage {
     fn end(&mut self) -> Result<(), Failure> {
         let mut outcome = Ok(());
         for dir in std::mem::take(&mut self.mounted) {
+            // One that failed to come up said so already.
+            if super::locate::behind(&dir).is_none() {
+                continue;
+            }
             let unmounted = self.command("any").arg("unmount").arg(&dir).status();
             if !unmounted.as_ref().is_ok_and(|status| status.success()) {
                 // Somebody's shell may stand in the folder: it is detached, the process ends all the same.
@@ -189,9 +212,12 @@ pub(crate) async fn run(common: &Common, options: DemoArgs) -> Outcome {
         let stop = stop.clone();
         move || {
             let tracker = stage.start_tracker()?;
-            let id = stage.create(&tracker)?;
-            let first = stage.mount("first", &id)?;
-            let second = stage.mount("second", &id)?;
+            go_on(&stop)?;
+            let id = stage.create()?;
+            go_on(&stop)?;
+            let first = stage.mount("first", &id, &tracker)?;
+            go_on(&stop)?;
+            let second = stage.mount("second", &id, &tracker)?;
             if options.check {
                 check(&stage.dir, &first, &second, quiet, &stop)?;
             }
@@ -225,6 +251,16 @@ pub(crate) async fn run(common: &Common, options: DemoArgs) -> Outcome {
         println!("demo: all is as it should be; nothing is left mounted or running");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn first_line(output: &[u8]) -> Result<String, Failure> {
+    let text = String::from_utf8_lossy(output);
+    let line = text
+        .lines()
+        .next()
+        .ok_or_else(|| Failure::new("the demo's cluster has no id"))?;
+    // The trackers of an earlier demo are gone.
+    Ok(line.split('@').next().unwrap_or(line).to_owned())
 }
 
 fn go_on(stop: &AtomicBool) -> Result<(), Failure> {

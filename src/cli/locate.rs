@@ -111,21 +111,39 @@ pub(crate) fn resolve(common: &Common, named: &str) -> Result<PathBuf, Failure> 
         .and_then(|name| state_base(common).ok()?.by_name(&name).ok());
     match saved {
         Some(SavedCluster { dir, .. }) => Ok(dir),
+        None if is_dead_mount(path) => Err(Failure::new(format_args!(
+            "{named}: the process behind the mount is gone"
+        ))
+        .hint(format_args!(
+            "clear it with: p2pfs unmount {named}; mounting again does too"
+        ))),
         None => Err(Failure::new(format_args!(
             "{named}: no mount is there, and no cluster is saved under that name"
         ))),
     }
 }
 
-/// The state folder of the mount that a path is in: its root says so.
+/// The state folder of the mount that a path is in: its root says so. The path may lead there through links.
 pub(crate) fn behind(path: &Path) -> Option<PathBuf> {
-    let path = std::path::absolute(path).ok()?;
+    let absolute = std::path::absolute(path).ok()?;
+    named_by_ancestor(&absolute).or_else(|| named_by_ancestor(&path.canonicalize().ok()?))
+}
+
+fn named_by_ancestor(path: &Path) -> Option<PathBuf> {
     let mut value = vec![0; 4096];
     path.ancestors().find_map(|ancestor| {
         let length = rustix::fs::getxattr(ancestor, STATE_DIR_ATTRIBUTE, &mut value[..]).ok()?;
         let text = std::str::from_utf8(value.get(..length)?).ok()?;
         Some(PathBuf::from(text)).filter(|dir| is_own(dir))
     })
+}
+
+/// A mount whose process was killed answers nothing that the kernel has to ask it.
+fn is_dead_mount(path: &Path) -> bool {
+    matches!(
+        rustix::fs::statfs(path),
+        Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED)
+    )
 }
 
 /// Any folder can carry the attribute: what it names is believed only where it is this user's and nobody else can write.

@@ -240,18 +240,28 @@ fn could_not_mount(name: &str, mountpoint: &str, error: NodeError) -> Failure {
     }
 }
 
+/// Returns at Ctrl-C, at a request to end, and when the terminal is closed.
 pub(crate) async fn end_signal() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-    ) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
+    let kinds = [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ];
+    let waits = kinds.into_iter().map(|kind| {
+        Box::pin(async move {
+            match signal(kind) {
+                Ok(mut signals) => {
+                    signals.recv().await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a signal cannot be waited for");
+                    std::future::pending().await
+                }
+            }
+        })
+    });
+    futures::future::select_all(waits).await;
 }
 
 /// How long the process behind an unmounted folder is given to end.

@@ -194,6 +194,13 @@ pub(crate) async fn peers(common: &Common, options: ReportArgs) -> Outcome {
 
 pub(crate) async fn find(common: &Common, options: FindArgs) -> Outcome {
     let mount = locate::find(common, &options.report.which).await?;
+    if let Err(error) = globset::Glob::new(&options.pattern) {
+        return Err(Failure::usage(format_args!(
+            "{:?} is no pattern: {}",
+            options.pattern,
+            error.kind()
+        )));
+    }
     let path = format!("/find?pattern={}", escape(&options.pattern));
     let found: FindReport = mount
         .client

@@ -6,7 +6,7 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -44,18 +44,24 @@ pub(crate) async fn run(common: &Common, options: ShareArgs) -> Outcome {
     }
     let mut copier = Copier::new(!common.quiet);
     for source in &options.sources {
-        let name = source
-            .canonicalize()
-            .what(source.display())?
-            .file_name()
-            .map(PathBuf::from)
-            .ok_or_else(|| {
-                Failure::usage(format_args!(
-                    "{} has no name to copy it under",
-                    source.display()
-                ))
-            })?;
+        let name = name_of(source).what(source.display())?.ok_or_else(|| {
+            Failure::usage(format_args!(
+                "{} has no name to copy it under",
+                source.display()
+            ))
+        })?;
         let target = options.dir.join(name);
+        let (from, into) = (
+            source.canonicalize().what(source.display())?,
+            options.dir.canonicalize().what(options.dir.display())?,
+        );
+        if from.is_dir() && into.starts_with(&from) {
+            return Err(Failure::usage(format_args!(
+                "{} cannot be copied into itself, {}",
+                source.display(),
+                options.dir.display()
+            )));
+        }
         tokio::task::block_in_place(|| copier.copy(source, &target))?;
     }
     copier.finish();
@@ -86,6 +92,17 @@ pub(crate) async fn run(common: &Common, options: ShareArgs) -> Outcome {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The name that a copy gets: a link's own, as `cp -r` has it; for `.` and `..` that of the folder meant.
+fn name_of(source: &Path) -> io::Result<Option<PathBuf>> {
+    match source.components().next_back() {
+        Some(Component::Normal(name)) => {
+            fs::symlink_metadata(source)?;
+            Ok(Some(PathBuf::from(name)))
+        }
+        _ => Ok(source.canonicalize()?.file_name().map(PathBuf::from)),
+    }
 }
 
 async fn hash_of(path: &Path) -> Result<String, Failure> {
@@ -136,7 +153,10 @@ impl Copier {
     }
 
     fn copy(&mut self, source: &Path, target: &Path) -> Result<(), Failure> {
-        for entry in walkdir::WalkDir::new(source).sort_by_file_name() {
+        let walk = walkdir::WalkDir::new(source)
+            .follow_root_links(false)
+            .sort_by_file_name();
+        for entry in walk {
             let entry = entry.what("reading failed")?;
             let below = entry.path().strip_prefix(source).what(source.display())?;
             let to = if below.as_os_str().is_empty() {

@@ -60,6 +60,11 @@ impl ControlClient {
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
+    /// Whether the mount is coming to its end.
+    pub async fn is_ending(&self) -> Result<bool, ClientError> {
+        self.get("/ending", Duration::from_secs(1)).await
+    }
+
     /// Reads a report.
     pub async fn get<T: DeserializeOwned>(
         &self,

@@ -35,6 +35,8 @@ impl ControlError {
 
 /// What a mount answers.
 pub trait Control: Send + Sync + 'static {
+    /// Whether the mount is coming to its end.
+    fn is_ending(&self) -> bool;
     /// For `status`.
     fn status(self: Arc<Self>) -> BoxFuture<'static, Result<StatusReport, ControlError>>;
     /// For `peers`.

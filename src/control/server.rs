@@ -47,6 +47,7 @@ pub fn serve(dir: &Path, control: Arc<dyn Control>) -> io::Result<ControlServer>
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     let routes = Router::new()
         .route("/version", get(version))
+        .route("/ending", get(ending))
         .route("/status", get(status))
         .route("/peers", get(peers))
         .route("/find", get(find))
@@ -75,6 +76,10 @@ fn answer<T: Serialize>(result: Result<T, ControlError>) -> Response {
 
 async fn version() -> &'static str {
     env!("CARGO_PKG_VERSION")
+}
+
+async fn ending(State(node): Node) -> Json<bool> {
+    Json(node.is_ending())
 }
 
 async fn status(State(node): Node) -> Response {

@@ -114,10 +114,8 @@ pub struct TrackerReport {
     /// How it stands.
     pub state: TrackerState,
     /// Why it is not reached.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Age of the newest head it showed, when it did.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub head_age_s: Option<f64>,
 }
 

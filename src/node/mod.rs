@@ -45,6 +45,12 @@ pub use create::create;
 const LISTEN_SETTING: &str = "listen-port";
 /// How long a fresh mount waits for a first head where trackers or peers are named.
 const FIRST_HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// How long a mount that knows the folder already waits for a first member.
+const FIRST_PEER_WITHIN: Duration = Duration::from_millis(500);
+/// How long a process that is ending may keep its lock before another mount is refused.
+const LOCK_WITHIN: Duration = Duration::from_secs(5);
+/// How long any other process may.
+const LOCK_GRACE: Duration = Duration::from_millis(500);
 /// How long the end waits for files to be published.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(30);
 
@@ -141,10 +147,7 @@ impl Node {
         config: NodeConfig,
     ) -> Result<(Arc<Self>, Started), NodeError> {
         let keys = saved.id.keys();
-        let store = {
-            let dir = saved.dir.clone();
-            run_blocking(move || Store::open(&dir)).await?
-        };
+        let store = open_store(&saved).await?;
         let late = Arc::new(Late::default());
         let fetcher = Arc::new(PeerFetcher { late: late.clone() });
         let namespace = Namespace::open(
@@ -208,6 +211,7 @@ impl Node {
         background::start(&node);
         let mut warnings = Vec::new();
         node.first_head(&mut warnings).await;
+        node.first_peer().await;
         if let Err(error) = node.mount().and_then(|()| node.open_socket()) {
             node.close().await;
             return Err(error);
@@ -251,6 +255,16 @@ impl Node {
             warnings.push(format!(
                 "nothing is known of the folder yet: {why}; until a member is found, using it fails with an input/output error"
             ));
+        }
+    }
+
+    /// Gives members a moment to be found, so that the mount can say how many there are.
+    async fn first_peer(&self) {
+        let mut events = self.net.events();
+        let found = async { while self.net.peers().is_empty() && events.recv().await.is_ok() {} };
+        if !self.config.peers.is_empty() || !self.trackers.all_unreachable() {
+            // Nobody being there is as good an outcome.
+            let _ = tokio::time::timeout(FIRST_PEER_WITHIN, found).await;
         }
     }
 
@@ -311,6 +325,7 @@ impl Node {
             _ = ending.wait_for(|ending| *ending) => {}
             () = gone => tracing::info!("the folder was unmounted"),
         }
+        self.end();
         self.close().await;
         // Whoever asked for the end over the socket still gets the answer.
         self.ended.send_replace(true);
@@ -343,6 +358,26 @@ impl Node {
         if let Err(error) = run_blocking(move || store.settle().and_then(|()| store.flush())).await
         {
             tracing::error!(%error, "the store could not be put on disk");
+        }
+    }
+}
+
+/// Opens the store. A process whose folder was unmounted a moment ago is waited for: it publishes before it lets go.
+async fn open_store(saved: &SavedCluster) -> Result<Store, NodeError> {
+    let begun = tokio::time::Instant::now();
+    let other = control::client::ControlClient::new(&saved.dir);
+    loop {
+        let dir = saved.dir.clone();
+        match run_blocking(move || Store::open(&dir)).await {
+            Err(StoreError::Locked { dir, pid }) => {
+                let ending = !matches!(other.is_ending().await, Ok(false));
+                let patience = if ending { LOCK_WITHIN } else { LOCK_GRACE };
+                if begun.elapsed() >= patience {
+                    return Err(StoreError::Locked { dir, pid }.into());
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            opened => return Ok(opened?),
         }
     }
 }
@@ -415,6 +450,10 @@ async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 }
 
 impl Control for Node {
+    fn is_ending(&self) -> bool {
+        *self.ending.borrow()
+    }
+
     fn status(self: Arc<Self>) -> BoxFuture<'static, Result<types::StatusReport, ControlError>> {
         async move { self.status_report().await }.boxed()
     }
