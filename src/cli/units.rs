@@ -116,6 +116,16 @@ mod tests {
     }
 
     #[test]
+    fn names_of_others_cannot_steer_a_terminal() {
+        assert_eq!(plain("a b\u{e9}"), "a b\u{e9}");
+        assert_eq!(
+            plain("a\x1b]52;c;\x07\nb"),
+            "a\u{fffd}]52;c;\u{fffd}\u{fffd}b"
+        );
+        assert_eq!(plain("gpj.\u{202e}exe"), "gpj.\u{fffd}exe");
+    }
+
+    #[test]
     fn durations_need_a_unit() {
         assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(parse_duration("20s"), Ok(Duration::from_secs(20)));

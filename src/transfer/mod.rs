@@ -14,6 +14,7 @@ mod source;
 mod tests;
 
 use std::{
+    collections::VecDeque,
     ops::Range,
     sync::{
         Arc,
@@ -129,7 +130,22 @@ pub struct Transfers {
     board: Arc<Mutex<Board>>,
     started: Instant,
     stop: CancellationToken,
+    stalls: Arc<Mutex<VecDeque<Stall>>>,
 }
+
+/// A range that nobody could serve a moment ago.
+struct Stall {
+    object: Object,
+    blocks: Range<u64>,
+    at: Instant,
+    error: TransferError,
+}
+
+/// For so long a part of a range that stalled fails at once. The kernel asks again, page by page, for what its own readahead
+/// could not get: without this, one read would wait twice.
+const STALLED_FOR: Duration = Duration::from_secs(1);
+/// Stalls remembered; the oldest makes room.
+const STALLS_MAX: usize = 256;
 
 impl Transfers {
     /// Starts it on the current runtime. `read_timeout` is the longest time a read waits without progress.
@@ -157,6 +173,7 @@ impl Transfers {
             board: Arc::new(Mutex::new(Board::default())),
             started: Instant::now(),
             stop: CancellationToken::new(),
+            stalls: Arc::default(),
         };
         let parts = Parts {
             store,
@@ -190,12 +207,15 @@ impl Transfers {
         if size_proven && present.contains(blocks.clone()) {
             return Ok(());
         }
+        if let Some(error) = self.stalled(&object, &blocks) {
+            return Err(error);
+        }
         let id = self.new_wish();
         let (done, answer) = oneshot::channel();
         let wish = Command::Wish {
             id,
             object,
-            blocks,
+            blocks: blocks.clone(),
             priority: Priority::Demand,
             label: label.to_owned(),
             done: Some(done),
@@ -210,7 +230,34 @@ impl Transfers {
         };
         let result = answer.await.unwrap_or(Err(TransferError::Stopping));
         given_up.wish = None;
+        if let Err(error @ TransferError::Stalled { .. }) = &result {
+            self.remember_stall(object, blocks, error.clone());
+        }
         result
+    }
+
+    fn remember_stall(&self, object: Object, blocks: Range<u64>, error: TransferError) {
+        let mut stalls = self.stalls.lock();
+        if stalls.len() >= STALLS_MAX {
+            stalls.pop_front();
+        }
+        stalls.push_back(Stall {
+            object,
+            blocks,
+            at: Instant::now(),
+            error,
+        });
+    }
+
+    fn stalled(&self, object: &Object, blocks: &Range<u64>) -> Option<TransferError> {
+        let mut stalls = self.stalls.lock();
+        stalls.retain(|stall| stall.at.elapsed() < STALLED_FOR);
+        let covers = |stall: &&Stall| {
+            stall.object == *object
+                && stall.blocks.start <= blocks.start
+                && blocks.end <= stall.blocks.end
+        };
+        stalls.iter().find(covers).map(|stall| stall.error.clone())
     }
 
     /// Fetches ahead, without anybody waiting; goes behind every [`Transfers::ensure`]. Passed over when there is too much

@@ -483,6 +483,28 @@ async fn a_read_that_nobody_can_serve_fails_in_time_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_part_of_a_range_that_has_just_stalled_does_not_wait_again() {
+    let f = Fixture::new();
+    let engine = f.start(TIMEOUT);
+    let content = Content::new(10 * BLOCK_BYTES, 1);
+    let stall = TransferError::Stalled {
+        waited: TIMEOUT,
+        asked: "nobody".into(),
+    };
+    engine.remember_stall(content.object, 2..6, stall);
+    let page = 3 * BLOCK_BYTES..3 * BLOCK_BYTES + 4096;
+    let error = engine.ensure(content.object, page, "a").await.unwrap_err();
+    assert!(matches!(error, TransferError::Stalled { .. }));
+    assert!(f.net.state.lock().searched.is_empty());
+    // What did not stall is looked for as ever.
+    f.net.add(&[&content], Behaviour::Honest);
+    engine
+        .ensure(content.object, 0..BLOCK_BYTES, "a")
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn a_read_goes_on_when_a_holder_appears() {
     let f = Fixture::new();
     let content = Content::new(10 * BLOCK_BYTES, 1);
