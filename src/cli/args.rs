@@ -132,6 +132,9 @@ pub(crate) struct MountArgs {
     /// Where to log [default: log in the state folder, rotated at 10 MiB, five kept]
     #[arg(long, value_name = "FILE")]
     pub(crate) log_file: Option<PathBuf>,
+    /// Look for no members on the local network (nothing looks for them there yet)
+    #[arg(long)]
+    pub(crate) no_lan: bool,
     /// Start from an empty folder where no state of the cluster is known
     #[arg(long)]
     pub(crate) new: bool,
@@ -205,7 +208,7 @@ pub(crate) struct StatusArgs {
 pub(crate) struct ReportArgs {
     #[command(flatten)]
     pub(crate) which: Which,
-    /// Print one JSON object
+    /// Print the report as JSON
     #[arg(long)]
     pub(crate) json: bool,
 }

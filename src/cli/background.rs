@@ -104,6 +104,7 @@ pub(crate) fn spawn(
         ("--read-only", options.read_only),
         ("--allow-other", options.allow_other),
         ("--new", options.new),
+        ("--no-lan", options.no_lan),
         ("--quiet", common.quiet),
     ] {
         if given {

@@ -111,7 +111,7 @@ pub(crate) fn apply(args: &mut Args) -> Result<(), Failure> {
 }
 
 fn path() -> Option<(PathBuf, bool)> {
-    if let Some(named) = std::env::var_os("P2PFS_CONFIG").filter(|named| !named.is_empty()) {
+    if let Some(named) = std::env::var_os("P2PFS_CONFIG") {
         return Some((named.into(), true));
     }
     let home = std::env::var_os("XDG_CONFIG_HOME")

@@ -82,10 +82,30 @@ impl<T, E: std::fmt::Display> What<T> for Result<T, E> {
 
 /// Runs the program.
 pub fn run() -> ExitCode {
-    let mut args = Args::parse();
+    forget_empty_variables();
+    let mut args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) if error.use_stderr() => {
+            let text = error.render().to_string();
+            eprint!("p2pfs: {}", text.strip_prefix("error: ").unwrap_or(&text));
+            return ExitCode::from(2);
+        }
+        // Help and version.
+        Err(error) => error.exit(),
+    };
     match config::apply(&mut args).and_then(|()| dispatch(args)) {
         Ok(status) => status,
         Err(failure) => failure.print(),
+    }
+}
+
+/// A variable that is set to nothing, as service managers do, is as good as none.
+fn forget_empty_variables() {
+    for name in ["P2PFS_STATE_DIR", "P2PFS_TRACKER", "P2PFS_CONFIG"] {
+        if std::env::var_os(name).is_some_and(|value| value.is_empty()) {
+            // SAFETY: no other thread has been started yet, so nobody reads the environment meanwhile.
+            unsafe { std::env::remove_var(name) }
+        }
     }
 }
 

@@ -269,7 +269,21 @@ impl Node {
     }
 
     fn mount(&self) -> Result<(), NodeError> {
-        let holders = self.holders.clone();
+        let (holders, net, runtime) = (
+            self.holders.clone(),
+            self.net.clone(),
+            tokio::runtime::Handle::current(),
+        );
+        // The kernel waits for the answer: what is known is told, and where nothing is, members are asked for the next time.
+        let count = move |object| {
+            let known = holders.count(&object);
+            if known == 0 {
+                let (holders, net) = (holders.clone(), net.clone());
+                runtime
+                    .spawn(async move { members::whole_holders(&net, &holders, &[object]).await });
+            }
+            known
+        };
         let config = fs::Config {
             mountpoint: self.config.mountpoint.clone(),
             name: self.saved.name.to_string(),
@@ -278,7 +292,7 @@ impl Node {
             owner: self.config.owner,
             wait: self.config.read_timeout,
             state_dir: self.saved.dir.clone(),
-            holders: Arc::new(move |object| holders.count(&object)),
+            holders: Arc::new(count),
         };
         let mounted = fs::mount(
             config,

@@ -246,7 +246,10 @@ impl Node {
             .collect();
         let mut report = FindReport {
             matches: Vec::new(),
-            silent: silent.iter().map(ToString::to_string).collect(),
+            silent: silent
+                .iter()
+                .map(|peer| nodes.get(peer).cloned().unwrap_or_else(|| peer.to_string()))
+                .collect(),
         };
         for (path, shown) in matches {
             let object = match shown.entry.kind {
