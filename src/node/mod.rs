@@ -560,7 +560,7 @@ impl Node {
         request: types::LeaveRequest,
     ) -> Result<types::LeaveReport, ControlError> {
         Control::publish(self.clone()).await?;
-        let (totals, named) = self.only_here().await?;
+        let (totals, named) = self.only_here(true).await?;
         let report = types::LeaveReport {
             left: false,
             only_here: named

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use futures::StreamExt;
 use libp2p::PeerId;
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
     run_blocking,
 };
 use crate::{
-    content::Object,
+    content::{Object, verify_range},
     control::{
         ControlError,
         types::{
@@ -24,12 +25,18 @@ use crate::{
         },
     },
     manifest::{Kind, Shown, TreePath},
+    net::proto::{BlockAnswer, BlockRequest},
     store::{Origin, Presence, Store},
     transfer::TransferState,
 };
 
 /// How long a report waits for manifest nodes that are not here.
 const NODES_WITHIN: Duration = Duration::from_secs(20);
+/// How long holders are given to prove what they hold, all together and each.
+const PROOF_WITHIN: Duration = Duration::from_secs(60);
+const BLOCK_WITHIN: Duration = Duration::from_secs(5);
+/// Proofs asked for at once.
+const PROOFS_AT_ONCE: usize = 16;
 /// How long `verify` tries to fetch one damaged range again.
 const REPAIR_WITHIN: Duration = Duration::from_secs(20);
 
@@ -39,7 +46,7 @@ impl Node {
         let summary = namespace.summary.unwrap_or_default();
         let usage = self.store.usage().map_err(ControlError::new)?;
         let counters = self.net.counters();
-        let (only_here, _) = self.only_here().await?;
+        let (only_here, _) = self.only_here(false).await?;
         let live = self
             .mounted()
             .map(|mounted| mounted.status())
@@ -183,20 +190,67 @@ impl Node {
 
     /// Contents that are whole here and that no connected member says to hold whole. Those of the folder's present state
     /// come with a path; without it (nodes that nobody can give) everything that was written here counts.
+    ///
+    /// With `proof`, before data is given up for good, a member's word is not enough: it must give a block chosen at random.
     pub(super) async fn only_here(
         &self,
+        proof: bool,
     ) -> Result<(OnlyHereReport, Vec<(Object, Option<TreePath>)>), ControlError> {
         let (store, namespace) = (self.store.clone(), self.namespace.clone());
         let mut named = run_blocking(move || whole_here(&store, &namespace)).await?;
         named.retain(|object, _| object.size > 0);
         let objects: Vec<Object> = named.keys().copied().collect();
-        let (elsewhere, _) = whole_holders(&self.net, &self.holders, &objects).await;
+        let (mut elsewhere, _) = whole_holders(&self.net, &self.holders, &objects).await;
+        if proof {
+            elsewhere = self.proven(elsewhere).await;
+        }
         named.retain(|object, _| !elsewhere.contains_key(object));
         let totals = OnlyHereReport {
             files: named.len() as u64,
             bytes: named.keys().map(|object| object.size).sum(),
         };
         Ok((totals, named.into_iter().collect()))
+    }
+
+    /// Those of the objects of which a claimed holder gave a random block within [`PROOF_WITHIN`].
+    async fn proven(
+        &self,
+        claimed: BTreeMap<Object, Vec<PeerId>>,
+    ) -> BTreeMap<Object, Vec<PeerId>> {
+        let proofs = futures::stream::iter(claimed.into_iter().map(|(object, peers)| async move {
+            for peer in peers {
+                if self.gives_a_block(peer, object).await {
+                    return Some((object, vec![peer]));
+                }
+            }
+            None
+        }));
+        let mut proven = BTreeMap::new();
+        let collect = async {
+            let mut outcomes = proofs.buffer_unordered(PROOFS_AT_ONCE);
+            while let Some(outcome) = outcomes.next().await {
+                proven.extend(outcome);
+            }
+        };
+        if tokio::time::timeout(PROOF_WITHIN, collect).await.is_err() {
+            tracing::warn!("not all holders proved in time what they hold");
+        }
+        proven
+    }
+
+    async fn gives_a_block(&self, peer: PeerId, object: Object) -> bool {
+        let start = rand::random_range(0..object.blocks().max(1));
+        let request = BlockRequest {
+            object,
+            start,
+            end: start + 1,
+        };
+        match self.net.blocks(peer, request, BLOCK_WITHIN).await {
+            Ok(BlockAnswer::Data(encoded)) => {
+                verify_range(object, start..start + 1, &encoded).is_ok()
+            }
+            _ => false,
+        }
     }
 
     pub(super) async fn find_report(&self, pattern: &str) -> Result<FindReport, ControlError> {
