@@ -273,7 +273,8 @@ impl Core {
         Ok(facts)
     }
 
-    /// Reads a content from the store. What is missing or damaged here becomes a need; damage is dropped, to be had anew.
+    /// Reads a content from the store. What is missing or damaged here becomes a need. Only what proves to be damaged is
+    /// dropped; an error that says nothing of the content, like a lack of file descriptors, is answered as it is.
     pub(super) fn read_object(
         &self,
         object: &Object,
@@ -290,9 +291,9 @@ impl Core {
             Err(error @ (StoreError::Io { .. } | StoreError::Damaged(_))) => {
                 let bytes = offset..offset.saturating_add(buf.len() as u64).min(object.size);
                 let path = path();
-                tracing::warn!(%path, ?bytes, %error, "cached content is damaged: fetching it again");
+                tracing::warn!(%path, ?bytes, %error, "cached content can't be read: looking at it again");
                 self.store
-                    .drop_blocks(object, object.blocks_of(bytes.clone()))?;
+                    .reprove(object, object.blocks_of(bytes.clone()))?;
                 Err(Fail::Need(Need::Bytes(*object, bytes, path)))
             }
             Err(error) => Err(error.into()),

@@ -358,7 +358,7 @@ impl Node {
         for damage in damages {
             let bytes = damage.object.bytes_of(damage.blocks.clone());
             self.store
-                .drop_blocks(&damage.object, damage.blocks)
+                .reprove(&damage.object, damage.blocks)
                 .map_err(ControlError::new)?;
             let label = format!("verify {}", damage.object.content);
             let repair = self.transfers.ensure(damage.object, bytes.clone(), &label);

@@ -98,6 +98,8 @@ pub(super) struct State {
     pub(super) record: ObjectRecord,
     /// Loose blocks that are being synced right now.
     pub(super) settling: BlockSet,
+    /// Blocks that the disk did not give: absent for everybody, but their bytes are left alone and the record lists them.
+    pub(super) withdrawn: BlockSet,
     pub(super) files: Option<Files>,
     /// Counts drops: a read that sees it change looks again.
     pub(super) drops: u64,
@@ -141,6 +143,7 @@ impl State {
                 loose: BlockSet::default(),
             },
             settling: BlockSet::default(),
+            withdrawn: BlockSet::default(),
             files: None,
             drops: 0,
             dirty: false,
@@ -165,6 +168,11 @@ impl State {
         } else {
             Presence::Partial(self.record.present.clone())
         }
+    }
+
+    /// Whether the files hold nothing that anybody wants.
+    pub(super) fn is_vacant(&self) -> bool {
+        self.record.present.is_empty() && self.withdrawn.is_empty()
     }
 
     /// [`StoreError::Absent`] unless all the blocks are here.
@@ -296,6 +304,9 @@ impl Core {
                 // It must stay then. The worker meets the same error and reports it.
                 break;
             }
+            // From its record it comes back with all of its blocks.
+            let withdrawn = bytes_in(&idle.object, &idle.state.read().withdrawn);
+            self.objects_bytes.fetch_add(withdrawn, Ordering::Relaxed);
             shard.objects.remove(&idle.object);
         }
     }
@@ -325,11 +336,12 @@ impl Core {
         }
         state.record.last_use = hot.last_use.load(Ordering::Relaxed);
         let key = object_key(&hot.object);
-        let present = !state.record.present.is_empty();
+        let present = !state.is_vacant();
         let written = if present {
             // Blocks that are being synced are loose until that is done.
             let mut record = state.record.clone();
             record.loose.union(&state.settling);
+            record.present.union(&state.withdrawn);
             self.objects.insert(key, record.encode(&hot.object))
         } else {
             self.objects.remove(key)
@@ -392,7 +404,7 @@ impl Core {
         if let Some(files) = &state.files {
             return Ok(files.clone());
         }
-        if !make && state.record.present.is_empty() {
+        if !make && state.is_vacant() {
             return Err(StoreError::Absent(0..hot.object.blocks()));
         }
         let files = self.open_files(&hot.object, make)?;

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
+    io,
     ops::Range,
     path::Path,
     sync::{Arc, atomic::Ordering},
@@ -14,6 +15,7 @@ use super::{
     Damage, Origin, Presence, StoreError,
     cache::{Core, Files, TreeFile, bytes_in, remove_file},
     failed, folder,
+    objects::is_of_the_block,
     record::{ObjectRecord, object_key, parse_object_key},
 };
 use crate::content::{self, BLOCK_BYTES, BlockSet, INLINE_BYTES_MAX, Object};
@@ -131,7 +133,8 @@ impl Core {
     fn prove_loose(&self, object: &Object, record: &mut ObjectRecord) -> Result<(), StoreError> {
         let loose = std::mem::take(&mut record.loose);
         let proven = match self.open_files(object, false) {
-            Ok(files) => proven(&files, object, loose.ranges()),
+            Ok(files) => proven(&files, object, loose.ranges()).0,
+            // Forgotten, not removed: what can't be opened now may be found again.
             Err(_) => BlockSet::default(),
         };
         for range in loose.ranges() {
@@ -173,10 +176,13 @@ impl Core {
                 }
                 let hot = self.hot_or_new(&object)?;
                 let change = hot.change.lock();
-                if !hot.state.read().record.present.is_empty() {
+                if !hot.state.read().is_vacant() {
                     continue;
                 }
-                let present = self.prove_file(&object)?;
+                let Some(present) = self.prove_file(&object) else {
+                    tracing::error!(path = %path.display(), "can't be read now: left alone");
+                    continue;
+                };
                 if present.is_empty() {
                     remove_file(&self.data_path(&object))?;
                     remove_file(&self.tree_path(&object))?;
@@ -203,25 +209,36 @@ impl Core {
     }
 
     /// Which blocks of a backing file prove themselves. A hash tree that is missing or damaged is made anew if the file is
-    /// whole.
-    fn prove_file(&self, object: &Object) -> Result<BlockSet, StoreError> {
-        let path = self.data_path(object);
-        let Ok(data) = File::open(&path) else {
-            return Ok(BlockSet::default());
+    /// whole. `None` if nothing proves and the reason may be that the disk or the system doesn't give it now.
+    fn prove_file(&self, object: &Object) -> Option<BlockSet> {
+        let open = |path: &Path| match File::open(path) {
+            Ok(file) => Some(Some(Arc::new(file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(None),
+            Err(_) => None,
         };
-        let tree = File::open(self.tree_path(object)).ok().map(Arc::new);
+        let Some(data) = open(&self.data_path(object))? else {
+            return Some(BlockSet::default());
+        };
+        let tree = open(&self.tree_path(object))?;
         let files = Files {
-            data: Arc::new(data),
+            data,
             tree: TreeFile(tree),
         };
         let ranges = allocated(&files.data, object);
-        let found = proven(&files, object, &ranges);
+        let (found, readable) = proven(&files, object, &ranges);
         let all = 0..object.blocks();
         let whole = ranges == [all.clone()];
-        if whole && !found.contains(all.clone()) && self.remake_tree(object, &files.data)? {
-            return Ok(BlockSet::of(all));
+        if whole && !found.contains(all.clone()) {
+            match self.remake_tree(object, &files.data) {
+                Ok(true) => return Some(BlockSet::of(all)),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a hash tree could not be made");
+                    return None;
+                }
+            }
         }
-        Ok(found)
+        (readable || !found.is_empty()).then_some(found)
     }
 
     /// Makes the hash tree of a complete file anew; false, with nothing changed, if the file isn't the content.
@@ -296,12 +313,13 @@ impl Core {
             Ok(encoded) => Ok(content::verify_range(*object, blocks, &encoded).is_ok()),
             // One of several may have gone: then each is asked for by itself.
             Err(StoreError::Absent(_)) => Ok(blocks.end - blocks.start == 1),
-            Err(StoreError::Io { .. }) => Ok(false),
+            Err(error) if is_of_the_block(&error) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    fn repair_tree(&self, object: &Object) -> Result<bool, StoreError> {
+    /// Makes the hash tree of a complete object anew; false if its data isn't the content.
+    pub(super) fn repair_tree(&self, object: &Object) -> Result<bool, StoreError> {
         if object.size <= INLINE_BYTES_MAX {
             return Ok(false);
         }
@@ -361,20 +379,24 @@ fn steps(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
         .map(move |start| start..(start + STEP_BLOCKS).min(end))
 }
 
-/// Which of these blocks match their hashes.
-fn proven(files: &Files, object: &Object, ranges: &[Range<u64>]) -> BlockSet {
+/// Which of these blocks match their hashes, and whether all could be read.
+fn proven(files: &Files, object: &Object, ranges: &[Range<u64>]) -> (BlockSet, bool) {
     let mut encoded = Vec::new();
+    let mut readable = true;
     let mut proves = |blocks: Range<u64>| {
         encoded.clear();
-        content::encode_range(
+        let read = content::encode_range(
             &*files.data,
             &files.tree,
             *object,
             blocks.clone(),
             &mut encoded,
-        )
-        .is_ok()
-            && content::verify_range(*object, blocks, &encoded).is_ok()
+        );
+        // An error of the system; others say that the bytes are not there, or not the right ones.
+        readable &= !read
+            .as_ref()
+            .is_err_and(|error| error.raw_os_error().is_some());
+        read.is_ok() && content::verify_range(*object, blocks, &encoded).is_ok()
     };
     let mut found = BlockSet::default();
     for step in ranges.iter().flat_map(steps) {
@@ -388,5 +410,5 @@ fn proven(files: &Files, object: &Object, ranges: &[Range<u64>]) -> BlockSet {
             }
         }
     }
-    found
+    (found, readable)
 }

@@ -13,7 +13,8 @@
 //!     <64 hex>-<size>          a content of more than 4 KiB; sparse where blocks are absent
 //!     <64 hex>-<size>.tree     its hash tree, sparse as well; none for a single block
 //!   staging/<id>               contents in the making; `.tree` and `.copy` are temporary
-//!   lost/                      staging files that were found without a journal that tells what they are
+//!   lost/                      files that nothing else may be left of: staging files that can't be published, and
+//!                              contents written here that were damaged
 //! ```
 //!
 //! Invariants
@@ -377,7 +378,20 @@ impl Store {
         self.inner.core.encode(object, blocks)
     }
 
-    /// Drops blocks that turned out damaged. Reads that run meanwhile get the bytes or [`StoreError::Absent`].
+    /// Looks again at blocks that could not be read or did not match, and draws the consequences of what it proves now.
+    /// Blocks that match stay. Blocks that were read and do not match are dropped, as are those whose file is gone. Blocks
+    /// that the disk doesn't give count as absent, so that they are fetched, while their bytes stay where they are: they
+    /// are tried again when they are read and absent still, and after a restart.
+    ///
+    /// # Errors
+    /// When nothing could be found out, as with too many open files: then nothing has changed.
+    pub fn reprove(&self, object: &Object, blocks: Range<u64>) -> Result<(), StoreError> {
+        self.inner.core.reprove(object, blocks)
+    }
+
+    /// Drops blocks. Reads that run meanwhile get the bytes or [`StoreError::Absent`]. Of a content that was written here
+    /// the bytes may be the only ones there are: they stay in the file until they are had anew, and with the last block
+    /// the file is put aside in `lost/`.
     pub fn drop_blocks(&self, object: &Object, blocks: Range<u64>) -> Result<(), StoreError> {
         self.inner.core.drop_blocks(object, blocks)
     }
@@ -396,7 +410,7 @@ impl Store {
     }
 
     /// Checks every present block against its hash, calling back for each damaged range; returns (objects, bytes) checked.
-    /// Drops nothing: that is up to the caller ([`Store::drop_blocks`], then fetch again). A damaged hash tree over sound
+    /// Drops nothing: that is up to the caller ([`Store::reprove`], then fetch again). A damaged hash tree over sound
     /// data of a complete object is made anew and is no damage.
     pub fn verify(&self, damaged: &mut dyn FnMut(Damage)) -> Result<(u64, u64), StoreError> {
         self.inner.core.verify(damaged)

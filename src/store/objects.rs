@@ -100,7 +100,7 @@ impl Core {
             .missing(range.blocks.clone());
         if !missing.is_empty() {
             // A file that should be there and isn't is an error, not a reason to make one full of holes.
-            let new = hot.state.read().record.present.is_empty();
+            let new = hot.state.read().is_vacant();
             let written = self.files(&hot, new).and_then(|files| {
                 write_range(&files, range, &missing)
                     .map_err(failed("writing", &self.data_path(&object)))
@@ -123,6 +123,7 @@ impl Core {
         for blocks in &missing {
             state.record.present.insert(blocks.clone());
             state.record.loose.insert(blocks.clone());
+            state.withdrawn.remove(blocks.clone());
             state.unrecorded += blocks.end - blocks.start;
             let bytes = object.bytes_of(blocks.clone());
             self.objects_bytes
@@ -231,10 +232,18 @@ impl Core {
             return Err(StoreError::Absent(blocks.clone()));
         };
         for _ in 0..READ_TRIES {
-            let (drops, inline) = {
+            let required = {
                 let state = hot.state.read();
-                state.require(blocks)?;
-                (state.drops, state.record.inline.clone())
+                state
+                    .require(blocks)
+                    .map(|()| (state.drops, state.record.inline.clone()))
+            };
+            let (drops, inline) = match required {
+                Ok(required) => required,
+                Err(absent) => match self.restore(&hot, blocks) {
+                    Ok(true) => continue,
+                    _ => return Err(absent),
+                },
             };
             let outcome = match &inline {
                 Some(content) => read(Source::Inline(content)),
@@ -270,16 +279,18 @@ impl Core {
         let change = hot.change.lock();
         let mut state = hot.state.write();
         let dropped = state.record.present.present(blocks.clone());
-        if dropped.is_empty() {
+        if dropped.is_empty() && state.withdrawn.present(blocks.clone()).is_empty() {
             return Ok(());
         }
         state.record.present.remove(blocks.clone());
         state.record.loose.remove(blocks.clone());
+        state.withdrawn.remove(blocks.clone());
         state.settling.remove(blocks);
         state.drops += 1;
         state.dirty = true;
         let inline = state.record.inline.take().is_some();
-        let all = state.record.present.is_empty();
+        let all = state.is_vacant();
+        let is_written = state.record.origin == Origin::Written;
         let files = if all {
             state.files.take()
         } else {
@@ -298,8 +309,17 @@ impl Core {
         // No record may claim what is about to go, not even one that a crash brings back.
         self.db.flush()?;
         if all {
-            remove_file(&self.data_path(object))?;
+            let path = self.data_path(object);
+            if is_written {
+                tracing::error!(path = %path.display(), "a content that was written here is damaged: what is left of it is put aside in `lost`");
+                self.put_aside(&path)?;
+            } else {
+                remove_file(&path)?;
+            }
             return remove_file(&self.tree_path(object));
+        }
+        if is_written {
+            return Ok(());
         }
         let files = match files {
             Some(files) => files,
@@ -324,6 +344,114 @@ impl Core {
         Ok(())
     }
 
+    /// See [`super::Store::reprove`].
+    pub(super) fn reprove(&self, object: &Object, blocks: Range<u64>) -> Result<(), StoreError> {
+        let Some(hot) = self.hot(object)? else {
+            return Ok(());
+        };
+        let mut may_repair = true;
+        // Each by itself: one that can't be read says nothing of its neighbours.
+        for block in blocks.start..blocks.end.min(object.blocks()) {
+            let range = block..block + 1;
+            let mut proof = self.proof(&hot, range.clone())?;
+            if proof != Proof::Sound && std::mem::take(&mut may_repair) {
+                let is_complete = hot.state.read().record.is_complete(object);
+                // Then it was the hash tree.
+                if is_complete && self.repair_tree(object)? {
+                    proof = self.proof(&hot, range.clone())?;
+                }
+            }
+            match proof {
+                Proof::Sound => {}
+                Proof::Damaged => self.drop_blocks(object, range)?,
+                Proof::Gone => {
+                    tracing::error!(content = %object.content, "the files of a content are gone");
+                    return self.drop_blocks(object, 0..object.blocks());
+                }
+                Proof::Unreadable => self.withdraw(&hot, &range),
+            }
+        }
+        Ok(())
+    }
+
+    /// What can be said of one block now.
+    fn proof(&self, hot: &Hot, block: Range<u64>) -> Result<Proof, StoreError> {
+        match self.encode(&hot.object, block.clone()) {
+            Ok(encoded) => Ok(match content::verify_range(hot.object, block, &encoded) {
+                Ok(_) => Proof::Sound,
+                Err(_) => Proof::Damaged,
+            }),
+            Err(StoreError::Absent(_)) => Ok(Proof::Sound),
+            Err(error) => {
+                let Some(proof) = Proof::of(&error) else {
+                    return Err(error);
+                };
+                // A file that lacks its end has no such bytes, one whose tree lacks them may be whole.
+                if proof == Proof::Damaged
+                    && self
+                        .files(hot, false)?
+                        .data
+                        .metadata()
+                        .is_ok_and(|file| file.len() >= hot.object.bytes_of(block.clone()).end)
+                {
+                    return Ok(Proof::Unreadable);
+                }
+                Ok(proof)
+            }
+        }
+    }
+
+    /// Takes blocks that the disk does not give for absent, and leaves their bytes alone.
+    pub(super) fn withdraw(&self, hot: &Hot, blocks: &Range<u64>) {
+        let _change = hot.change.lock();
+        let mut state = hot.state.write();
+        for blocks in state.record.present.present(blocks.clone()) {
+            state.record.present.remove(blocks.clone());
+            state.record.loose.remove(blocks.clone());
+            let bytes = hot.object.bytes_of(blocks.clone());
+            self.objects_bytes
+                .fetch_sub(bytes.end - bytes.start, Ordering::Relaxed);
+            state.withdrawn.insert(blocks);
+        }
+        // Opened anew for the next try.
+        state.files = None;
+    }
+
+    /// Tries withdrawn blocks again; true if some are back.
+    fn restore(&self, hot: &Hot, blocks: &Range<u64>) -> Result<bool, StoreError> {
+        if hot.state.read().withdrawn.is_empty() {
+            return Ok(false);
+        }
+        let _change = hot.change.lock();
+        let withdrawn = hot.state.read().withdrawn.present(blocks.clone());
+        let mut is_any = false;
+        for block in withdrawn.into_iter().flatten() {
+            let range = block..block + 1;
+            let files = self.files(hot, false)?;
+            let mut encoded = Vec::new();
+            let (data, tree) = (&*files.data, &files.tree);
+            let proves = content::encode_range(data, tree, hot.object, range.clone(), &mut encoded)
+                .is_ok()
+                && content::verify_range(hot.object, range.clone(), &encoded).is_ok();
+            if proves {
+                let mut state = hot.state.write();
+                state.withdrawn.remove(range.clone());
+                let bytes = hot.object.bytes_of(range.clone());
+                self.objects_bytes
+                    .fetch_add(bytes.end - bytes.start, Ordering::Relaxed);
+                state.record.loose.insert(range.clone());
+                state.record.present.insert(range);
+                state.dirty = true;
+                is_any = true;
+            }
+        }
+        if is_any {
+            self.loose.lock().insert(hot.object);
+            self.record_later(&hot.object);
+        }
+        Ok(is_any)
+    }
+
     /// Makes an object complete from files that were put in place, and writes its record.
     pub(super) fn complete(
         &self,
@@ -338,6 +466,7 @@ impl Core {
         state.record.present = all.clone();
         state.record.loose = all;
         state.settling = BlockSet::default();
+        state.withdrawn = BlockSet::default();
         state.record.size_proven = true;
         state.record.origin = Origin::Written;
         state.files = Some(files);
@@ -353,6 +482,39 @@ impl Core {
 /// Whether it is the one object that needs no bytes.
 fn is_empty_object(object: &Object) -> bool {
     object.size == 0 && *object == Object::empty()
+}
+
+/// What a second look at a block says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof {
+    /// It matches, or isn't here any more.
+    Sound,
+    /// It was read, or isn't in the file, and does not match.
+    Damaged,
+    /// There is no file.
+    Gone,
+    /// The disk did not give it.
+    Unreadable,
+}
+
+impl Proof {
+    /// What an error proves; `None` if it has nothing to do with the block, like a lack of file descriptors or memory.
+    fn of(error: &StoreError) -> Option<Self> {
+        let StoreError::Io { source, .. } = error else {
+            return None;
+        };
+        match (source.kind(), source.raw_os_error()) {
+            (io::ErrorKind::NotFound, _) => Some(Self::Gone),
+            (io::ErrorKind::UnexpectedEof, _) => Some(Self::Damaged),
+            (_, Some(libc::EIO | libc::EUCLEAN | libc::EBADMSG)) => Some(Self::Unreadable),
+            _ => None,
+        }
+    }
+}
+
+/// Whether an error says something about a block, rather than about the state of the system.
+pub(super) fn is_of_the_block(error: &StoreError) -> bool {
+    Proof::of(error).is_some()
 }
 
 /// Where bytes of an object come from.

@@ -391,7 +391,7 @@ impl Core {
         Ok(())
     }
 
-    fn put_aside(&self, path: &Path) -> Result<(), StoreError> {
+    pub(super) fn put_aside(&self, path: &Path) -> Result<(), StoreError> {
         let lost = self.dir.join("lost");
         fs::create_dir_all(&lost).map_err(failed("making", &lost))?;
         let Some(name) = path.file_name() else {
@@ -402,7 +402,12 @@ impl Core {
             .map(|copy| lost.join(format!("{}.{copy}", name.to_string_lossy())))
             .find(|target| !target.exists());
         match target {
-            Some(target) => fs::rename(path, &target).map_err(failed("putting aside", path)),
+            Some(target) => match fs::rename(path, &target) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(failed("putting aside", path)(error))
+                }
+                _ => Ok(()),
+            },
             None => Ok(()),
         }
     }

@@ -1,6 +1,7 @@
 //! The folder, small records and formats; and what all tests of the store share.
 
 mod crash;
+mod damage;
 mod model;
 mod objects;
 mod staging;
@@ -93,6 +94,28 @@ fn damage(store: &Store) -> Vec<Damage> {
 
 fn data_path(store: &Store, object: &Object) -> PathBuf {
     store.inner.core.data_path(object)
+}
+
+/// A content that was written here and is settled.
+fn written(store: &Store, sample: &Sample) {
+    let (id, file) = store.stage().unwrap();
+    file.write_all_at(&sample.data, 0).unwrap();
+    store.import(id, sample.object.size).unwrap();
+    store.unstage(id).unwrap();
+    store.settle().unwrap();
+    wait_until("the staging file is gone", || {
+        fs::read_dir(store.dir().join("staging")).unwrap().count() == 0
+    });
+}
+
+/// What lies in `lost`.
+fn lost(store: &Store) -> Vec<Vec<u8>> {
+    let Ok(names) = fs::read_dir(store.dir().join("lost")) else {
+        return Vec::new();
+    };
+    names
+        .map(|name| fs::read(name.unwrap().path()).unwrap())
+        .collect()
 }
 
 fn entry(size: u64) -> JournalRecord {

@@ -253,6 +253,31 @@ fn what_fsync_put_on_disk_comes_back_after_a_crash() {
 }
 
 #[test]
+fn a_content_that_cannot_be_opened_for_a_while_is_kept() {
+    let fixture = Fixture::new();
+    let data = vec![5; 200_000];
+    fixture.put("a", &data).expect("put");
+    fixture.settle();
+    let dir = fixture.dir.clone();
+    drop(fixture);
+    let again = Fixture::open(dir);
+    let object = Object {
+        content: content::hash_bytes(&data),
+        size: data.len() as u64,
+    };
+    let path = again.store.dir().join(format!(
+        "objects/{:02x}/{}-{}",
+        object.content.0[0], object.content, object.size
+    ));
+    let aside = path.with_extension("aside");
+    std::fs::rename(&path, &aside).expect("renamed");
+    std::os::unix::fs::symlink(&path, &path).expect("a link to itself");
+    assert!(again.content("a").is_err());
+    std::fs::rename(&aside, &path).expect("renamed back");
+    assert_eq!(again.content("a"), Ok(data));
+}
+
+#[test]
 fn attributes_of_a_closed_file_change_without_its_content() {
     let fixture = Fixture::new();
     fixture.change_behind("a", b"remote");
