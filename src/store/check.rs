@@ -47,7 +47,6 @@ impl Core {
     pub(super) fn recover(&self) -> Result<(), StoreError> {
         let boot = folder::boot().unwrap_or_default();
         let known_boot = self.meta.get(BOOT_KEY)?;
-        let new_index = known_boot.is_none();
         let rebooted = boot.is_empty() || known_boot.is_none_or(|known| known != boot.as_bytes());
         let clean = self.meta.contains_key(CLEAN_KEY)?;
 
@@ -55,7 +54,7 @@ impl Core {
         if !clean || !sound {
             self.adopt_orphans(Moment::Opening { rebooted })?;
         }
-        self.recover_staging(rebooted, new_index)?;
+        self.recover_staging(rebooted)?;
         self.recover_origin()?;
 
         self.meta.insert(BOOT_KEY, boot.as_bytes())?;

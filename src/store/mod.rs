@@ -13,6 +13,7 @@
 //!     <64 hex>-<size>          a content of more than 4 KiB; sparse where blocks are absent
 //!     <64 hex>-<size>.tree     its hash tree, sparse as well; none for a single block
 //!   staging/<id>               contents in the making; `.tree` and `.copy` are temporary
+//!   staging/<id>.journal       what it is, as of the last `close`, rename or `fsync`
 //!   lost/                      files that nothing else may be left of: staging files that can't be published, and
 //!                              contents written here that were damaged
 //! ```
@@ -33,6 +34,7 @@
 mod cache;
 mod check;
 mod folder;
+mod journal;
 mod objects;
 mod record;
 mod settle;
@@ -423,7 +425,8 @@ impl Store {
         self.inner.core.adopt_orphans(check::Moment::Running)
     }
 
-    /// A new, empty staging file, opened for reading and writing. It survives a crash once it has a journal record.
+    /// A new, empty staging file, opened for reading and writing. It survives a crash once it has a journal record; without
+    /// one, what a crash leaves of it is put aside in `lost/`.
     pub fn stage(&self) -> Result<(StagingId, std::fs::File), StoreError> {
         self.inner.core.stage()
     }
@@ -444,8 +447,9 @@ impl Store {
     /// Writes the journal record; `durable` puts data (fdatasync), what is here of the base, and record on disk before
     /// returning.
     ///
-    /// The last durable record is kept until the next one: if the machine goes down, it is what [`Store::journaled`]
-    /// returns, not a later one whose data may not have reached the disk.
+    /// A killed process leaves what was written last. The last durable record is kept until the next one: if the machine
+    /// goes down, it is what [`Store::journaled`] returns, not a later one whose data may not have reached the disk. A
+    /// staging file that has no durable one is put aside in `lost/` then.
     pub fn journal(
         &self,
         id: StagingId,

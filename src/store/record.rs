@@ -184,34 +184,23 @@ fn take_number(from: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// Which of the two records of a staging file: the one that is known to match what is on disk, or a later one.
+/// Key of the durable journal record of a staging file.
 ///
 /// ```text
-/// key    staging id (8, big-endian) ‖ 0 durable, 1 latest
+/// key    staging id (8, big-endian) ‖ 0
 /// value  version (1) ‖ CBOR map
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum JournalKind {
-    Durable,
-    Latest,
-}
-
-pub(super) fn journal_key(id: StagingId, kind: JournalKind) -> [u8; 9] {
-    let mut key = [kind as u8; 9];
+pub(super) fn journal_key(id: StagingId) -> [u8; 9] {
+    let mut key = [0; 9];
     key[..8].copy_from_slice(&id.0.to_be_bytes());
     key
 }
 
-pub(super) fn parse_journal_key(key: &[u8]) -> Result<(StagingId, JournalKind), StoreError> {
-    let (id, kind) = key
-        .split_first_chunk::<8>()
-        .ok_or_else(|| damaged("journal key"))?;
-    let kind = match kind {
-        [0] => JournalKind::Durable,
-        [1] => JournalKind::Latest,
-        _ => return Err(damaged("journal key")),
-    };
-    Ok((StagingId(u64::from_be_bytes(*id)), kind))
+pub(super) fn parse_journal_key(key: &[u8]) -> Result<StagingId, StoreError> {
+    match key.split_first_chunk::<8>() {
+        Some((id, [0])) => Ok(StagingId(u64::from_be_bytes(*id))),
+        _ => Err(damaged("journal key")),
+    }
 }
 
 pub(super) fn encode_journal(record: &JournalRecord) -> Result<Vec<u8>, StoreError> {

@@ -1,4 +1,4 @@
-//! Staging: contents in the making, the journal that tells what they are, and their way to becoming objects.
+//! Staging: contents in the making, and their way to becoming objects.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,11 +10,11 @@ use std::{
 };
 
 use super::{
-    JournalRecord, Origin, StagingId, StoreError,
+    Origin, StagingId, StoreError,
     cache::{Core, Files, TreeFile, remove_file},
     failed,
     folder::sync_dir,
-    record::{JournalKind, decode_journal, encode_journal, journal_key, parse_journal_key},
+    record::journal_key,
 };
 use crate::content::{self, INLINE_BYTES_MAX, Object};
 
@@ -36,8 +36,8 @@ pub(super) struct Staging {
     unsynced: HashSet<StagingId>,
     /// The latest object that each imported file became.
     imported: HashMap<StagingId, Object>,
-    /// Files without a journal record, to be unlinked once the index is on disk.
-    unstaged: Vec<StagingId>,
+    /// Files that are done, to be unlinked with their journal record once the index is on disk.
+    pub(super) unstaged: Vec<StagingId>,
 }
 
 /// How an imported file gets its place among the objects.
@@ -53,12 +53,12 @@ impl Core {
         self.dir.join("staging")
     }
 
-    fn staging_path(&self, id: StagingId) -> PathBuf {
+    pub(super) fn staging_path(&self, id: StagingId) -> PathBuf {
         self.staging_dir().join(id.0.to_string())
     }
 
-    /// A path for a temporary file that belongs to a staging file; removed at open, as it has no journal record.
-    fn temporary_path(&self, id: StagingId, extension: &str) -> PathBuf {
+    /// A path for another file that belongs to a staging file; temporary ones are removed at open.
+    pub(super) fn temporary_path(&self, id: StagingId, extension: &str) -> PathBuf {
         self.staging_path(id).with_extension(extension)
     }
 
@@ -112,17 +112,20 @@ impl Core {
     }
 
     pub(super) fn unstage(&self, id: StagingId) -> Result<(), StoreError> {
-        let durable = journal_key(id, JournalKind::Durable);
         let imported = self.staging.lock().imported.get(&id).copied();
-        if let Some(object) = imported
-            && self.journal.contains_key(durable)?
-        {
-            self.make_durable(&object)?;
+        let is_durable = self.journal.contains_key(journal_key(id))?;
+        match imported {
+            Some(object) if is_durable => self.make_durable(&object)?,
+            Some(_) => {}
+            None => {
+                // Nothing replaces it: somebody removed the file. A kill must not bring it back.
+                remove_file(&self.latest_path(id))?;
+                if !is_durable {
+                    remove_file(&self.staging_path(id))?;
+                }
+            }
         }
-        let mut batch = sled::Batch::default();
-        batch.remove(&durable);
-        batch.remove(&journal_key(id, JournalKind::Latest));
-        self.journal.apply_batch(batch)?;
+        self.journal.remove(journal_key(id))?;
         let mut staging = self.staging.lock();
         staging.imported.remove(&id);
         staging.unsynced.remove(&id);
@@ -139,8 +142,11 @@ impl Core {
             return Ok(());
         }
         let outcome = self.db.flush().map_err(StoreError::from).and_then(|_| {
-            ids.iter()
-                .try_for_each(|id| remove_file(&self.staging_path(*id)))
+            ids.iter().try_for_each(|id| {
+                // The record goes last: a file without one is taken for something that was lost.
+                remove_file(&self.staging_path(*id))?;
+                remove_file(&self.latest_path(*id))
+            })
         });
         if outcome.is_err() {
             self.staging.lock().unstaged.extend(ids);
@@ -148,36 +154,8 @@ impl Core {
         outcome
     }
 
-    pub(super) fn journal(
-        &self,
-        id: StagingId,
-        record: &JournalRecord,
-        durable: bool,
-    ) -> Result<(), StoreError> {
-        let encoded = encode_journal(record)?;
-        if !durable {
-            self.journal
-                .insert(journal_key(id, JournalKind::Latest), encoded)?;
-            return Ok(());
-        }
-        let path = self.staging_path(id);
-        open_existing(&path)?
-            .sync_data()
-            .map_err(failed("syncing", &path))?;
-        self.sync_staging_name(id)?;
-        if let Some(base) = &record.base {
-            self.make_durable(base)?;
-        }
-        let mut batch = sled::Batch::default();
-        batch.insert(&journal_key(id, JournalKind::Durable), encoded);
-        batch.remove(&journal_key(id, JournalKind::Latest));
-        self.journal.apply_batch(batch)?;
-        self.journal.flush()?;
-        Ok(())
-    }
-
     /// Puts the file's name on disk, along with all others that are new.
-    fn sync_staging_name(&self, id: StagingId) -> Result<(), StoreError> {
+    pub(super) fn sync_staging_name(&self, id: StagingId) -> Result<(), StoreError> {
         let fresh: Vec<_> = {
             let staging = self.staging.lock();
             if !staging.unsynced.contains(&id) {
@@ -189,34 +167,6 @@ impl Core {
         let mut staging = self.staging.lock();
         for id in fresh {
             staging.unsynced.remove(&id);
-        }
-        Ok(())
-    }
-
-    pub(super) fn journaled(&self) -> Result<Vec<(StagingId, JournalRecord)>, StoreError> {
-        let mut records: Vec<(StagingId, JournalRecord)> = Vec::new();
-        for pair in self.journal.iter() {
-            let (key, value) = pair?;
-            let (id, _) = parse_journal_key(&key)?;
-            let record = decode_journal(&value)?;
-            // In order of the key, so that the latest comes right after the durable one.
-            match records.last_mut() {
-                Some((last, known)) if *last == id => *known = record,
-                _ => records.push((id, record)),
-            }
-        }
-        Ok(records)
-    }
-
-    /// Puts on disk what the journal says of all files, as [`Core::journal`] does for one.
-    pub(super) fn settle_journal(&self) -> Result<(), StoreError> {
-        for (id, record) in self.journaled()? {
-            if self
-                .journal
-                .contains_key(journal_key(id, JournalKind::Latest))?
-            {
-                self.journal(id, &record, true)?;
-            }
         }
         Ok(())
     }
@@ -341,79 +291,9 @@ impl Core {
         }
         Ok(bytes)
     }
-
-    /// Brings journal and staging files in line after a start: of an id both or none remain.
-    ///
-    /// `rebooted`: records that are newer than the last durable one may speak of data that never reached the disk.
-    /// `keep_unknown`: the journal is gone; files are put aside instead of removed.
-    pub(super) fn recover_staging(
-        &self,
-        rebooted: bool,
-        keep_unknown: bool,
-    ) -> Result<(), StoreError> {
-        let mut known = HashSet::new();
-        for pair in self.journal.iter() {
-            let (key, value) = pair?;
-            let (id, kind) = parse_journal_key(&key)?;
-            let durable = journal_key(id, JournalKind::Durable);
-            if kind == JournalKind::Latest && rebooted && self.journal.contains_key(durable)? {
-                self.journal.remove(key)?;
-                continue;
-            }
-            if !self.staging_path(id).exists() {
-                // Unstaged: unlinked after the entry was on disk, and the record's removal was not.
-                self.journal.remove(key)?;
-                continue;
-            }
-            if let Err(error) = decode_journal(&value) {
-                tracing::error!(%error, id = id.0, "a staging file can't be published and is put aside in `lost`");
-                self.journal.remove(key)?;
-                self.put_aside(&self.staging_path(id))?;
-                continue;
-            }
-            known.insert(id.0.to_string());
-        }
-        let dir = self.staging_dir();
-        for entry in fs::read_dir(&dir).map_err(failed("listing", &dir))? {
-            let entry = entry.map_err(failed("listing", &dir))?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if known.contains(name.as_ref()) {
-                continue;
-            }
-            if keep_unknown && name.parse::<u64>().is_ok() {
-                tracing::error!(file = %name, "a staging file without journal is put aside in `lost`");
-                self.put_aside(&entry.path())?;
-            } else {
-                remove_file(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn put_aside(&self, path: &Path) -> Result<(), StoreError> {
-        let lost = self.dir.join("lost");
-        fs::create_dir_all(&lost).map_err(failed("making", &lost))?;
-        let Some(name) = path.file_name() else {
-            return Ok(());
-        };
-        // Ids may start anew with a new index: never over one that is there.
-        let target = (0..u32::MAX)
-            .map(|copy| lost.join(format!("{}.{copy}", name.to_string_lossy())))
-            .find(|target| !target.exists());
-        match target {
-            Some(target) => match fs::rename(path, &target) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(failed("putting aside", path)(error))
-                }
-                _ => Ok(()),
-            },
-            None => Ok(()),
-        }
-    }
 }
 
-fn new_file(path: &Path) -> Result<File, StoreError> {
+pub(super) fn new_file(path: &Path) -> Result<File, StoreError> {
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -424,7 +304,7 @@ fn new_file(path: &Path) -> Result<File, StoreError> {
         .map_err(failed("making", path))
 }
 
-fn open_existing(path: &Path) -> Result<File, StoreError> {
+pub(super) fn open_existing(path: &Path) -> Result<File, StoreError> {
     OpenOptions::new()
         .read(true)
         .write(true)
