@@ -11,8 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
@@ -20,18 +19,12 @@ use positioned_io::ReadAt;
 
 use super::{
     Origin, Presence, StoreError, Usage, failed,
+    index::{IndexFiles, open_index},
     record::{ObjectRecord, object_key},
     staging::Staging,
     worker::Bell,
 };
 use crate::content::{BlockSet, Object};
-
-/// Bounds sled's page cache; it would take a third of a gigabyte for a million records with its default.
-const INDEX_CACHE_BYTES: u64 = 64 * 1024 * 1024;
-/// How often sled syncs by itself.
-const INDEX_FLUSH_MS: u64 = 500;
-/// How long an index that this process has just closed may take to let go of its file.
-const INDEX_REOPEN_MAX: Duration = Duration::from_secs(5);
 
 /// Shards of the cache of objects in use, so that looking up one object doesn't wait for the record of another.
 const SHARDS: usize = 16;
@@ -41,6 +34,7 @@ const SHARD_OBJECTS_MAX: usize = 16;
 pub(super) struct Core {
     pub(super) dir: PathBuf,
     pub(super) db: sled::Db,
+    pub(super) index_files: IndexFiles,
     pub(super) meta: sled::Tree,
     pub(super) settings: sled::Tree,
     pub(super) nodes: sled::Tree,
@@ -203,7 +197,8 @@ pub(super) fn bytes_in(object: &Object, blocks: &BlockSet) -> u64 {
 
 impl Core {
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
-        let db = open_index(&dir.join("index"))?;
+        let index = dir.join("index");
+        let db = open_index(&index)?;
         Ok(Self {
             meta: db.open_tree("meta")?,
             settings: db.open_tree("settings")?,
@@ -212,6 +207,7 @@ impl Core {
             peers: db.open_tree("peers")?,
             objects: db.open_tree("objects")?,
             journal: db.open_tree("journal")?,
+            index_files: IndexFiles::open(&index)?,
             db,
             dir: dir.to_owned(),
             restored_copy: AtomicBool::new(false),
@@ -390,8 +386,7 @@ impl Core {
 
     pub(super) fn flush(&self) -> Result<(), StoreError> {
         self.write_records()?;
-        self.db.flush()?;
-        Ok(())
+        self.flush_index()
     }
 
     /// The files of an object, opened if they aren't; `make` creates them.
@@ -456,27 +451,5 @@ pub(super) fn remove_file(path: &Path) -> Result<(), StoreError> {
             Err(failed("removing", path)(error))
         }
         _ => Ok(()),
-    }
-}
-
-/// Opens sled. An index that this process closed a moment ago may still be held by sled's own threads; no other process
-/// can have it, since the folder's lock is ours.
-fn open_index(path: &Path) -> Result<sled::Db, StoreError> {
-    let deadline = Instant::now() + INDEX_REOPEN_MAX;
-    loop {
-        let opened = sled::Config::new()
-            .path(path)
-            .cache_capacity(INDEX_CACHE_BYTES)
-            .flush_every_ms(Some(INDEX_FLUSH_MS))
-            .open();
-        match opened {
-            Err(sled::Error::Io(error))
-                if error.to_string().contains("could not acquire lock")
-                    && Instant::now() < deadline =>
-            {
-                thread::sleep(Duration::from_millis(10));
-            }
-            other => return Ok(other?),
-        }
     }
 }

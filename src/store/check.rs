@@ -59,8 +59,7 @@ impl Core {
 
         self.meta.insert(BOOT_KEY, boot.as_bytes())?;
         self.meta.remove(CLEAN_KEY)?;
-        self.db.flush()?;
-        Ok(())
+        self.flush_index()
     }
 
     /// Syncs everything and notes that nothing needs looking at.
@@ -69,8 +68,7 @@ impl Core {
         self.settle_journal()?;
         self.unlink_unstaged()?;
         self.meta.insert(CLEAN_KEY, &[])?;
-        self.db.flush()?;
-        Ok(())
+        self.flush_index()
     }
 
     fn recover_origin(&self) -> Result<(), StoreError> {
@@ -93,7 +91,7 @@ impl Core {
     pub(super) fn settle_here(&self) -> Result<(), StoreError> {
         self.meta
             .insert(ORIGIN_KEY, &folder::identity(&self.dir)?)?;
-        self.db.flush()?;
+        self.flush_index()?;
         self.restored_copy.store(false, Ordering::Relaxed);
         Ok(())
     }

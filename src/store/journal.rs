@@ -54,8 +54,7 @@ impl Core {
             self.make_durable(base)?;
         }
         self.journal.insert(journal_key(id), encoded)?;
-        self.journal.flush()?;
-        Ok(())
+        self.flush_index()
     }
 
     fn write_latest(&self, id: StagingId, encoded: &[u8]) -> Result<(), StoreError> {

@@ -34,6 +34,7 @@
 mod cache;
 mod check;
 mod folder;
+mod index;
 mod journal;
 mod objects;
 mod record;

@@ -307,7 +307,7 @@ impl Core {
             return Ok(());
         }
         // No record may claim what is about to go, not even one that a crash brings back.
-        self.db.flush()?;
+        self.flush_index()?;
         if all {
             let path = self.data_path(object);
             if is_written {

@@ -75,7 +75,7 @@ impl Core {
             };
             let end = start.saturating_add(IDS_RESERVED);
             self.meta.insert(RESERVED_KEY, &end.to_be_bytes())?;
-            self.meta.flush()?;
+            self.flush_index()?;
             staging.next = start;
             staging.reserved = end;
         }
@@ -141,7 +141,7 @@ impl Core {
         if ids.is_empty() {
             return Ok(());
         }
-        let outcome = self.db.flush().map_err(StoreError::from).and_then(|_| {
+        let outcome = self.flush_index().and_then(|()| {
             ids.iter().try_for_each(|id| {
                 // The record goes last: a file without one is taken for something that was lost.
                 remove_file(&self.staging_path(*id))?;

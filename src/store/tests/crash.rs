@@ -278,6 +278,44 @@ fn process_that_aborts() {
     std::process::abort();
 }
 
+#[test]
+fn nothing_counts_as_durable_that_the_index_could_not_sync() {
+    let (_dir, store) = new_store();
+    let state = store.dir().to_owned();
+    let (id, _) = store.stage().unwrap();
+    drop(store);
+    fs::write(state.join("staging").join(id.0.to_string()), b"bytes").unwrap();
+    let mut core = Core::open(&state).unwrap();
+    core.journal(id, &entry(5), true).unwrap();
+    core.flush().unwrap();
+    // Something that can't be synced.
+    let (pipe, _) = io::pipe().unwrap();
+    core.index_files.log = std::os::fd::OwnedFd::from(pipe).into();
+    let failed = |outcome: Result<(), StoreError>| assert!(outcome.is_err());
+    failed(core.journal(id, &entry(5), true));
+    // Once lost, it stays lost: another try would only seem to succeed.
+    core.index_files.log = fs::File::open(state.join("index/db")).unwrap();
+    failed(core.flush());
+    failed(core.settle());
+    failed(core.settle_here());
+    core.unstage(id).unwrap();
+    failed(core.unlink_unstaged());
+    assert!(state.join("staging").join(id.0.to_string()).exists());
+}
+
+#[test]
+fn large_values_of_the_index_are_synced() {
+    let (_dir, store) = new_store();
+    let large = (NodeHash([1; 32]), vec![7; 1024 * 1024]);
+    store.put_nodes(std::slice::from_ref(&large)).unwrap();
+    store.flush().unwrap();
+    let blobs = fs::read_dir(store.dir().join("index/blobs")).unwrap();
+    let names: BTreeSet<_> = blobs.map(|blob| blob.unwrap().file_name()).collect();
+    assert!(!names.is_empty());
+    let synced = store.inner.core.index_files.blobs.lock().clone();
+    assert!(names.iter().all(|name| synced.contains(name)));
+}
+
 /// Not a test by itself: closes files, and ends abruptly right after.
 #[test]
 fn process_that_closes_and_aborts() {
