@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 
 use crate::{
     content::Object,
-    manifest::{Name, NodeHash, Shown, Timestamp, TreePath},
+    manifest::{Dot, Name, NodeHash, Shown, Timestamp, TreePath},
     node::namespace::{Edit, Namespace, NamespaceError},
     transfer::{TransferError, Transfers},
 };
@@ -26,6 +26,8 @@ pub(crate) trait Tree: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<(), NamespaceError>>;
     fn change(&self, edits: Vec<Edit>) -> Result<(), NamespaceError>;
     fn flush(&self) -> BoxFuture<'_, Result<(), NamespaceError>>;
+    fn committed_by(&self) -> Option<Dot>;
+    fn was_committed(&self, by: Dot) -> bool;
     /// Number of regular files, as far as known.
     fn files(&self) -> u64;
 }
@@ -61,6 +63,12 @@ impl Tree for Namespace {
     }
     fn flush(&self) -> BoxFuture<'_, Result<(), NamespaceError>> {
         Box::pin(Namespace::flush(self))
+    }
+    fn committed_by(&self) -> Option<Dot> {
+        Namespace::committed_by(self)
+    }
+    fn was_committed(&self, by: Dot) -> bool {
+        Namespace::was_committed(self, by)
     }
     fn files(&self) -> u64 {
         self.status().summary.map_or(0, |summary| summary.files)

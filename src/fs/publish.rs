@@ -256,6 +256,7 @@ impl Core {
             edits.extend(self.keep_folder_time(&path));
             self.change(edits)?;
         }
+        self.note_published(&state.imported);
         let facts = self.facts_after(&path, &entry);
         self.inodes.lock().set_facts(live.number, facts);
         state.path = path;

@@ -33,6 +33,7 @@ impl Core {
     /// nobody else. Done before anybody looks into the folder, so that what was written is there from the first look on.
     /// Returns the others.
     pub(super) fn recover_here(&self, records: Vec<(StagingId, JournalRecord)>) -> Vec<Unfinished> {
+        let records = self.without_published(records);
         // Of several records for one path the newest counts; it stands on the ones before it.
         let mut newest: BTreeMap<Vec<u8>, Vec<(StagingId, JournalRecord)>> = BTreeMap::new();
         for (id, record) in records {
@@ -54,6 +55,36 @@ impl Core {
             }
         }
         later
+    }
+
+    /// Notes by which head the entry of these staging files is committed. While `order` is held for the change, so that
+    /// the note is there before the name can be removed or renamed.
+    pub(super) fn note_published(&self, imported: &[StagingId]) {
+        let Some(by) = self.tree.committed_by() else {
+            return;
+        };
+        for id in imported {
+            if let Err(error) = self.store.note_published(*id, by) {
+                // Then a kill before the staging file goes publishes it once more.
+                tracing::warn!(%error, "a publication could not be noted");
+            }
+        }
+    }
+
+    /// Leaves out what was published by a head that is on disk: its name may have been removed or renamed since.
+    fn without_published(
+        &self,
+        mut records: Vec<(StagingId, JournalRecord)>,
+    ) -> Vec<(StagingId, JournalRecord)> {
+        records.retain(|(id, _)| {
+            let by = self.store.published_by(*id);
+            let is_published = by.is_some_and(|by| self.tree.was_committed(by));
+            if is_published && let Err(error) = self.store.unstage(*id) {
+                tracing::warn!(%error, "a staging file could not be removed");
+            }
+            !is_published
+        });
+        records
     }
 
     /// Takes up the others. Retries while the folder's state can't be had; meanwhile the journal keeps them.

@@ -14,6 +14,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::manifest::{Dot, WriterNumber};
+
 use super::{
     JournalRecord, StagingId, StoreError,
     cache::{Core, remove_file},
@@ -24,6 +26,8 @@ use super::{
 
 /// Extension of the latest record of a staging file.
 const LATEST: &str = "journal";
+/// Extension of the note by which head a staging file is published: writer and sequence, 8 bytes each, big-endian.
+const PUBLISHED: &str = "published";
 /// Staging files of which nobody knows what they are, kept in `lost` at most: files, and bytes of all.
 const ORPHANS_MAX: usize = 1000;
 const ORPHANS_BYTES_MAX: u64 = 1024 * 1024 * 1024;
@@ -55,6 +59,36 @@ impl Core {
         }
         self.journal.insert(journal_key(id), encoded)?;
         self.flush_index()
+    }
+
+    pub(super) fn published_path(&self, id: StagingId) -> PathBuf {
+        self.temporary_path(id, PUBLISHED)
+    }
+
+    pub(super) fn note_published(&self, id: StagingId, by: Dot) -> Result<(), StoreError> {
+        let path = self.published_path(id);
+        let mut note = by.writer.0.to_be_bytes().to_vec();
+        note.extend(by.sequence.to_be_bytes());
+        new_file(&path)?
+            .write_all(&note)
+            .map_err(failed("writing", &path))
+    }
+
+    /// Takes a note out of the folder.
+    fn take_note(&self, id: StagingId, path: &Path) -> Result<(), StoreError> {
+        let note = read_record(path)?.unwrap_or_default();
+        // A shorter one was not finished.
+        let numbers = note
+            .split_first_chunk()
+            .and_then(|(writer, sequence)| Some((writer, sequence.try_into().ok()?)));
+        if let Some((writer, sequence)) = numbers {
+            let by = Dot {
+                writer: WriterNumber(u64::from_be_bytes(*writer)),
+                sequence: u64::from_be_bytes(sequence),
+            };
+            self.staging.lock().published.insert(id, by);
+        }
+        remove_file(path)
     }
 
     fn write_latest(&self, id: StagingId, encoded: &[u8]) -> Result<(), StoreError> {
@@ -159,8 +193,11 @@ impl Core {
         for name in names {
             match name.kind {
                 Named::File(id) if !known.contains(&id) => orphans.push((id, name.path)),
+                Named::Published(id) if known.contains(&id) && !rebooted => {
+                    self.take_note(id, &name.path)?;
+                }
                 Named::File(_) | Named::Latest(_) => {}
-                Named::Other => remove_file(&name.path)?,
+                Named::Published(_) | Named::Other => remove_file(&name.path)?,
             }
         }
         self.keep_orphans(orphans)
@@ -263,6 +300,7 @@ impl Core {
             let kind = match (id, path.extension()) {
                 (Some(id), None) => Named::File(id),
                 (Some(id), Some(extension)) if extension == LATEST => Named::Latest(id),
+                (Some(id), Some(extension)) if extension == PUBLISHED => Named::Published(id),
                 _ => Named::Other,
             };
             names.push(StagingName { path, kind });
@@ -281,6 +319,7 @@ struct StagingName {
 enum Named {
     File(StagingId),
     Latest(StagingId),
+    Published(StagingId),
     Other,
 }
 

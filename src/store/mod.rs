@@ -13,6 +13,7 @@
 //!     <64 hex>-<size>          a content of more than 4 KiB; sparse where blocks are absent
 //!     <64 hex>-<size>.tree     its hash tree, sparse as well; none for a single block
 //!   staging/<id>               contents in the making; `.tree` and `.copy` are temporary
+//!   staging/<id>.published     by which head it is published
 //!   staging/<id>.journal       what it is, as of the last `close`, rename or `fsync`
 //!   lost/                      files that nothing else may be left of: staging files that can't be published, and
 //!                              contents written here that were damaged
@@ -458,6 +459,18 @@ impl Store {
         durable: bool,
     ) -> Result<(), StoreError> {
         self.inner.core.journal(id, record, durable)
+    }
+
+    /// Notes beside a staging file that its entry is committed by the head `by`, for the next process. To be called only
+    /// for one that was imported and is not journaled again.
+    pub fn note_published(&self, id: StagingId, by: Dot) -> Result<(), StoreError> {
+        self.inner.core.note_published(id, by)
+    }
+
+    /// What the last process noted, if it was killed; `None` after the machine went down. A process that doesn't ask
+    /// forgets it, since heads that it makes would seem to be the one that was noted.
+    pub fn published_by(&self, id: StagingId) -> Option<Dot> {
+        self.inner.core.staging.lock().published.get(&id).copied()
     }
 
     /// All journal records, for recovery, in the order in which their files were made.

@@ -16,7 +16,10 @@ use super::{
     folder::sync_dir,
     record::journal_key,
 };
-use crate::content::{self, INLINE_BYTES_MAX, Object};
+use crate::{
+    content::{self, INLINE_BYTES_MAX, Object},
+    manifest::Dot,
+};
 
 /// Ids are taken from the index this many at a time, with one flush: no id is given out twice, whatever crashes.
 const IDS_RESERVED: u64 = 1024;
@@ -36,6 +39,8 @@ pub(super) struct Staging {
     unsynced: HashSet<StagingId>,
     /// The latest object that each imported file became.
     imported: HashMap<StagingId, Object>,
+    /// By which heads the last process had published files that it left.
+    pub(super) published: HashMap<StagingId, Dot>,
     /// Files that are done, to be unlinked with their journal record once the index is on disk.
     pub(super) unstaged: Vec<StagingId>,
 }
@@ -128,6 +133,7 @@ impl Core {
         self.journal.remove(journal_key(id))?;
         let mut staging = self.staging.lock();
         staging.imported.remove(&id);
+        staging.published.remove(&id);
         staging.unsynced.remove(&id);
         staging.unstaged.push(id);
         drop(staging);
@@ -145,7 +151,8 @@ impl Core {
             ids.iter().try_for_each(|id| {
                 // The record goes last: a file without one is taken for something that was lost.
                 remove_file(&self.staging_path(*id))?;
-                remove_file(&self.latest_path(*id))
+                remove_file(&self.latest_path(*id))?;
+                remove_file(&self.published_path(*id))
             })
         });
         if outcome.is_err() {

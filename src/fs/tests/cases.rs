@@ -253,6 +253,115 @@ fn what_fsync_put_on_disk_comes_back_after_a_crash() {
 }
 
 #[test]
+fn a_kill_brings_back_no_name_that_was_removed_after_its_publication() {
+    let fixture = Fixture::new();
+    fixture.put("base", b"base").expect("put");
+    fixture.settle();
+    for name in ["removed", "renamed", "kept", "unpublished"] {
+        let handle = fixture.create(name).expect("created");
+        fixture.write_at(handle, 0, &[1; 5000]).expect("written");
+        let number = fixture.walk(name).expect("there");
+        let live = fixture.core.live(number).expect("live");
+        let mut state = live.state.lock();
+        state.journal(&fixture.store, false).expect("journaled");
+    }
+    // What the publisher does up to the moment before it lets go of the staging files.
+    let journal = fixture.store.journaled().expect("journal");
+    let mut ids = Vec::new();
+    for (id, record) in &journal {
+        if record.path == b"unpublished" {
+            continue;
+        }
+        fixture.store.import(*id, record.size).expect("imported");
+        ids.push(*id);
+        let entry = super::super::live::plain_entry(
+            Kind::File(Object {
+                content: content::hash_bytes(&[1; 5000]),
+                size: 5000,
+            }),
+            record.mode,
+            record.owner,
+            record.group,
+            Timestamp(record.modified),
+        );
+        let path = TreePath::parse(&record.path).expect("a path");
+        fixture
+            .core
+            .change(vec![Edit {
+                path,
+                entry: Some(entry),
+                seen: Vec::new(),
+                held: false,
+            }])
+            .expect("changed");
+    }
+    fixture.core.note_published(&ids);
+    let flush = || fixture.runtime.block_on(fixture.namespace.flush());
+    flush().expect("flushed");
+    let get = |path: &str| {
+        let path = TreePath::parse(path.as_bytes()).expect("a path");
+        let shown = fixture.namespace.get(&path).expect("known").expect("there");
+        (path, shown)
+    };
+    let mut edits = Vec::new();
+    for (name, target) in [("removed", None), ("renamed", Some("moved"))] {
+        let (path, shown) = get(name);
+        edits.extend(target.map(|target| Edit {
+            path: TreePath::parse(target.as_bytes()).expect("a path"),
+            entry: Some(shown.entry.clone()),
+            seen: Vec::new(),
+            held: false,
+        }));
+        edits.push(Edit {
+            path,
+            entry: None,
+            seen: shown.seen,
+            held: false,
+        });
+    }
+    fixture.namespace.change(edits).expect("changed");
+    flush().expect("flushed");
+    fixture.store.flush().expect("flushed");
+
+    // As a killed process leaves it: a copy, under an identity that is its own.
+    let copy = Arc::new(folder());
+    let done = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(fixture.dir.path().join("state"))
+        .arg(copy.path())
+        .status()
+        .expect("copied");
+    assert!(done.success());
+    drop(fixture);
+    let notes: Vec<_> = std::fs::read_dir(copy.path().join("state/staging"))
+        .expect("listed")
+        .map(|entry| entry.expect("listed").path())
+        .filter(|path| path.extension().is_some_and(|kind| kind == "published"))
+        .map(|path| (path.clone(), std::fs::read(path).expect("a note")))
+        .collect();
+    let store = Store::open(&copy.path().join("state")).expect("a store");
+    store.settle_here().expect("settled");
+    drop(store);
+    // Notes hold for one start.
+    for (path, note) in notes {
+        std::fs::write(path, note).expect("written");
+    }
+    let again = Fixture::open(copy);
+    let journal = again.store.journaled().expect("journal");
+    assert!(journal.len() >= 4);
+    let later = again.core.recover_here(journal);
+    assert!(later.is_empty());
+    again.settle();
+    assert_eq!(
+        again.names("").expect("listed"),
+        ["base", "kept", "moved", "unpublished"]
+    );
+    wait_until("the journal is empty", || {
+        again.store.journaled().expect("journal").is_empty()
+    });
+}
+
+#[test]
 fn a_content_that_cannot_be_opened_for_a_while_is_kept() {
     let fixture = Fixture::new();
     let data = vec![5; 200_000];

@@ -147,6 +147,8 @@ struct Shared {
     /// Held by whoever moves root, context, sequence or identity.
     turn: Mutex<()>,
     state: RwLock<State>,
+    /// The last own head that was on disk when this was opened.
+    found: Option<Dot>,
     /// There may be something to commit.
     commit_wake: Notify,
     /// There may be something to merge.
@@ -193,7 +195,9 @@ impl Namespace {
         let restored = store.is_restored_copy();
         let records = Records::new(store.clone());
         let state = State::load(&records, &keys, identity)?;
+        let found = state.last_signed();
         let shared = Arc::new(Shared {
+            found,
             records,
             nodes: Nodes::new(store.clone()),
             keys,
@@ -369,6 +373,30 @@ impl Namespace {
         }
         self.shared.commit_wake.notify_one();
         Ok(())
+    }
+
+    /// A head of this node's by which all changes made so far, but for what is held, are committed: it or any later one has
+    /// them. `None` when that can't be told now.
+    pub fn committed_by(&self) -> Option<Dot> {
+        // One that is being made right now may have been begun before the last change.
+        let is_quiet = self.shared.turn.try_lock().is_some();
+        let state = self.shared.state.read();
+        if state.redo.is_some() {
+            return None;
+        }
+        let writer = state.writer.as_ref()?;
+        Some(Dot {
+            writer: writer.number,
+            sequence: writer.last + if is_quiet { 1 } else { 2 },
+        })
+    }
+
+    /// Whether an earlier process has put a head on disk by which what [`Namespace::committed_by`] said there is committed.
+    /// Heads of this process don't count, since it goes on behind the sequences that the earlier one may have used.
+    pub fn was_committed(&self, by: Dot) -> bool {
+        self.shared
+            .found
+            .is_some_and(|found| found.writer == by.writer && found.sequence >= by.sequence)
     }
 
     /// Returns when everything changed before, but for what is held, is in a signed head and on disk. Where no head can be

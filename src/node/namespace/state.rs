@@ -201,6 +201,16 @@ impl State {
         Ok(state)
     }
 
+    /// The last own head that is known.
+    pub(super) fn last_signed(&self) -> Option<Dot> {
+        let writer = self.writer.as_ref()?;
+        let (&sequence, _) = writer.own.last_key_value()?;
+        Some(Dot {
+            writer: writer.number,
+            sequence,
+        })
+    }
+
     pub(super) fn record(&self) -> StateRecord {
         StateRecord {
             root: self.root,
