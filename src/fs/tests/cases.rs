@@ -260,10 +260,9 @@ fn a_kill_brings_back_no_name_that_was_removed_after_its_publication() {
     for name in ["removed", "renamed", "kept", "unpublished"] {
         let handle = fixture.create(name).expect("created");
         fixture.write_at(handle, 0, &[1; 5000]).expect("written");
-        let number = fixture.walk(name).expect("there");
-        let live = fixture.core.live(number).expect("live");
-        let mut state = live.state.lock();
-        state.journal(&fixture.store, false).expect("journaled");
+        fixture
+            .act(move |core| core.flush(handle))
+            .expect("journaled");
     }
     // What the publisher does up to the moment before it lets go of the staging files.
     let journal = fixture.store.journaled().expect("journal");
