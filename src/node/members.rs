@@ -1,5 +1,7 @@
-//! What members ask of this node, and what it asks of them: answers on sync and block streams, manifest nodes on demand,
-//! who holds what.
+//! What members ask of this node, and what it asks of them: answers on sync and block streams, manifest nodes on demand
+//! (`fetch`), who holds what.
+
+mod fetch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +14,9 @@ use libp2p::PeerId;
 use parking_lot::Mutex;
 use serde_bytes::ByteBuf;
 
-use super::namespace::{Namespace, NodeFetcher};
+pub(super) use fetch::PeerFetcher;
+
+use super::namespace::Namespace;
 use crate::{
     content::{BlockSet, Object},
     manifest::NodeHash,
@@ -41,6 +45,7 @@ pub(super) struct Late {
     pub(super) net: OnceLock<Net>,
     pub(super) transfers: OnceLock<Transfers>,
     pub(super) namespace: OnceLock<Namespace>,
+    pub(super) slow: fetch::Slow,
 }
 
 /// Which peers are known to hold an object whole, as far as they said so.
@@ -269,103 +274,6 @@ impl Service for Members {
             }
         }
         .boxed()
-    }
-}
-
-/// Fetches manifest nodes from members.
-pub(super) struct PeerFetcher {
-    pub(super) late: Arc<Late>,
-}
-
-impl NodeFetcher for PeerFetcher {
-    fn fetch(
-        &self,
-        nodes: Vec<NodeHash>,
-        prefer: Option<PeerId>,
-        within: Duration,
-    ) -> BoxFuture<'static, Vec<Vec<u8>>> {
-        let late = self.late.clone();
-        async move {
-            let Some(net) = late.net.get() else {
-                return Vec::new();
-            };
-            let mut wanted: BTreeSet<NodeHash> = nodes.into_iter().collect();
-            let mut got = Vec::new();
-            let deadline = tokio::time::Instant::now() + within;
-            let fetch = async {
-                let mut events = net.events();
-                let mut asked = BTreeSet::new();
-                while !wanted.is_empty() {
-                    let mut peers: Vec<_> = net.peers();
-                    peers.retain(|peer| !asked.contains(&peer.peer));
-                    peers.sort_by_key(|peer| {
-                        (
-                            Some(peer.peer) != prefer,
-                            peer.round_trip.unwrap_or(Duration::MAX),
-                        )
-                    });
-                    let Some(peer) = peers.first().map(|peer| peer.peer) else {
-                        // Everybody was asked: wait for somebody new, or give up at the deadline.
-                        match events.recv().await {
-                            Ok(crate::net::NetEvent::Up(peer)) => {
-                                asked.remove(&peer);
-                            }
-                            Ok(_) => {}
-                            Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {
-                                asked.clear()
-                            }
-                            Err(tokio::sync::broadcast::error::RecvError::Closed) => break,
-                        }
-                        continue;
-                    };
-                    asked.insert(peer);
-                    if take_nodes(net, peer, &mut wanted, &mut got).await > 0 && !wanted.is_empty()
-                    {
-                        asked.remove(&peer);
-                    }
-                }
-            };
-            if tokio::time::timeout_at(deadline, fetch).await.is_err() {
-                tracing::debug!("manifest nodes were not to be had in time");
-            }
-            got
-        }
-        .boxed()
-    }
-}
-
-/// How long one member is given for one batch of nodes.
-const NODES_WITHIN: Duration = Duration::from_secs(5);
-
-/// Asks one member for wanted nodes; moves what it has from `wanted` to `got`. Returns how many it had.
-async fn take_nodes(
-    net: &Net,
-    peer: PeerId,
-    wanted: &mut BTreeSet<NodeHash>,
-    got: &mut Vec<Vec<u8>>,
-) -> usize {
-    let batch: Vec<NodeHash> = wanted.iter().copied().take(NAMED_MAX).collect();
-    match net
-        .request(peer, SyncRequest::Nodes(batch.clone()), NODES_WITHIN)
-        .await
-    {
-        Ok(SyncAnswer::Nodes(encodings)) => {
-            let mut taken = 0;
-            for (hash, encoding) in batch.iter().zip(encodings) {
-                // A blob that is not what was asked for is as good as none.
-                if !encoding.is_empty() && NodeHash::of(&encoding) == *hash {
-                    wanted.remove(hash);
-                    got.push(encoding.into_vec());
-                    taken += 1;
-                }
-            }
-            taken
-        }
-        Ok(_) => 0,
-        Err(error) => {
-            tracing::debug!(%peer, %error, "manifest nodes were not given");
-            0
-        }
     }
 }
 
