@@ -204,13 +204,19 @@ fn listing(
 
     let writers = copies.iter().map(|(_, group)| group.newest.dot.writer);
     let nodes = node_names(source, root, writers.collect())?;
+    // The next number to try, by the first two names that a copy could have: where these are equal, so are all further
+    // ones. Names are only ever taken, so that what was taken once need not be tried again.
+    let mut numbers: BTreeMap<[Option<Name>; 2], u32> = BTreeMap::new();
     for (original, group) in copies {
         let node = nodes
             .get(&group.newest.dot.writer)
             .map_or("", String::as_str);
-        let mut names = (1..=EQUAL_NAMES_MAX)
-            .filter_map(|nth| copy_name(&original, node, group.newest.time, nth));
-        if let Some(name) = names.find(|name| !items.contains_key(name)) {
+        let nth_name = |nth| copy_name(&original, node, group.newest.time, nth);
+        let next = numbers.entry([nth_name(1), nth_name(2)]).or_insert(1);
+        let mut names = (*next..=EQUAL_NAMES_MAX).filter_map(|nth| Some((nth, nth_name(nth)?)));
+        let free = names.find(|(_, name)| !items.contains_key(name));
+        *next = free.as_ref().map_or(EQUAL_NAMES_MAX, |(nth, _)| *nth) + 1;
+        if let Some((_, name)) = free {
             let item = Item {
                 shown: group.shown(),
                 copy_of: Some(original),

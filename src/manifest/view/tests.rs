@@ -162,6 +162,25 @@ fn long_names_are_cut_between_characters() {
 }
 
 #[test]
+fn very_many_copies_with_one_cut_name_are_numbered_one_after_the_other() {
+    const COPIES: usize = 1500;
+    let memory = Memory::default();
+    let long = "x".repeat(240);
+    let list = || [version(1, 1, TIME, file(1)), version(2, 1, TIME, file(2))];
+    let rows = (0..COPIES).map(|number| put(&format!("{long}{number:04}"), list()));
+    let root = memory.build(&Edits::from_iter(rows.chain([writer(1, "attic")])));
+    let (listed, ..) = memory.fetching(|memory| children(memory, root, &TreePath::root()));
+    let listed: BTreeSet<String> = names(&listed).into_iter().collect();
+    assert_eq!(listed.len(), 2 * COPIES);
+    let note = "(conflict, attic, 2024-03-01 12.34.56";
+    for number in 2..=COPIES {
+        let end = format!("{note}, {number})");
+        let start = "x".repeat(255 - 1 - end.len());
+        assert!(listed.contains(&format!("{start} {end}")), "{number}");
+    }
+}
+
+#[test]
 fn a_folder_exists_while_something_lives_below_it() {
     let memory = Memory::default();
     let list = [version(1, 1, 1, file(1))];
