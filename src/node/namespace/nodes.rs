@@ -11,8 +11,10 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// Decoded nodes kept in memory, at least; at most twice as many. They average 8 KiB.
-const DECODED_MAX: usize = 1024;
+/// Decoded nodes kept in memory, in bytes of their encodings: at least; at most twice as much. They average 8 KiB.
+const DECODED_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Larger nodes are decoded each time they are read, and push no others out.
+const DECODED_NODE_BYTES_MAX: usize = 256 * 1024;
 
 /// The nodes that are here.
 pub(super) struct Nodes {
@@ -24,7 +26,7 @@ impl Nodes {
     pub(super) fn new(store: Store) -> Self {
         Self {
             store,
-            decoded: Mutex::new(Recent::new(DECODED_MAX)),
+            decoded: Mutex::new(Recent::new(DECODED_BYTES_MAX)),
         }
     }
 
@@ -54,7 +56,7 @@ impl Nodes {
             }
             match Node::decode(&bytes) {
                 Ok(node) => {
-                    self.decoded.lock().put(hash, Arc::new(node));
+                    self.remember(hash, Arc::new(node), bytes.len());
                     good.push((hash, bytes));
                 }
                 Err(error) => tracing::warn!(%hash, %error, "a manifest node is not valid"),
@@ -62,6 +64,12 @@ impl Nodes {
         }
         self.store.put_nodes(&good)?;
         Ok(good.into_iter().map(|(hash, _)| hash).collect())
+    }
+
+    fn remember(&self, hash: NodeHash, node: Arc<Node>, bytes: usize) {
+        if bytes <= DECODED_NODE_BYTES_MAX {
+            self.decoded.lock().put_weighing(hash, node, bytes);
+        }
     }
 }
 
@@ -75,7 +83,7 @@ impl NodeSource for Nodes {
             return Ok(None);
         };
         let node = Arc::new(Node::decode(&bytes).map_err(|error| source(&error))?);
-        self.decoded.lock().put(*hash, node.clone());
+        self.remember(*hash, node.clone(), bytes.len());
         Ok(Some(node))
     }
 }
