@@ -33,6 +33,8 @@ const ANSWERS_PER_PEER_MAX: usize = 16;
 /// Block answers that are worked on at once for all peers, about 140 MiB; further requests are answered
 /// [`super::proto::BlockAnswer::Busy`].
 const ANSWERS_MAX: usize = 128;
+/// Sync answers that are worked on or written at once for all peers, at most 4 MiB each.
+const SYNC_ANSWERS_MAX: usize = 32;
 /// Notes that wait for the swarm's owner. When full, whoever has one waits.
 const NOTES_MAX: usize = 256;
 /// Events that a slow reader may be behind.
@@ -70,6 +72,8 @@ pub(super) struct Shared {
     pub(super) notes: mpsc::Sender<Note>,
     /// Room for block answers, all peers together.
     pub(super) answers: Arc<Semaphore>,
+    /// Room for sync answers, all peers together.
+    pub(super) sync_answers: Arc<Semaphore>,
     pub(super) load: AtomicU32,
     /// Ends every task of the network.
     pub(super) stop: CancellationToken,
@@ -101,6 +105,7 @@ impl Shared {
             book_changed: Notify::new(),
             notes,
             answers: Arc::new(Semaphore::new(ANSWERS_MAX)),
+            sync_answers: Arc::new(Semaphore::new(SYNC_ANSWERS_MAX)),
             load: AtomicU32::new(0),
             stop: CancellationToken::new(),
             peers: RwLock::default(),
@@ -152,6 +157,7 @@ impl Shared {
             blocks: blocks::start(self, id, &gone, &traffic),
             traffic,
             answers: Arc::new(Semaphore::new(ANSWERS_PER_PEER_MAX)),
+            sync_answers: Arc::new(Semaphore::new(sync::ANSWERING_MAX)),
             gone,
         });
         self.peers.write().insert(id, peer);
@@ -229,6 +235,8 @@ pub(super) struct Peer {
     pub(super) traffic: Arc<Traffic>,
     /// Room for block answers to this peer.
     pub(super) answers: Arc<Semaphore>,
+    /// Room for sync answers to this peer.
+    pub(super) sync_answers: Arc<Semaphore>,
     /// Cancelled when the last connection is gone.
     pub(super) gone: CancellationToken,
 }

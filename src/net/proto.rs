@@ -15,8 +15,10 @@ pub const HELLO: StreamProtocol = StreamProtocol::new("/p2pfs/hello/1");
 pub const SYNC: StreamProtocol = StreamProtocol::new("/p2pfs/sync/1");
 /// Block data.
 pub const BLOCKS: StreamProtocol = StreamProtocol::new("/p2pfs/blocks/1");
-/// Most bytes of one sync message.
+/// Most bytes of one sync answer.
 pub const SYNC_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Most bytes of one question or push.
+pub const CALL_BYTES_MAX: usize = 512 * 1024;
 /// Most nodes or objects named in one request.
 pub const NAMED_MAX: usize = 1024;
 /// Most heads in one answer.
@@ -38,6 +40,8 @@ pub const BLOCK_ANSWER_BYTES_MAX: usize = (REQUEST_BLOCKS_MAX as usize + 1) * 64
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Most bytes of the changes of one push.
 const CHANGES_BYTES_MAX: usize = 256 * 1024;
+/// Most changes of one push.
+pub const CHANGES_MAX: usize = 8192;
 
 /// What a node says of itself once membership is proven.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +110,8 @@ pub enum Push {
         head: serde_bytes::ByteBuf,
         /// The root that `changes` apply to.
         base: NodeHash,
-        /// Changed keys with their encoded versions (empty: deleted); left out when larger than 256 KiB.
+        /// Changed keys with their encoded versions (empty: deleted); left out when larger than 256 KiB, or more than
+        /// [`CHANGES_MAX`].
         changes: Option<Vec<(serde_bytes::ByteBuf, serde_bytes::ByteBuf)>>,
     },
     /// Blocks that this peer has newly verified.
@@ -232,6 +237,8 @@ impl Push {
         match self {
             Self::Manifest { head, changes, .. } => {
                 require(head.len() <= HEAD_BYTES_MAX, "its head is too large")?;
+                let count = changes.as_ref().map_or(0, Vec::len);
+                require(count <= CHANGES_MAX, "it has too many changes")?;
                 let bytes: usize = changes
                     .iter()
                     .flatten()

@@ -39,9 +39,11 @@ const ACCEPTED_WITHIN: Duration = Duration::from_secs(4);
 const TRIES: u32 = 5;
 /// Longest handshake.
 pub(super) const HELLO_WITHIN: Duration = Duration::from_secs(10);
-/// Streams that one peer may have open or waiting, per protocol. One of each kind for hello and sync, some for blocks; twice
-/// that, since old ones may linger while a peer comes back.
+/// Streams that one peer may have open or waiting for hello and for blocks, each. It uses one and two; old ones may linger
+/// while a peer comes back.
 const STREAMS_PER_PEER_MAX: usize = 8;
+/// The same for sync, where it uses one, and each may hold some answers of 4 MiB.
+const SYNC_STREAMS_PER_PEER_MAX: usize = 2;
 
 /// Why a stream could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -223,9 +225,13 @@ struct Place {
 impl Place {
     fn take(open: &Arc<Open>, peer: PeerId, protocol: &StreamProtocol) -> Option<Self> {
         let key = (peer, protocol.to_string());
+        let most = match *protocol == SYNC {
+            true => SYNC_STREAMS_PER_PEER_MAX,
+            false => STREAMS_PER_PEER_MAX,
+        };
         let mut counts = open.lock();
         let count = counts.entry(key.clone()).or_insert(0);
-        if *count >= STREAMS_PER_PEER_MAX {
+        if *count >= most {
             return None;
         }
         *count += 1;

@@ -5,8 +5,9 @@
 //!
 //! - asking: at most [`ASKED_MAX`] questions are on their way; further ones wait, within their deadline. A push finds room
 //!   among [`PUSHES_MAX`] or is dropped for that peer, so a stopped peer delays nobody else.
-//! - answering: at most [`ANSWERING_MAX`] questions are worked on for one stream; meanwhile nothing more is read from it.
-//!   Pushes are handed on in order; while [`PUSHES_MAX`] of them wait, nothing more is read either.
+//! - answering: at most [`ANSWERING_MAX`] questions are worked on for one peer; meanwhile nothing more is read from it.
+//!   One that finds no room among the answers to all peers within [`ROOM_WITHIN`] is answered with an error. Pushes are
+//!   handed on in order; while [`HANDED_ON_MAX`] of them wait, nothing more is read either.
 //!
 //! A message that is too large, malformed or not due is answered with an error, and the peer is disconnected and blocked.
 
@@ -36,16 +37,20 @@ use tracing::debug;
 use super::{
     framing::{self, FrameError},
     peers::{Note, Peer, Shared, Traffic},
-    proto::{Push, SYNC, SYNC_BYTES_MAX, SyncAnswer, SyncRequest},
+    proto::{CALL_BYTES_MAX, Push, SYNC, SYNC_BYTES_MAX, SyncAnswer, SyncRequest},
     streams,
 };
 
 /// Questions to one peer that wait for an answer.
 const ASKED_MAX: usize = 64;
-/// Pushes that wait to be sent to one peer, or that wait to be handed on from one.
+/// Pushes that wait to be sent to one peer; they share their bytes with those to the others.
 const PUSHES_MAX: usize = 64;
+/// Pushes that wait to be handed on from one peer.
+const HANDED_ON_MAX: usize = 8;
 /// Questions of one peer that are worked on at once; an answer may have 4 MiB.
-const ANSWERING_MAX: usize = 16;
+pub(super) const ANSWERING_MAX: usize = 8;
+/// Longest wait for room among the answers to all peers.
+const ROOM_WITHIN: Duration = Duration::from_secs(2);
 /// Longest time for the service to answer, and for an answer to make any progress on the line.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// Pauses before a broken stream is opened again.
@@ -131,7 +136,7 @@ impl SyncClient {
 pub(super) fn encode_push(push: Push) -> Result<Bytes, FrameError> {
     push.check()
         .map_err(|reason| FrameError::Malformed(reason.into()))?;
-    Ok(framing::encode(&Call::Push(push), SYNC_BYTES_MAX)?.into())
+    Ok(framing::encode(&Call::Push(push), CALL_BYTES_MAX)?.into())
 }
 
 /// Starts the asking side of a peer; it ends with `gone`.
@@ -191,7 +196,7 @@ async fn run(
                         continue;
                     }
                     let call = Call::Request(question.number, question.request.clone());
-                    let frame = framing::encode(&call, SYNC_BYTES_MAX)?;
+                    let frame = framing::encode(&call, CALL_BYTES_MAX)?;
                     waiting.lock().insert(question.number, question);
                     writer.write_all(&frame).await?;
                 }
@@ -238,6 +243,9 @@ async fn run(
     }
 }
 
+/// What an answer holds until it is written.
+type Held = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+
 /// Answers on a stream that a proven peer opened.
 pub(super) async fn serve(
     shared: &Arc<Shared>,
@@ -245,16 +253,15 @@ pub(super) async fn serve(
     stream: Stream,
 ) -> Result<(), FrameError> {
     let (mut reader, mut writer) = stream.split();
-    let room = Arc::new(Semaphore::new(ANSWERING_MAX));
-    let (answers, mut answered) = mpsc::channel::<(Vec<u8>, OwnedSemaphorePermit)>(ANSWERING_MAX);
-    let (pushes, mut pushed) = mpsc::channel::<Push>(PUSHES_MAX);
+    let (answers, mut answered) = mpsc::channel::<(Vec<u8>, Held)>(ANSWERING_MAX);
+    let (pushes, mut pushed) = mpsc::channel::<Push>(HANDED_ON_MAX);
     let mut tasks = JoinSet::new();
 
     let reading = async {
         loop {
-            let place = room.clone().acquire_owned().await;
+            let place = peer.sync_answers.clone().acquire_owned().await;
             let place = place.map_err(io::Error::other)?;
-            let bytes = framing::read_bytes(&mut reader, SYNC_BYTES_MAX).await?;
+            let bytes = framing::read_bytes(&mut reader, CALL_BYTES_MAX).await?;
             peer.traffic.alive();
             match framing::decode(&bytes)? {
                 Call::Request(number, request) => {
@@ -264,12 +271,20 @@ pub(super) async fn serve(
                         return Err(FrameError::Malformed(reason.into()));
                     }
                     while tasks.try_join_next().is_some() {}
-                    let service = shared.service.clone();
-                    let (id, answers) = (peer.id, answers.clone());
+                    let (shared, answers) = (shared.clone(), answers.clone());
+                    let id = peer.id;
                     tasks.spawn(async move {
-                        let answer = timeout(ANSWER_WITHIN, service.answer(id, request)).await;
-                        let answer = answer.unwrap_or_else(|_| SyncAnswer::Error("no time".into()));
-                        let _ = answers.send((encode_answer(number, answer), place)).await;
+                        let room = shared.sync_answers.clone().acquire_owned();
+                        let room = timeout(ROOM_WITHIN, room).await.ok().and_then(Result::ok);
+                        let answer = if room.is_some() {
+                            let service = shared.service.clone();
+                            let answer = timeout(ANSWER_WITHIN, service.answer(id, request)).await;
+                            answer.unwrap_or_else(|_| SyncAnswer::Error("no time".into()))
+                        } else {
+                            SyncAnswer::Error("busy".into())
+                        };
+                        let frame = encode_answer(number, answer);
+                        let _ = answers.send((frame, (place, room))).await;
                     });
                 }
                 Call::Push(push) => {
@@ -285,7 +300,7 @@ pub(super) async fn serve(
         }
     };
     let writing = async {
-        while let Some((frame, place)) = answered.recv().await {
+        while let Some((frame, held)) = answered.recv().await {
             let write = async {
                 writer.write_all(&frame).await?;
                 writer.flush().await
@@ -293,7 +308,7 @@ pub(super) async fn serve(
             timeout(ANSWER_WITHIN, write)
                 .await
                 .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-            drop(place);
+            drop(held);
         }
         Ok(())
     };

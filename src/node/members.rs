@@ -91,11 +91,12 @@ impl Members {
     fn nodes(&self, hashes: &[NodeHash]) -> SyncAnswer {
         let mut total = 0;
         let mut encodings = Vec::new();
+        // Nobody needs a node twice in one answer.
+        let mut named = BTreeSet::new();
         for hash in hashes.iter().take(NAMED_MAX) {
-            let encoding = self
-                .late
-                .namespace
-                .get()
+            let namespace = self.late.namespace.get();
+            let encoding = namespace
+                .filter(|_| named.insert(hash))
                 .and_then(|namespace| namespace.node(hash))
                 .unwrap_or_default();
             total += encoding.len() + 16;

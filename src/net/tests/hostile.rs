@@ -168,6 +168,41 @@ async fn a_message_that_is_too_large_is_answered_with_an_error_and_a_block() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_take_no_answers_hold_only_their_share_of_memory() {
+    let keys = cluster();
+    let (victim, service) = start(&keys, "victim").await;
+    let (other, _) = start(&keys, "other").await;
+    other.add_peer(address(&victim), false);
+    let raw = Raw::connect(&victim).await;
+    raw.prove(&keys, &victim).await;
+    until("the other one is up", || knows(&other, &victim)).await;
+    // Answers of 4 MB that it never reads, on as many streams as it can get.
+    let ask = SyncRequest::Nodes(vec![crate::manifest::NodeHash([0; 32]); 20]);
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut stream = raw.open_taken(SYNC).await;
+        for number in 1..=12 {
+            let call = frame(&Call::Request(number, ask.clone()));
+            stream.write_all(&call).await.unwrap();
+        }
+        stream.flush().await.unwrap();
+        held.push(stream);
+    }
+    let most = crate::net::sync::ANSWERING_MAX;
+    until("as many as it may", || {
+        service.asked.load(SeqCst) >= most - 1
+    })
+    .await;
+    let mut third = raw.open(SYNC).await;
+    let refused = timeout(SOON, third.read_exact(&mut [0])).await.unwrap();
+    assert!(refused.is_err(), "a third stream");
+    assert!(service.asked.load(SeqCst) <= most);
+    let to = victim.local_peer();
+    let answer = other.request(to, SyncRequest::Heads, SOON).await;
+    assert!(matches!(answer, Ok(SyncAnswer::Heads(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_beyond_their_bounds_end_in_a_block() {
     let keys = cluster();
     let too_many = vec![crate::manifest::NodeHash([0; 32]); proto::NAMED_MAX + 1];
@@ -176,12 +211,20 @@ async fn requests_beyond_their_bounds_end_in_a_block() {
         start,
         end,
     };
+    let changes = vec![(ByteBuf::new(), ByteBuf::new()); proto::CHANGES_MAX + 1];
+    let push = Push::Manifest {
+        head: ByteBuf::new(),
+        base: crate::manifest::NodeHash([0; 32]),
+        changes: Some(changes),
+    };
     let blocks = |request| {
         let call = crate::net::blocks::Call::Request(1, request);
         (BLOCKS, framing::encode(&call, 1024).unwrap())
     };
     let offences = [
         (SYNC, frame(&Call::Request(1, SyncRequest::Nodes(too_many)))),
+        (SYNC, frame(&Call::Push(push))),
+        (SYNC, vec![0, 8, 0, 1]),
         (SYNC, vec![0, 0, 0, 3, 255, 255, 255]),
         blocks(request(0, 17)),
         blocks(request(5, 5)),

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     cluster::Head,
     manifest::{self, Applied, CausalContext, Change, Dot, NodeHash, TreeError, Version},
-    net::proto::Push,
+    net::proto::{CHANGES_MAX, Push},
 };
 
 /// Pushes name the changed entries up to this size.
@@ -390,8 +390,11 @@ impl Shared {
     }
 }
 
-/// The changed entries as they travel in a push; `None` when they are too large for it.
+/// The changed entries as they travel in a push; `None` when they are too large for it, or too many.
 fn pushed(edits: &Edits) -> Option<Vec<(ByteBuf, ByteBuf)>> {
+    if edits.len() > CHANGES_MAX {
+        return None;
+    }
     let mut bytes = 0;
     let mut changes = Vec::with_capacity(edits.len());
     for (key, versions) in edits {
