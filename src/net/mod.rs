@@ -348,6 +348,12 @@ impl Net {
         self.shared.book_changed.notify_one();
     }
 
+    /// Disconnects a peer that broke a rule which is not the network's own, and refuses it for a while that grows.
+    pub fn offence(&self, peer: PeerId, reason: &str) {
+        self.shared.offence(peer, reason);
+        self.shared.book_changed.notify_one();
+    }
+
     /// Counters.
     pub fn counters(&self) -> NetCounters {
         self.shared.counters.snapshot()

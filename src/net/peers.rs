@@ -183,6 +183,13 @@ impl Shared {
         }
     }
 
+    /// Blocks a peer for an offence; the swarm's owner disconnects it when it next looks at the book.
+    pub(super) fn offence(&self, peer: PeerId, reason: &str) {
+        let duration = self.book.lock().offence(Instant::now(), peer);
+        let seconds = duration.as_secs();
+        tracing::warn!(%peer, reason, seconds, "disconnected and blocked for a while");
+    }
+
     /// Tells the swarm's owner; waits while its queue is full.
     pub(super) async fn note(&self, note: Note) {
         // It fails only when the network has stopped, and then there is nobody left to care.

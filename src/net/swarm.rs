@@ -417,19 +417,13 @@ impl Owner {
                     let _ = self.swarm.disconnect_peer_id(peer);
                 }
             }
-            Note::Offence { peer, reason } => self.on_offence(peer, &reason),
+            Note::Offence { peer, reason } => self.shared.offence(peer, &reason),
             Note::Hello {
                 peer,
                 target,
                 outcome,
             } => self.on_hello(peer, target, outcome),
         }
-    }
-
-    fn on_offence(&mut self, peer: PeerId, reason: &str) {
-        let duration = self.shared.book.lock().offence(Instant::now(), peer);
-        let seconds = duration.as_secs();
-        warn!(%peer, reason, seconds, "disconnected and blocked for a while");
     }
 
     fn on_hello(
@@ -460,7 +454,7 @@ impl Owner {
                     self.drop_unproven(peer, target);
                 }
                 match outcome {
-                    Err(HelloError::Refused(reason)) => self.on_offence(peer, &reason),
+                    Err(HelloError::Refused(reason)) => self.shared.offence(peer, &reason),
                     Err(error) => debug!(%peer, %error, "no handshake"),
                     Ok(_) => {}
                 }

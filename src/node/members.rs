@@ -16,7 +16,7 @@ use serde_bytes::ByteBuf;
 
 pub(super) use fetch::PeerFetcher;
 
-use super::namespace::Namespace;
+use super::namespace::{Namespace, Pushed, RefusedPush};
 use crate::{
     content::{BlockSet, Object},
     manifest::NodeHash,
@@ -183,6 +183,16 @@ fn answer_blocks(store: &Store, request: &BlockRequest) -> Result<BlockAnswer, S
     }
 }
 
+/// A push as it goes to the others: whoever cannot vouch for its changes leaves them out.
+fn passed_on(mut push: Push, changes_hold: bool) -> Push {
+    if let Push::Manifest { changes, .. } = &mut push
+        && !changes_hold
+    {
+        *changes = None;
+    }
+    push
+}
+
 impl Service for Members {
     fn answer(
         self: Arc<Self>,
@@ -244,10 +254,13 @@ impl Service for Members {
                         return;
                     };
                     match namespace.take_push(peer, push.clone()).await {
-                        Ok(true) => net.push(push, Some(peer)),
-                        Ok(false) => {}
-                        Err(reason) => {
-                            tracing::warn!(%peer, %reason, "a pushed manifest update was refused")
+                        Ok(Pushed::News { changes_hold }) => {
+                            net.push(passed_on(push, changes_hold), Some(peer));
+                        }
+                        Ok(Pushed::Known) => {}
+                        Err(RefusedPush::Offence(reason)) => net.offence(peer, &reason),
+                        Err(RefusedPush::Other(reason)) => {
+                            tracing::warn!(%peer, reason, "a pushed manifest update was refused");
                         }
                     }
                 }
@@ -329,4 +342,23 @@ pub(super) async fn whole_holders(
         }
     }
     (holders, silent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_that_could_not_be_checked_are_not_passed_on() {
+        let push = Push::Manifest {
+            head: ByteBuf::from(vec![1]),
+            base: NodeHash([2; 32]),
+            changes: Some(vec![(ByteBuf::new(), ByteBuf::new())]),
+        };
+        assert_eq!(passed_on(push.clone(), true), push);
+        assert!(matches!(
+            passed_on(push, false),
+            Push::Manifest { changes: None, .. }
+        ));
+    }
 }

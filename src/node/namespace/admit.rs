@@ -6,7 +6,7 @@ use libp2p::PeerId;
 use serde_bytes::ByteBuf;
 
 use super::{
-    NamespaceError, RemoteChanges, Shared,
+    NamespaceError, Pushed, RefusedPush, RemoteChanges, Shared,
     commit::PUSHED_CHANGES_BYTES_MAX,
     heads::{KnownHead, Offered},
     plan::Edits,
@@ -14,7 +14,7 @@ use super::{
     wall_ns,
 };
 use crate::{
-    cluster::Head,
+    cluster::{CertificateError, Head, HeadError},
     manifest::{self, Key, NodeHash, TreeError, Versions},
 };
 
@@ -45,44 +45,60 @@ impl Shared {
         bytes: Vec<u8>,
         base: NodeHash,
         changes: Option<Vec<(ByteBuf, ByteBuf)>>,
-    ) -> Result<bool, String> {
+    ) -> Result<Pushed, RefusedPush> {
         let Some(head) = self.check(&bytes)? else {
-            return Ok(false);
+            return Ok(Pushed::Known);
         };
-        if let Some(changes) = changes {
-            let edits = pushed(changes)?;
+        let mut changes_hold = false;
+        // Nothing is worked out for a head that adds nothing.
+        if let Some(changes) = changes
+            && !self.state.read().heads.covers(&head)
+        {
+            let edits = pushed(changes).map_err(RefusedPush::Offence)?;
             match manifest::apply(&self.nodes, base, &edits) {
                 Ok(applied) if applied.root != head.root => {
-                    return Err("the changes of a push do not lead to its root".into());
+                    let reason = "the changes of a push do not lead to its root";
+                    return Err(RefusedPush::Offence(reason.into()));
                 }
-                Ok(applied) => self
-                    .nodes
-                    .put(&applied.nodes)
-                    .map_err(|error| error.to_string())?,
+                Ok(applied) => {
+                    let kept = self.nodes.put(&applied.nodes);
+                    kept.map_err(|error| RefusedPush::Other(error.to_string()))?;
+                    changes_hold = true;
+                }
                 // The merger fetches what it needs.
                 Err(TreeError::Missing(_)) => {}
-                Err(error) => return Err(format!("the changes of a push do not fit: {error}")),
+                Err(error) => {
+                    let reason = format!("the changes of a push do not fit: {error}");
+                    return Err(match error {
+                        TreeError::Bounds(..) => RefusedPush::Offence(reason),
+                        // The base is not the sender's work, nor is this machine's disk.
+                        _ => RefusedPush::Other(reason),
+                    });
+                }
             }
         }
-        self.take(Some(from), head)
+        match self.take(Some(from), head) {
+            Ok(true) => Ok(Pushed::News { changes_hold }),
+            Ok(false) => Ok(Pushed::Known),
+            Err(reason) => Err(RefusedPush::Other(reason)),
+        }
     }
 
     fn admit_one(&self, from: Option<PeerId>, bytes: Vec<u8>) -> Result<bool, String> {
-        match self.check(&bytes)? {
+        match self.check(&bytes).map_err(|error| error.to_string())? {
             Some(head) => self.take(from, head),
             None => Ok(false),
         }
     }
 
     /// Decodes and verifies a head; `None` for one that was looked at before.
-    fn check(&self, bytes: &[u8]) -> Result<Option<KnownHead>, String> {
+    fn check(&self, bytes: &[u8]) -> Result<Option<KnownHead>, HeadError> {
         let digest = *blake3::hash(bytes).as_bytes();
         if self.state.write().seen_heads.get(&digest).is_some() {
             return Ok(None);
         }
-        let head = Head::decode(bytes).map_err(|error| error.to_string())?;
-        head.verify(&self.keys, wall_ns())
-            .map_err(|error| error.to_string())?;
+        let head = Head::decode(bytes)?;
+        head.verify(&self.keys, wall_ns())?;
         Ok(Some(known(&head, bytes.to_vec())))
     }
 
@@ -166,6 +182,24 @@ impl Shared {
         self.head_known.send_replace(true);
         self.merge_wake.notify_one();
         Ok(true)
+    }
+}
+
+impl From<HeadError> for RefusedPush {
+    fn from(error: HeadError) -> Self {
+        let reason = error.to_string();
+        match error {
+            HeadError::Malformed(_) | HeadError::Foreign | HeadError::Signature => {
+                Self::Offence(reason)
+            }
+            HeadError::Certificate(CertificateError::Invalid | CertificateError::ReadOnly) => {
+                Self::Offence(reason)
+            }
+            // Two clocks may differ.
+            HeadError::Certificate(CertificateError::Expired) | HeadError::Future { .. } => {
+                Self::Other(reason)
+            }
+        }
     }
 }
 

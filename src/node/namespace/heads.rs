@@ -94,9 +94,14 @@ impl HeadSet {
         self.0.iter().map(|held| &held.head)
     }
 
+    /// Whether a head adds nothing to those that are known.
+    pub(super) fn covers(&self, head: &KnownHead) -> bool {
+        self.0.iter().any(|held| head.covered_by(&held.head))
+    }
+
     /// Adds a verified head unless it is covered. `in_state`: the state holds it already.
     pub(super) fn offer(&mut self, head: KnownHead, in_state: bool) -> Offered {
-        if self.0.iter().any(|held| head.covered_by(&held.head)) {
+        if self.covers(&head) {
             return Offered::Covered;
         }
         let mut clash = false;

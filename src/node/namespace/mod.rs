@@ -122,6 +122,30 @@ pub enum RemoteChanges {
     All,
 }
 
+/// What a push brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pushed {
+    /// Nothing new.
+    Known,
+    /// A head that is to be passed on.
+    News {
+        /// Whether the changes that came with it were found to lead to its root. Others are not to be passed on with it:
+        /// whoever passes them on answers for them.
+        changes_hold: bool,
+    },
+}
+
+/// Why a push was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RefusedPush {
+    /// Its sender could have known better.
+    #[error("{0}")]
+    Offence(String),
+    /// Clocks that differ, a certificate out of its time, trouble on this machine.
+    #[error("{0}")]
+    Other(String),
+}
+
 /// Figures for `status`.
 #[derive(Clone, Debug, Default)]
 pub struct NamespaceStatus {
@@ -461,20 +485,20 @@ impl Namespace {
             .1
     }
 
-    /// Takes a MANIFEST_UPDATED push. True when it was news (and is to be passed on).
-    pub async fn take_push(&self, from: PeerId, push: Push) -> Result<bool, String> {
+    /// Takes a MANIFEST_UPDATED push.
+    pub async fn take_push(&self, from: PeerId, push: Push) -> Result<Pushed, RefusedPush> {
         let Push::Manifest {
             head,
             base,
             changes,
         } = push
         else {
-            return Err("not a push of a head".into());
+            return Err(RefusedPush::Other("not a push of a head".into()));
         };
         let shared = self.shared.clone();
         blocking(move || Ok(shared.admit_push(from, head.into_vec(), base, changes)))
             .await
-            .map_err(|error| error.to_string())?
+            .map_err(|error| RefusedPush::Other(error.to_string()))?
     }
 
     /// Newly signed heads.

@@ -268,8 +268,9 @@ async fn a_push_that_names_its_changes_needs_no_fetch() {
     a.write("y", 2).await;
     let published = published.recv().await.unwrap();
     let push = || published.push.clone();
-    assert_eq!(b.ns.take_push(a.peer(), push()).await, Ok(true));
-    assert_eq!(b.ns.take_push(a.peer(), push()).await, Ok(false));
+    let news = Ok(Pushed::News { changes_hold: true });
+    assert_eq!(b.ns.take_push(a.peer(), push()).await, news);
+    assert_eq!(b.ns.take_push(a.peer(), push()).await, Ok(Pushed::Known));
     b.merged().await;
     assert!(b.shows("y", 2).await && b.shows("x", 1).await);
     assert_eq!(b.root(), a.root());
@@ -290,12 +291,58 @@ async fn a_push_whose_changes_lead_elsewhere_is_refused() {
         base,
         changes: Some(Vec::new()),
     };
-    assert!(b.ns.take_push(a.peer(), push).await.is_err());
+    let refused = b.ns.take_push(a.peer(), push).await;
+    assert!(matches!(refused, Err(RefusedPush::Offence(_))));
     assert!(b.ns.take_push(a.peer(), Push::Leaving).await.is_err());
     // What its author shows is taken all the same.
     b.hears(&a).await;
     b.merged().await;
     assert!(b.shows("y", 2).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_of_a_push_are_vouched_for_only_where_their_base_is_here() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    a.write("x", 1).await;
+    b.reaches(&[]);
+    let mut published = a.ns.published();
+    a.write("y", 2).await;
+    let push = published.recv().await.unwrap().push.clone();
+    let unproven = Ok(Pushed::News {
+        changes_hold: false,
+    });
+    assert_eq!(b.ns.take_push(a.peer(), push).await, unproven);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forged_push_is_an_offence_and_one_from_another_clock_is_none() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    a.write("x", 1).await;
+    let good = Head::decode(&a.ns.heads()[0]).unwrap();
+    let push = |head: &Head| Push::Manifest {
+        head: head.encode().into(),
+        base: good.root,
+        changes: None,
+    };
+    let mut forged = good.clone();
+    forged.sequence += 1;
+    let refused = b.ns.take_push(a.peer(), push(&forged)).await;
+    assert!(matches!(refused, Err(RefusedPush::Offence(_))));
+    let tomorrow = manifest::HybridTime(wall_ns() + 86_400_000_000_000);
+    let ahead = Head::sign(
+        &cluster.id.keys(),
+        &a.ns.writer_identity(),
+        &good.certificate,
+        good.root,
+        good.covers.clone(),
+        good.sequence + 1,
+        tomorrow,
+    )
+    .unwrap();
+    let refused = b.ns.take_push(a.peer(), push(&ahead)).await;
+    assert!(matches!(refused, Err(RefusedPush::Other(_))));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
