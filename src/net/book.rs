@@ -1,7 +1,8 @@
 //! The address book: whom to dial, when, and who is blocked until when.
 //!
 //! Pure: time and randomness come in as arguments. Invariants: an address is dialed by at most one attempt at a time; the
-//! pause after each failure grows to [`PAUSE_MAX`], whatever anybody adds; all lists are bounded.
+//! pause after each failure grows to [`PAUSE_MAX`], whatever anybody adds; all lists are bounded; addresses that were merely
+//! heard of keep neither permanent ones nor those of lost peers from being noted and dialed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,10 +23,16 @@ const TRIES: u32 = 4;
 /// of the network heals within seconds.
 const REDIAL_FOR: Duration = Duration::from_secs(300);
 const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Most addresses in the book. Further ones are passed over, permanent ones excepted.
+/// Most addresses in the book. Further ones that were heard of are passed over; others take the place of one that matters
+/// less, and permanent ones are noted in any case.
 const ENTRIES_MAX: usize = 1024;
 /// Most dials at once.
 const DIALING_MAX: usize = 32;
+/// Most dials at once to addresses that were merely heard of, all together and of one peer.
+const HEARD_DIALING_MAX: usize = 16;
+const HEARD_DIALING_PER_PEER_MAX: usize = 4;
+/// Most addresses that were merely heard of for one peer.
+const HEARD_PER_PEER_MAX: usize = super::proto::ADDRESSES_MAX;
 /// Most blocked peers; beyond it the block that ends first is lifted.
 const BLOCKED_MAX: usize = 4096;
 /// First block for an offence; it doubles with each further one.
@@ -65,6 +72,52 @@ struct Entry {
     resting: bool,
 }
 
+/// Why an address is in the book; what comes first is dialed first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Permanent,
+    Lost,
+    Heard,
+}
+
+impl Entry {
+    fn rank(&self) -> Rank {
+        match (self.permanent, self.until) {
+            (true, _) => Rank::Permanent,
+            (false, Some(_)) => Rank::Lost,
+            (false, None) => Rank::Heard,
+        }
+    }
+}
+
+/// Room for further dials.
+struct Room {
+    all: usize,
+    heard: usize,
+    /// Dials to addresses that were heard of, by peer.
+    of_peer: BTreeMap<PeerId, usize>,
+}
+
+impl Room {
+    fn has(&self, target: &Target, rank: Rank) -> bool {
+        let of_peer = || target.peer.and_then(|peer| self.of_peer.get(&peer));
+        self.all > 0
+            && (rank != Rank::Heard
+                || self.heard > 0
+                    && of_peer().is_none_or(|dialing| *dialing < HEARD_DIALING_PER_PEER_MAX))
+    }
+
+    fn take(&mut self, target: &Target, rank: Rank) {
+        self.all = self.all.saturating_sub(1);
+        if rank == Rank::Heard {
+            self.heard = self.heard.saturating_sub(1);
+            if let Some(peer) = target.peer {
+                *self.of_peer.entry(peer).or_default() += 1;
+            }
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Book {
@@ -97,7 +150,12 @@ impl Book {
         if target.peer == Some(self.local) || !permanent && target.peer.is_some_and(blocked) {
             return;
         }
-        let full = self.entries.len() >= ENTRIES_MAX;
+        if !self.entries.contains_key(&target) {
+            let heard = !permanent && until.is_none();
+            if heard && !self.has_room_for(&target) || !heard && !self.make_room() && !permanent {
+                return;
+            }
+        }
         match self.entries.get_mut(&target) {
             Some(entry) => {
                 entry.until = entry.until.max(until);
@@ -106,7 +164,6 @@ impl Book {
                     entry.resting = false;
                 }
             }
-            None if full && !permanent => {}
             None => {
                 let entry = Entry {
                     permanent,
@@ -122,17 +179,45 @@ impl Book {
         }
     }
 
+    /// Whether an address that was heard of may be noted.
+    fn has_room_for(&self, target: &Target) -> bool {
+        let of_peer = || {
+            let entries = self.entries.iter();
+            let heard = entries
+                .filter(|(other, entry)| other.peer == target.peer && entry.rank() == Rank::Heard);
+            heard.count()
+        };
+        self.entries.len() < ENTRIES_MAX
+            && (target.peer.is_none() || of_peer() < HEARD_PER_PEER_MAX)
+    }
+
+    /// Sees to it that there is room for an address that is not merely heard of: drops one that was, the one most often
+    /// dialed in vain, or else that of the peer that was lost first. Returns whether there is.
+    fn make_room(&mut self) -> bool {
+        if self.entries.len() < ENTRIES_MAX {
+            return true;
+        }
+        let idle = self.entries.iter().filter(|(_, entry)| !entry.dialing);
+        let spare = idle.filter(|(_, entry)| entry.rank() != Rank::Permanent);
+        let least = spare.max_by_key(|(_, entry)| {
+            let lost = std::cmp::Reverse(entry.until);
+            (entry.rank(), lost, entry.resting, entry.failures)
+        });
+        let least = least.map(|(target, _)| target.clone());
+        least.is_some_and(|least| self.entries.remove(&least).is_some())
+    }
+
     /// What to dial now; each must be answered by [`Book::failed`] or [`Book::reached`].
     pub(super) fn due(&mut self, now: Instant, up: impl Fn(&PeerId) -> bool) -> Vec<Target> {
         self.entries
             .retain(|_, entry| !(entry.resting && entry.next <= now));
-        let mut free = DIALING_MAX.saturating_sub(self.dialing());
+        let mut room = self.room();
         let blocked = &self.blocked;
-        let mut due = Vec::new();
+        let mut candidates = Vec::new();
         for (target, entry) in &mut self.entries {
             let peer = target.peer.or(entry.found);
             let waits = entry.resting || entry.dialing || entry.next > now;
-            if waits || free == 0 || peer.is_some_and(|peer| up(&peer)) {
+            if waits || !room.has(target, entry.rank()) || peer.is_some_and(|peer| up(&peer)) {
                 continue;
             }
             if let Some(until) = peer.and_then(|peer| blocked.get(&peer)).copied()
@@ -141,26 +226,45 @@ impl Book {
                 entry.next = until;
                 continue;
             }
-            entry.dialing = true;
-            free -= 1;
-            due.push(target.clone());
+            candidates.push((entry.rank(), entry.next, target.clone()));
+        }
+        candidates.sort();
+        let mut due = Vec::new();
+        for (rank, _, target) in candidates {
+            if room.has(&target, rank)
+                && let Some(entry) = self.entries.get_mut(&target)
+            {
+                entry.dialing = true;
+                room.take(&target, rank);
+                due.push(target);
+            }
         }
         due
     }
 
-    fn dialing(&self) -> usize {
-        self.entries.values().filter(|entry| entry.dialing).count()
+    fn room(&self) -> Room {
+        let mut room = Room {
+            all: DIALING_MAX,
+            heard: HEARD_DIALING_MAX,
+            of_peer: BTreeMap::new(),
+        };
+        for (target, entry) in self.entries.iter().filter(|(_, entry)| entry.dialing) {
+            room.take(target, entry.rank());
+        }
+        room
     }
 
     /// When to call [`Book::due`] or [`Book::unblocked`] next.
     pub(super) fn next(&self, up: impl Fn(&PeerId) -> bool) -> Option<Instant> {
+        let room = self.room();
         let waiting = self.entries.iter().filter(|(target, entry)| {
-            !entry.dialing && !target.peer.or(entry.found).is_some_and(|peer| up(&peer))
+            !entry.dialing
+                && room.has(target, entry.rank())
+                && !target.peer.or(entry.found).is_some_and(|peer| up(&peer))
         });
-        let full = self.dialing() >= DIALING_MAX;
         let dial = waiting.map(|(_, entry)| entry.next).min();
         let unblock = self.blocked.values().min().copied();
-        dial.filter(|_| !full).into_iter().chain(unblock).min()
+        dial.into_iter().chain(unblock).min()
     }
 
     /// The address answered, and this peer is there. It proved itself, or else [`Book::failed`] follows.
@@ -400,6 +504,84 @@ mod tests {
         let mut book = Book::new(PeerId::random());
         book.lost(now, PeerId::random(), vec![address(1)], true, 0.5);
         assert_eq!(book.next(|_| false), None);
+    }
+
+    fn anybodys(number: u32) -> Multiaddr {
+        let [_, a, b, c] = number.to_be_bytes();
+        let address: Multiaddr = format!("/ip4/10.{a}.{b}.{c}/tcp/1").parse().unwrap();
+        address.with_p2p(PeerId::random()).unwrap()
+    }
+
+    #[test]
+    fn addresses_that_were_heard_of_starve_neither_permanent_ones_nor_lost_peers() {
+        let now = Instant::now();
+        let mut book = Book::new(PeerId::random());
+        for number in 0..3000 {
+            book.add(now, anybodys(number), false);
+        }
+        assert_eq!(book.entries.len(), ENTRIES_MAX);
+        let heard = book.due(now, |_| false);
+        assert_eq!(heard.len(), HEARD_DIALING_MAX);
+        assert!(
+            book.next(|_| false).is_none(),
+            "nothing to do until one ends"
+        );
+        // The last in the order of addresses.
+        let (permanent, lost) = ("/ip4/99.0.0.1/tcp/1", "/ip4/99.0.0.2/tcp/1");
+        book.add(now, permanent.parse().unwrap(), true);
+        book.lost(
+            now,
+            PeerId::random(),
+            vec![lost.parse().unwrap()],
+            false,
+            0.5,
+        );
+        assert_eq!(book.entries.len(), ENTRIES_MAX);
+        let later = now + Duration::from_secs(2);
+        let due = book.due(later, |_| false);
+        let due: Vec<_> = due.iter().map(|due| due.address.to_string()).collect();
+        assert_eq!(due, [permanent, lost]);
+        // Others take their turns by the time since which they wait.
+        book.failed(later, &heard[0], 0.5);
+        let next = book.due(later, |_| false);
+        assert!(next.len() == 1 && next[0] != heard[0]);
+    }
+
+    #[test]
+    fn one_peer_that_was_heard_of_takes_up_a_few_dials_and_some_addresses() {
+        let now = Instant::now();
+        let mut book = Book::new(PeerId::random());
+        let peer = PeerId::random();
+        for port in 1..100 {
+            book.add(now, address(port).with_p2p(peer).unwrap(), false);
+        }
+        assert_eq!(book.entries.len(), HEARD_PER_PEER_MAX);
+        let mut dialed = BTreeSet::new();
+        let mut at = now;
+        while let Some(next) = book.next(|_| false) {
+            at = next.max(at);
+            let due = book.due(at, |_| false);
+            assert!(due.len() <= HEARD_DIALING_PER_PEER_MAX);
+            for target in due {
+                book.failed(at, &target, 0.5);
+                dialed.insert(target);
+            }
+        }
+        assert_eq!(dialed.len(), HEARD_PER_PEER_MAX, "each gets its turn");
+    }
+
+    #[test]
+    fn where_all_places_are_taken_by_lost_peers_the_first_lost_gives_way() {
+        let now = Instant::now();
+        let mut book = Book::new(PeerId::random());
+        for second in 0..=ENTRIES_MAX as u64 {
+            let at = now + Duration::from_millis(second);
+            let address = anybodys(u32::try_from(second).unwrap());
+            book.lost(at, PeerId::random(), vec![address], false, 0.5);
+        }
+        assert_eq!(book.entries.len(), ENTRIES_MAX);
+        let first = book.entries.values().filter_map(|entry| entry.until).min();
+        assert_eq!(first, Some(now + Duration::from_millis(1) + REDIAL_FOR));
     }
 
     #[test]
