@@ -1,7 +1,7 @@
 //! The network: one libp2p swarm, membership before anything else, sync and block streams with bounds.
 //!
-//! `transport` secures and multiplexes TCP; `swarm` owns the swarm, dials (`book`) and counts connections; `hello` proves
-//! membership; `sync` and `blocks` carry questions and answers over long-lived streams (`streams`, `framing`); `peers` is
+//! `transport` secures and multiplexes TCP; `swarm` owns the swarm, dials (`book`) and counts connections (`sources`); `hello`
+//! proves membership; `sync` and `blocks` carry questions and answers over long-lived streams (`streams`, `framing`); `peers` is
 //! what they share.
 //!
 //! It decides nothing about manifests or contents: whatever members ask is answered by the [`Service`].
@@ -18,6 +18,7 @@ mod framing;
 mod hello;
 mod peers;
 pub mod proto;
+mod sources;
 mod streams;
 mod swarm;
 mod sync;

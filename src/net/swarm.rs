@@ -38,6 +38,7 @@ use super::{
     hello::HelloError,
     peers::{Note, Shared, Whereabouts},
     proto::ADDRESSES_MAX,
+    sources::Sources,
     streams::{self, HELLO_WITHIN},
     transport::without_peer,
 };
@@ -58,8 +59,9 @@ const IDLE_MAX: Duration = Duration::from_secs(24 * 3600);
 const CONNECTIONS_MAX: u32 = 512;
 /// Connections that others opened.
 const INCOMING_MAX: u32 = 384;
-/// Connections whose handshakes are under way, each direction.
-const PENDING_MAX: u32 = 64;
+/// Connections whose handshakes are under way: those that others opened, and those that this node opened.
+const PENDING_INCOMING_MAX: u32 = 512;
+const PENDING_OUTGOING_MAX: u32 = 64;
 /// Connections to one peer: both sides may dial at once, at several addresses.
 const PER_PEER_MAX: u32 = 6;
 /// Longest wait for the listeners to report their addresses.
@@ -71,6 +73,7 @@ const CLOSE_WITHIN: Duration = Duration::from_millis(500);
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     limits: connection_limits::Behaviour,
+    sources: Sources,
     blocked: allow_block_list::Behaviour<allow_block_list::BlockedPeers>,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
@@ -80,8 +83,8 @@ pub(super) struct Behaviour {
 impl Behaviour {
     pub(super) fn new(identity: &libp2p::identity::Keypair) -> Self {
         let limits = ConnectionLimits::default()
-            .with_max_pending_incoming(Some(PENDING_MAX))
-            .with_max_pending_outgoing(Some(PENDING_MAX))
+            .with_max_pending_incoming(Some(PENDING_INCOMING_MAX))
+            .with_max_pending_outgoing(Some(PENDING_OUTGOING_MAX))
             .with_max_established_incoming(Some(INCOMING_MAX))
             .with_max_established(Some(CONNECTIONS_MAX))
             .with_max_established_per_peer(Some(PER_PEER_MAX));
@@ -95,6 +98,7 @@ impl Behaviour {
             .with_timeout(PING_WITHIN);
         Self {
             limits: connection_limits::Behaviour::new(limits),
+            sources: Sources::default(),
             blocked: allow_block_list::Behaviour::default(),
             identify: identify::Behaviour::new(identify),
             ping: ping::Behaviour::new(ping),
@@ -441,6 +445,7 @@ impl Owner {
                     self.shared.book.lock().reached(target);
                 }
                 self.leaving.remove(&peer);
+                self.swarm.behaviour_mut().sources.proven(&peer);
                 let node = hello.node.clone();
                 if self.shared.admit(peer, hello, at) {
                     info!(%peer, node, "peer is up");
@@ -532,6 +537,9 @@ impl Owner {
 
     fn on_connected(&mut self, peer: PeerId, id: ConnectionId, endpoint: &ConnectedPoint) {
         self.shared.connected.write().insert(peer);
+        if self.shared.peer(&peer).is_some() {
+            self.swarm.behaviour_mut().sources.proven(&peer);
+        }
         let mut connection = Connection {
             peer,
             since: Instant::now(),

@@ -126,6 +126,36 @@ async fn without_hello_sync_and_blocks_say_not_a_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_prove_nothing_take_up_a_share_of_the_room() {
+    let keys = cluster();
+    let (victim, _) = start(&keys, "victim").await;
+    let (other, _) = start(&keys, "other").await;
+    other.add_peer(address(&victim), false);
+    until("they know each other", || knows(&victim, &other)).await;
+    let at = victim.addresses()[0].to_string();
+    let port = at.rsplit('/').next().unwrap().parse().unwrap();
+    let ended = || async {
+        let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .unwrap();
+        let mut heard = Vec::new();
+        let _ = tokio::io::AsyncReadExt::read_to_end(&mut socket, &mut heard).await;
+    };
+    let mut sockets: futures::stream::FuturesUnordered<_> = (0..40).map(|_| ended()).collect();
+    // Long before the others are given up, those beyond the limit are closed.
+    let before = Instant::now();
+    for _ in 0..8 {
+        timeout(SOON, sockets.next()).await.unwrap();
+    }
+    assert!(before.elapsed() < Duration::from_secs(8));
+    drop(sockets);
+    let (third, _) = start(&keys, "third").await;
+    third.add_peer(address(&victim), true);
+    until("a member finds room again", || knows(&victim, &third)).await;
+    assert!(knows(&victim, &other));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replayed_proof_ends_in_a_block() {
     let keys = cluster();
     let (victim, service) = start(&keys, "victim").await;

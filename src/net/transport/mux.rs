@@ -17,7 +17,7 @@ const FRAME_BYTES_MAX: usize = 256 * 1024;
 
 /// Streams of one connection, both directions; yamux ends a connection that exceeds it. A pair of members uses about a
 /// dozen.
-const STREAMS_MAX: usize = 128;
+const STREAMS_MAX: usize = 32;
 
 /// Longest time for saying that a connection ends. libp2p counts it as connected until then, and a stopped peer whose
 /// buffers are full would take no last word, ever.
