@@ -6,7 +6,9 @@
 //! that somebody still waits for; what nobody waits for any more is read and thrown away, so the stream stays in step.
 //!
 //! The answering side works on a bounded number of requests for each peer and for all of them; it says
-//! [`BlockAnswer::Busy`] rather than queue beyond that. It gives a peer up that takes no bytes for [`WRITE_WITHIN`].
+//! [`BlockAnswer::Busy`] rather than queue beyond that. It ends a stream on which an answer is not taken in time, and is busy
+//! for a while for a peer that does so again, so that who takes its answers byte by byte does not keep their room from others.
+//! Slow lines are met by the requester, which asks for what it can take in a second.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +17,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -48,8 +50,12 @@ const CALL_BYTES_MAX: usize = 1024;
 const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// Bytes read or written between two signs of life; one frame of the multiplexer.
 const PIECE_BYTES: usize = 256 * 1024;
-/// Longest time for one piece to leave.
-const WRITE_WITHIN: Duration = Duration::from_secs(30);
+/// Longest time for an answer to leave: this, and what its bytes take at the least rate.
+const WRITE_WITHIN: Duration = Duration::from_secs(10);
+const RATE_MIN_BYTES_PER_S: u64 = 64 * 1024;
+/// Answers in a row that a peer does not take in time, after which it gets none for a while.
+const MISSED_MAX: u32 = 2;
+const MISSED_PAUSE: Duration = Duration::from_secs(60);
 /// Longest time for the service to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Pauses before a broken stream is opened again.
@@ -320,6 +326,31 @@ impl Drop for Load {
     }
 }
 
+/// How well a peer takes its answers.
+#[derive(Default)]
+pub(super) struct Patience {
+    missed: u32,
+    until: Option<Instant>,
+}
+
+impl Patience {
+    fn taken(&mut self) {
+        self.missed = 0;
+    }
+
+    fn missed(&mut self, now: Instant) {
+        self.missed += 1;
+        if self.missed >= MISSED_MAX {
+            self.missed = 0;
+            self.until = Some(now + MISSED_PAUSE);
+        }
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until)
+    }
+}
+
 /// What an answer holds until its last byte is written.
 type Held = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>, Load);
 
@@ -352,7 +383,10 @@ pub(super) async fn serve(
                         .map_err(|reason| FrameError::Malformed(reason.into()))?;
                     let place = peer.answers.clone().acquire_owned().await;
                     let place = place.map_err(io::Error::other)?;
-                    let room = shared.answers.clone().try_acquire_owned().ok();
+                    let mut room = None;
+                    if !peer.patience.lock().is_over(Instant::now()) {
+                        room = shared.answers.clone().try_acquire_owned().ok();
+                    }
                     let busy = room.is_none();
                     let held = (place, room, Load::new(shared));
                     let service = shared.service.clone();
@@ -389,7 +423,16 @@ pub(super) async fn serve(
                     write_head(&mut writer, &Head::Cancelled { number }).await?;
                 }
                 Outgoing::Answer(number, answer, held) => {
-                    let sent = write_answer(&mut writer, &peer.traffic, number, answer).await?;
+                    let within = time_for(&answer);
+                    let write = write_answer(&mut writer, &peer.traffic, number, answer);
+                    let Ok(sent) = timeout(within, write).await else {
+                        peer.patience.lock().missed(Instant::now());
+                        return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+                    };
+                    let sent = sent?;
+                    if sent > 0 {
+                        peer.patience.lock().taken();
+                    }
                     peer.traffic.block_sent.fetch_add(sent, Relaxed);
                     shared.counters.block_sent.fetch_add(sent, Relaxed);
                     drop(held);
@@ -423,7 +466,17 @@ async fn write_head<S: AsyncWrite + Unpin>(writer: &mut S, head: &Head) -> Resul
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-/// Writes an answer; tells the bytes of its data.
+/// Longest time for an answer to leave.
+fn time_for(answer: &BlockAnswer) -> Duration {
+    let bytes = match answer {
+        BlockAnswer::Data(data) | BlockAnswer::WrongSize { proof: data, .. } => data.len(),
+        BlockAnswer::DontHave(_) | BlockAnswer::Busy => 0,
+    };
+    let millis = (bytes as u64).saturating_mul(1000) / RATE_MIN_BYTES_PER_S;
+    WRITE_WITHIN + Duration::from_millis(millis)
+}
+
+/// Writes an answer; tells the bytes of its data. The caller bounds the time.
 async fn write_answer<S: AsyncWrite + Unpin>(
     writer: &mut S,
     traffic: &Traffic,
@@ -452,13 +505,35 @@ async fn write_answer<S: AsyncWrite + Unpin>(
     };
     let frame = framing::encode(&head, HEAD_BYTES_MAX)?;
     for piece in std::iter::once(&frame[..]).chain(data.chunks(PIECE_BYTES)) {
-        timeout(WRITE_WITHIN, writer.write_all(piece))
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        writer.write_all(piece).await?;
         traffic.alive();
     }
-    timeout(WRITE_WITHIN, writer.flush())
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    writer.flush().await?;
     Ok(data.len() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_has_time_for_a_slow_line_and_no_more() {
+        let largest = BlockAnswer::Data(vec![0; BLOCK_ANSWER_BYTES_MAX].into());
+        let seconds = time_for(&largest).as_secs();
+        assert!((26..=28).contains(&seconds), "{seconds} s");
+        assert_eq!(time_for(&BlockAnswer::Busy), WRITE_WITHIN);
+    }
+
+    #[test]
+    fn who_misses_two_answers_in_a_row_gets_none_for_a_while() {
+        let now = Instant::now();
+        let mut patience = Patience::default();
+        patience.missed(now);
+        patience.taken();
+        patience.missed(now);
+        assert!(!patience.is_over(now));
+        patience.missed(now);
+        assert!(patience.is_over(now));
+        assert!(!patience.is_over(now + MISSED_PAUSE));
+    }
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     NetEvent, PeerInfo, Service,
-    blocks::{self, BlockClient},
+    blocks::{self, BlockClient, Patience},
     book::{Book, Target},
     counters::Counters,
     hello::HelloError,
@@ -157,6 +157,7 @@ impl Shared {
             blocks: blocks::start(self, id, &gone, &traffic),
             traffic,
             answers: Arc::new(Semaphore::new(ANSWERS_PER_PEER_MAX)),
+            patience: Mutex::default(),
             sync_answers: Arc::new(Semaphore::new(sync::ANSWERING_MAX)),
             gone,
         });
@@ -242,6 +243,8 @@ pub(super) struct Peer {
     pub(super) traffic: Arc<Traffic>,
     /// Room for block answers to this peer.
     pub(super) answers: Arc<Semaphore>,
+    /// How well it takes them.
+    pub(super) patience: Mutex<Patience>,
     /// Room for sync answers to this peer.
     pub(super) sync_answers: Arc<Semaphore>,
     /// Cancelled when the last connection is gone.
