@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    CausalContext, Change, NodeHash, NodeSource, TreeError, Version, Versions, apply, diff,
+    CausalContext, Change, Key, NodeHash, NodeSource, TreeError, Version, Versions, apply, diff,
 };
 
 /// A merged state.
@@ -20,6 +20,9 @@ pub struct Merged {
     pub nodes: Vec<(NodeHash, Vec<u8>)>,
     /// How it differs from the first of the two states.
     pub changes: Vec<Change>,
+    /// What gave way to another version with the same dot: two machines wrote under one writer's number (a restored backup,
+    /// a clone). See [`Versions::new`] for which one stays.
+    pub contradicted: Vec<(Key, Version)>,
 }
 
 /// Merges the versions under one key: one survives if both sides have it, or if the side that lacks it doesn't cover
@@ -53,9 +56,21 @@ pub fn merge(
     theirs: (NodeHash, &CausalContext),
 ) -> Result<Merged, TreeError> {
     let mut changes = diff(source, ours.0, theirs.0, usize::MAX)?;
+    let mut contradicted = Vec::new();
     changes.retain_mut(|change| {
         let (old, new) = (change.old.as_ref(), change.new.as_ref());
-        change.new = merge_versions(old, ours.1, new, theirs.1);
+        let merged = merge_versions(old, ours.1, new, theirs.1);
+        let both = list(old).iter().chain(list(new));
+        for version in both {
+            let kept = list(merged.as_ref());
+            if kept
+                .iter()
+                .any(|kept| kept.dot == version.dot && kept.entry != version.entry)
+            {
+                contradicted.push((change.key.clone(), version.clone()));
+            }
+        }
+        change.new = merged;
         change.new != change.old
     });
     let edits: BTreeMap<_, _> = changes
@@ -70,6 +85,7 @@ pub fn merge(
         context,
         nodes: applied.nodes,
         changes,
+        contradicted,
     })
 }
 

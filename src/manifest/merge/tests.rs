@@ -224,3 +224,27 @@ fn a_merge_costs_what_differs() {
     assert_eq!(merged.changes.len(), 1);
     assert!(memory.reads.get() < 40, "{}", memory.reads.get());
 }
+
+#[test]
+fn what_gives_way_to_another_content_with_the_same_dot_is_named() {
+    let memory = Memory::default();
+    let mut original = Replica::new(1);
+    original.commit(&memory, 1, &[(0, Some(0))]);
+    let mut clone = original.clone();
+    original.commit(&memory, 2, &[(1, Some(1)), (2, Some(7))]);
+    clone.commit(&memory, 3, &[(1, Some(2)), (2, Some(7))]);
+    // Neither context says anything of the write that both made.
+    let before = {
+        let mut context = CausalContext::default();
+        context.add(dot(1, 1));
+        context
+    };
+    for (ours, theirs) in [(&original, &clone), (&clone, &original)] {
+        let merged = merge(&memory, (ours.root, &before), (theirs.root, &before)).unwrap();
+        let dropped = version(1, 2, 2, file(1));
+        assert_eq!(merged.contradicted, [(key_of(1), dropped)]);
+        memory.keep(merged.nodes);
+        let kept = get(&memory, merged.root, &key_of(1)).unwrap().unwrap();
+        assert_eq!(kept.as_slice(), [version(1, 2, 3, file(2))]);
+    }
+}

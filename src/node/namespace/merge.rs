@@ -14,7 +14,7 @@ use super::{
     heads::{KnownHead, Way},
     pace::BackOff,
 };
-use crate::manifest::{self, Change, InternalKey, NodeHash, NodeSource, TreeError};
+use crate::manifest::{self, Change, InternalKey, Key, NodeHash, NodeSource, TreeError, Version};
 
 /// Rounds of fetching for one merge; each brings up to 1024 nodes.
 const MERGE_ROUNDS_MAX: usize = 1024;
@@ -23,6 +23,8 @@ const MERGE_ROUNDS_MAX: usize = 1024;
 const DIFFERENCE_ROUNDS_MAX: usize = 16;
 const DIFFERENCE_NODES_MAX: usize = 64;
 const DIFFERENCE_TIME_MAX: Duration = Duration::from_secs(10);
+/// Contents that gave way to others under the same number and are named in the log.
+const CONTRADICTED_TOLD_MAX: usize = 64;
 /// Changes that are named; more are "all".
 const NAMED_CHANGES_MAX: usize = 4096;
 
@@ -147,6 +149,7 @@ impl Shared {
             merged => merged?,
         };
         self.nodes.put(&merged.nodes)?;
+        tell_contradicted(&merged.contradicted);
         self.become_state(digest, merged.root, joined, Some(&merged.changes))?;
         let _ = self.remote_changes.send(named(&merged.changes));
         Ok(Step::Done)
@@ -247,6 +250,26 @@ impl Shared {
             }
         }
         None
+    }
+}
+
+/// What two machines wrote under one number cannot both be kept; what gives way is at least named, with its content.
+fn tell_contradicted(contradicted: &[(Key, Version)]) {
+    for (key, version) in contradicted.iter().take(CONTRADICTED_TOLD_MAX) {
+        // A writer's row says the same on all its machines.
+        if let Some(path) = key.path() {
+            tracing::warn!(
+                %path,
+                writer = version.dot.writer.0,
+                sequence = version.dot.sequence,
+                dropped = ?version.entry.kind,
+                "two machines wrote different contents under one number: one of them was dropped"
+            );
+        }
+    }
+    if contradicted.len() > CONTRADICTED_TOLD_MAX {
+        let more = contradicted.len() - CONTRADICTED_TOLD_MAX;
+        tracing::warn!(more, "further contents were dropped for the same reason");
     }
 }
 
