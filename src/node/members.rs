@@ -258,7 +258,10 @@ impl Service for Members {
                             net.push(passed_on(push, changes_hold), Some(peer));
                         }
                         Ok(Pushed::Known) => {}
-                        Err(RefusedPush::Offence(reason)) => net.offence(peer, &reason),
+                        Err(RefusedPush::Offence(reason)) => {
+                            let reason = format!("a pushed manifest update was refused: {reason}");
+                            net.offence(peer, &reason);
+                        }
                         Err(RefusedPush::Other(reason)) => {
                             tracing::warn!(%peer, reason, "a pushed manifest update was refused");
                         }
