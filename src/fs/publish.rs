@@ -73,7 +73,7 @@ pub(crate) async fn settler(core: Arc<Core>) {
 
 impl Core {
     /// Live files that are to be published now, marked as taken. `all`: those that are still being written, too.
-    fn due(&self, all: bool) -> Vec<Arc<Live>> {
+    pub(super) fn due(&self, all: bool) -> Vec<Arc<Live>> {
         let now = Instant::now();
         let mut lives = self.lives.lock();
         let numbers: Vec<u64> = lives.keys().copied().collect();

@@ -63,7 +63,7 @@ impl Core {
         }
         if mode.write {
             self.writable()?;
-            self.start_writing(number, 1)?;
+            self.start_writing(number)?;
         }
         Ok(self.opened(number, mode.write))
     }
@@ -81,20 +81,12 @@ impl Core {
         handle
     }
 
-    /// The live state of a file, made where there is none, with so many more writers.
-    pub(in crate::fs) fn start_writing(
-        &self,
-        number: u64,
-        writers: u32,
-    ) -> Result<Arc<Live>, Fail> {
+    /// One more writer of a file, whose live state is made where there is none and lasts until [`Core::closed`].
+    pub(in crate::fs) fn start_writing(&self, number: u64) -> Result<(), Fail> {
         let mut lives = self.lives.lock();
         if let Some(live) = lives.get(&number) {
-            let mut state = live.state.lock();
-            if state.importing && writers == 0 {
-                return Err(Self::after_import(number));
-            }
-            state.writers += writers;
-            return Ok(live.clone());
+            live.state.lock().writers += 1;
+            return Ok(());
         }
         let (path, facts) = {
             let inodes = self.inodes.lock();
@@ -126,8 +118,27 @@ impl Core {
                 live
             }
         };
-        live.state.lock().writers = writers;
-        Ok(self.insert_live(&mut lives, live))
+        live.state.lock().writers = 1;
+        self.insert_live(&mut lives, live);
+        Ok(())
+    }
+
+    /// Changes what a file holds that somebody is writing; the only way to. Where the staging file is being made an object,
+    /// this needs to wait.
+    pub(in crate::fs) fn alter<T>(
+        &self,
+        number: u64,
+        change: impl FnOnce(&mut LiveState) -> Result<T, Fail>,
+    ) -> Result<T, Fail> {
+        let altered = self.with_live(number, |live| {
+            if live.importing {
+                return Err(Self::after_import(number));
+            }
+            let answer = change(live)?;
+            live.touch(now_hybrid());
+            Ok(answer)
+        });
+        altered.unwrap_or(Err(FsError::BadHandle.into()))
     }
 
     /// The staging file is being made an object: what would change it waits.
@@ -135,15 +146,9 @@ impl Core {
         Fail::Need(Need::Import(number))
     }
 
-    fn insert_live(
-        &self,
-        lives: &mut std::collections::HashMap<u64, Arc<Live>>,
-        live: Live,
-    ) -> Arc<Live> {
-        let live = Arc::new(live);
-        lives.insert(live.number, live.clone());
+    fn insert_live(&self, lives: &mut std::collections::HashMap<u64, Arc<Live>>, live: Live) {
         self.inodes.lock().pin(live.number);
-        live
+        lives.insert(live.number, Arc::new(live));
     }
 
     /// Ends the live state of a file: from now on it is its content. Removes what is left of the staging.
@@ -311,10 +316,7 @@ impl Core {
         if end > FILE_BYTES_MAX {
             return Err(FsError::TooLarge.into());
         }
-        let written = self.with_live(file.number, |live| {
-            if live.importing {
-                return Err(Self::after_import(file.number));
-            }
+        let written = self.alter(file.number, |live| {
             live.staging(&self.store)?.write_all_at(data, offset)?;
             live.overlay.write(offset..end);
             if !cached {
@@ -323,11 +325,10 @@ impl Core {
             if drop_privileges {
                 live.entry.mode &= !0o6000;
             }
-            live.touch(now_hybrid());
             Ok(())
         });
         file.wrote.store(true, Ordering::Relaxed);
-        written.unwrap_or(Err(FsError::BadHandle.into()))
+        written
     }
 
     /// Sets aside room, or makes a range zeros; what `fallocate(2)` does.
@@ -345,10 +346,7 @@ impl Core {
             libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE => true,
             _ => return Err(FsError::NotSupported.into()),
         };
-        let done = self.with_live(file.number, |live| {
-            if live.importing {
-                return Err(Self::after_import(file.number));
-            }
+        self.alter(file.number, |live| {
             let staging = live.staging(&self.store)?;
             let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
             let (start, len) = (range.start, range.end - range.start);
@@ -365,10 +363,8 @@ impl Core {
                 live.overlay.truncate(range.end);
             }
             live.entry.modified = now();
-            live.touch(now_hybrid());
             Ok(())
-        });
-        done.unwrap_or(Err(FsError::BadHandle.into()))
+        })
     }
 
     /// A handle is being closed, perhaps one of several copies: the last moment to report an error.
@@ -413,7 +409,8 @@ impl Core {
         state.writers == 0 && (!state.is_dirty() || unread())
     }
 
-    fn closed(&self, number: u64, wrote: bool) {
+    /// A user of a file is gone, who `wrote` if it was a writer.
+    pub(in crate::fs) fn closed(&self, number: u64, wrote: bool) {
         let mut lives = self.lives.lock();
         let Some(live) = lives.get(&number).cloned() else {
             return;

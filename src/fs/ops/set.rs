@@ -66,24 +66,22 @@ impl Core {
             Kind::Directory => return Err(FsError::IsDirectory.into()),
             _ => return Err(FsError::Invalid.into()),
         }
-        let live = self.start_writing(number, 0)?;
-        let mut state = live.state.lock();
-        if let Some(staging) = &state.staging
-            && size < state.overlay.size()
-        {
-            // What is cut off must not show again when the file grows.
-            staging.file.set_len(size)?;
-        }
-        state.overlay.truncate(size);
-        state.entry.modified = modified.unwrap_or_else(now);
-        drop_set_id(&mut state.entry);
-        state.touch(now_hybrid());
-        let is_closed = state.writers == 0;
-        drop(state);
-        if is_closed {
-            self.wake.notify_one();
-        }
-        Ok(())
+        // A writer for as long as it takes: the live state can't end under it.
+        self.start_writing(number)?;
+        let cut = self.alter(number, |live| {
+            if let Some(staging) = &live.staging
+                && size < live.overlay.size()
+            {
+                // What is cut off must not show again when the file grows.
+                staging.file.set_len(size)?;
+            }
+            live.overlay.truncate(size);
+            live.entry.modified = modified.unwrap_or_else(now);
+            drop_set_id(&mut live.entry);
+            Ok(())
+        });
+        self.closed(number, true);
+        cut
     }
 
     /// Changes the entry of an inode, wherever its truth is at the moment.

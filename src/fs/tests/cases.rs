@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
-    fs::ops::{Changes, Replace},
+    fs::{
+        core::Need,
+        ops::{Changes, Replace},
+    },
     manifest::{Kind, Timestamp},
     store::Presence,
 };
@@ -589,4 +592,34 @@ fn names_that_can_not_be_are_refused() {
     assert_eq!(make(b"..".to_vec()), Err(libc::EINVAL));
     assert_eq!(make(vec![b'x'; 255]), Ok(()));
     assert_eq!(make(vec![b'x'; 255]), Err(libc::EEXIST));
+}
+
+#[test]
+fn a_truncation_meets_a_state_that_lives_and_is_not_hashed() {
+    let fixture = Fixture::new();
+    fixture.put("a", b"0123456789").expect("written");
+    fixture.settle();
+    let number = fixture.walk("a").expect("there");
+    let core = &fixture.core;
+    core.start_writing(number).expect("begun");
+    // Nothing was written yet, but somebody is about to.
+    assert!(core.due(false).is_empty());
+    assert!(core.with_live(number, |_| ()).is_some(), "it lasts");
+    let cut = |core: &Core| {
+        let changes = Changes {
+            size: Some(3),
+            ..Changes::default()
+        };
+        core.setattr(number, &changes).map(|attr| attr.size)
+    };
+    core.with_live(number, |live| live.importing = true);
+    assert!(matches!(cut(core), Err(Fail::Need(Need::Import(_)))));
+    let size = core.with_live(number, |live| live.overlay.size());
+    assert_eq!(size, Some(10), "nothing happened yet");
+    core.with_live(number, |live| live.importing = false);
+    core.closed(number, true);
+    assert!(core.lives.lock().is_empty(), "and ends");
+    assert_eq!(cut(core).expect("cut"), 3);
+    fixture.settle();
+    assert_eq!(fixture.content("a").expect("read"), b"012");
 }
