@@ -3,8 +3,9 @@
 //! Operations (in `ops/`) are methods of [`Core`]. They never wait for the network and never call the kernel. One that lacks
 //! something answers [`Fail::Need`], having changed nothing, and is called again once that is there.
 //!
-//! Lock order, outermost first: `order`, `lives`, a [`Live`]'s state, `inodes`, `files`/`folders`. `order` is held shared by
-//! operations that look at names and exclusively by those that change them, so that the tree and the table of inodes agree.
+//! Lock order, outermost first: `order`, a [`Live`]'s `syncing`, its state, `lives`, `inodes`, `files`/`folders`. `order` is held
+//! shared by operations that look at names and exclusively by those that change them, so that the tree and the table of inodes
+//! agree. Nobody waits for a disk to sync while holding any of them but `syncing`.
 
 use std::{
     collections::{BTreeSet, HashMap},

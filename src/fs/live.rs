@@ -20,6 +20,9 @@ pub(crate) struct Live {
     /// Its inode number; pinned while this exists.
     pub(crate) number: u64,
     pub(crate) state: Mutex<LiveState>,
+    /// Held while the staging file is synced, or made an object: of several durable journal records the last is the newest,
+    /// and none is written for a file that has become an object.
+    pub(crate) syncing: Mutex<()>,
 }
 
 /// A staging file.
@@ -86,6 +89,7 @@ impl Live {
     ) -> Self {
         Self {
             number,
+            syncing: Mutex::new(()),
             state: Mutex::new(LiveState {
                 overlay: Overlay::over(base.size),
                 base,
@@ -152,19 +156,16 @@ impl LiveState {
         Ok(file)
     }
 
-    /// Writes the journal record where the journal lacks something. Without a staging file there is nothing to lose but
-    /// an empty new file, for which `durable` makes one.
-    pub(crate) fn journal(&mut self, store: &Store, durable: bool) -> Result<(), StoreError> {
-        if self.unlinked || !self.is_dirty() || (!durable && self.journaled == self.version) {
+    /// Writes the journal record where the journal lacks something; syncs nothing. Without a staging file there is nothing
+    /// to lose but an empty new file.
+    pub(crate) fn journal(&mut self, store: &Store) -> Result<(), StoreError> {
+        if self.unlinked || !self.is_dirty() || self.journaled == self.version {
             return Ok(());
-        }
-        if durable {
-            self.staging(store)?;
         }
         let Some(Staging { id: Some(id), .. }) = &self.staging else {
             return Ok(());
         };
-        store.journal(*id, &self.record(), durable)?;
+        store.journal(*id, &self.record(), false)?;
         self.journaled = self.version;
         Ok(())
     }
@@ -179,7 +180,7 @@ impl LiveState {
         }
     }
 
-    fn record(&self) -> JournalRecord {
+    pub(crate) fn record(&self) -> JournalRecord {
         let mut path = Vec::new();
         for name in self.path.names() {
             if !path.is_empty() {

@@ -47,7 +47,11 @@ pub(crate) async fn publisher(core: Arc<Core>) {
     loop {
         // Either outcome means: look.
         let _ = tokio::time::timeout(LOOK_EVERY, core.wake.notified()).await;
-        for live in core.due(false) {
+        let looking = core.clone();
+        let Ok(due) = blocking(move || looking.due(false)).await else {
+            return;
+        };
+        for live in due {
             let (core, permits) = (core.clone(), permits.clone());
             tokio::spawn(async move {
                 // The semaphore is never closed.
@@ -75,19 +79,20 @@ impl Core {
     /// Live files that are to be published now, marked as taken. `all`: those that are still being written, too.
     pub(super) fn due(&self, all: bool) -> Vec<Arc<Live>> {
         let now = Instant::now();
-        let mut lives = self.lives.lock();
-        let numbers: Vec<u64> = lives.keys().copied().collect();
+        let lives: Vec<_> = self.lives.lock().values().cloned().collect();
         let mut due = Vec::new();
-        for number in numbers {
-            let Some(live) = lives.get(&number).cloned() else {
-                continue;
+        for live in lives {
+            // One that is busy is looked at the next time.
+            let state = match all {
+                true => Some(live.state.lock()),
+                false => live.state.try_lock(),
             };
-            let mut state = live.state.lock();
-            if state.publishing {
+            let Some(mut state) = state else { continue };
+            if state.publishing || state.done {
                 continue;
             }
-            if self.may_end(number, &state) {
-                self.end_writing(&mut lives, number, &mut state);
+            if self.may_end(live.number, &state) {
+                self.end_writing(live.number, &mut state);
                 continue;
             }
             let is_ripe = all || state.writers == 0 || state.quiet_since + QUIET <= now;
@@ -106,7 +111,6 @@ impl Core {
     pub(super) async fn publish(self: &Arc<Self>, live: Arc<Live>) {
         let outcome = self.try_publish(&live).await;
         {
-            let mut lives = self.lives.lock();
             let mut state = live.state.lock();
             state.publishing = false;
             match outcome {
@@ -122,7 +126,7 @@ impl Core {
                 }
             }
             if !state.done && self.may_end(live.number, &state) {
-                self.end_writing(&mut lives, live.number, &mut state);
+                self.end_writing(live.number, &mut state);
             }
         }
         self.published.send_modify(|ended| *ended += 1);
@@ -181,6 +185,7 @@ impl Core {
     /// Turns the staging file into an object, which becomes the base of whatever is written next. `None` when there is
     /// nothing to publish (any more, or yet). Writers wait meanwhile.
     fn import(&self, live: &Live) -> Result<Option<(Object, u64)>, FsError> {
+        let _syncing = live.syncing.lock();
         let mut state = live.state.lock();
         if state.unlinked || state.done {
             return Ok(None);
@@ -197,7 +202,7 @@ impl Core {
             Object::empty()
         } else {
             state.staging(&self.store)?;
-            state.journal(&self.store, false)?;
+            state.journal(&self.store)?;
             let id = state.staging.as_ref().and_then(|staging| staging.id);
             let id = id.ok_or(FsError::Stuck)?;
             state.importing = true;
@@ -324,7 +329,10 @@ impl Core {
         let mut tried = BTreeSet::new();
         let mut ended = self.published.subscribe();
         loop {
-            let due = self.due(true);
+            let looking = self.clone();
+            let Ok(due) = blocking(move || looking.due(true)).await else {
+                return;
+            };
             let (again, first): (Vec<_>, Vec<_>) = due
                 .into_iter()
                 .partition(|live| tried.contains(&live.number));

@@ -14,7 +14,7 @@ use crate::{
     fs::{
         core::{Attr, Caller, Core, Fail, Need, now, now_hybrid},
         errno::FsError,
-        live::{Live, LiveState, plain_entry},
+        live::{Live, LiveState, Staging, plain_entry},
         overlay::{FILE_BYTES_MAX, Source},
     },
     manifest::{Kind, TreePath},
@@ -83,17 +83,21 @@ impl Core {
 
     /// One more writer of a file, whose live state is made where there is none and lasts until [`Core::closed`].
     pub(in crate::fs) fn start_writing(&self, number: u64) -> Result<(), Fail> {
-        let mut lives = self.lives.lock();
-        if let Some(live) = lives.get(&number) {
-            live.state.lock().writers += 1;
-            return Ok(());
-        }
+        let mut lives = loop {
+            if self.with_live(number, |live| live.writers += 1).is_some() {
+                return Ok(());
+            }
+            let lives = self.lives.lock();
+            if !lives.contains_key(&number) {
+                break lives;
+            }
+        };
         let (path, facts) = {
             let inodes = self.inodes.lock();
             let facts = inodes.facts(number).ok_or(FsError::Stale)?.clone();
             (inodes.path(number), facts)
         };
-        let live = match path {
+        let mut live = match path {
             Some(path) => {
                 let shown = self.shown(&path)?.ok_or(FsError::Stale)?;
                 let newer = self.facts(&path, &shown)?;
@@ -113,12 +117,12 @@ impl Core {
                 let (owner, group, modified) = (facts.owner, facts.group, facts.modified);
                 let entry = plain_entry(facts.kind, facts.mode, owner, group, modified);
                 let nowhere = TreePath::root();
-                let live = Live::new(number, base, entry, facts.changed, Vec::new(), nowhere);
-                live.state.lock().unlinked = true;
+                let mut live = Live::new(number, base, entry, facts.changed, Vec::new(), nowhere);
+                live.state.get_mut().unlinked = true;
                 live
             }
         };
-        live.state.lock().writers = 1;
+        live.state.get_mut().writers = 1;
         self.insert_live(&mut lives, live);
         Ok(())
     }
@@ -152,14 +156,9 @@ impl Core {
     }
 
     /// Ends the live state of a file: from now on it is its content. Removes what is left of the staging.
-    pub(in crate::fs) fn end_writing(
-        &self,
-        lives: &mut std::collections::HashMap<u64, Arc<Live>>,
-        number: u64,
-        state: &mut LiveState,
-    ) {
+    pub(in crate::fs) fn end_writing(&self, number: u64, state: &mut LiveState) {
         state.done = true;
-        lives.remove(&number);
+        self.lives.lock().remove(&number);
         state.unstage(&self.store);
         state.staging = None;
         self.inodes.lock().unpin(number);
@@ -371,7 +370,7 @@ impl Core {
     pub(crate) fn flush(&self, handle: u64) -> Result<(), Fail> {
         let file = self.file(handle)?;
         if file.wrote.load(Ordering::Relaxed) {
-            self.with_live(file.number, |live| live.journal(&self.store, false))
+            self.with_live(file.number, |live| live.journal(&self.store))
                 .unwrap_or(Ok(()))?;
         }
         Ok(())
@@ -380,17 +379,37 @@ impl Core {
     /// Puts a file that is being written on disk, journal record and all. False when it isn't being written, or has nothing
     /// to put: then what is left to do is to make the folder's state durable.
     pub(crate) fn fsync_live(&self, number: u64) -> Result<bool, Fail> {
-        let done = self.with_live(number, |live| {
-            if live.importing {
-                return Err(Self::after_import(number));
+        let Some(live) = self.live(number) else {
+            return Ok(false);
+        };
+        if live.state.lock().importing {
+            return Err(Self::after_import(number));
+        }
+        let _syncing = live.syncing.lock();
+        let (id, record, version) = {
+            let mut state = live.state.lock();
+            if state.done || !state.is_dirty() || state.unlinked {
+                return Ok(false);
             }
-            let is_ours = live.is_dirty() && !live.unlinked;
-            if is_ours {
-                live.journal(&self.store, true)?;
-            }
-            Ok::<bool, Fail>(is_ours)
-        });
-        done.unwrap_or(Ok(false))
+            state.staging(&self.store)?;
+            let staging = state.staging.as_ref().and_then(|staging| staging.id);
+            let id = staging.ok_or(FsError::Stuck)?;
+            (id, state.record(), state.version)
+        };
+        // What takes long happens while others go on.
+        let journaled = self.store.journal(id, &record, true);
+        let mut state = live.state.lock();
+        let is_still = |staging: &Staging| staging.id == Some(id);
+        if !state.staging.as_ref().is_some_and(is_still) {
+            // Unlinked meanwhile: no record must stay behind.
+            self.store.unstage(id)?;
+            return Ok(false);
+        }
+        journaled?;
+        // The durable record has taken the place of any other, newer ones included.
+        state.journaled = version;
+        state.journal(&self.store)?;
+        Ok(true)
     }
 
     /// The last copy of a handle is closed.
@@ -411,11 +430,14 @@ impl Core {
 
     /// A user of a file is gone, who `wrote` if it was a writer.
     pub(in crate::fs) fn closed(&self, number: u64, wrote: bool) {
-        let mut lives = self.lives.lock();
-        let Some(live) = lives.get(&number).cloned() else {
+        let Some(live) = self.live(number) else {
             return;
         };
         let mut state = live.state.lock();
+        if state.done {
+            // A reader's: nobody ends what has a writer.
+            return;
+        }
         if wrote {
             state.writers = state.writers.saturating_sub(1);
         }
@@ -424,17 +446,16 @@ impl Core {
             return;
         }
         if self.may_end(number, &state) {
-            self.end_writing(&mut lives, number, &mut state);
+            self.end_writing(number, &mut state);
             return;
         }
         if state.writers > 0 || state.unlinked {
             return;
         }
-        if let Err(error) = state.journal(&self.store, false) {
+        if let Err(error) = state.journal(&self.store) {
             tracing::warn!(path = %state.path, %error, "the journal could not be written");
         }
         drop(state);
-        drop(lives);
         self.wake.notify_one();
     }
 }

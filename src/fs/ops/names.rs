@@ -115,11 +115,13 @@ impl Core {
 
     /// A file's name was removed or given to another: what is being written to it goes to nobody but its open handles.
     pub(super) fn disown(&self, number: u64) {
-        let mut lives = self.lives.lock();
-        let Some(live) = lives.get(&number).cloned() else {
+        let Some(live) = self.live(number) else {
             return;
         };
         let mut state = live.state.lock();
+        if state.done {
+            return;
+        }
         state.unlinked = true;
         if state.importing {
             // The publication finds out, and cleans up.
@@ -127,7 +129,7 @@ impl Core {
         }
         state.unstage(&self.store);
         if !state.publishing && self.may_end(number, &state) {
-            self.end_writing(&mut lives, number, &mut state);
+            self.end_writing(number, &mut state);
         }
     }
 

@@ -1,11 +1,15 @@
 //! Renaming. A folder's entries are rewritten under their new paths in one change; no content moves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
     fs::{
         core::{Core, Fail},
         errno::FsError,
+        live::Live,
     },
     manifest::{Dot, Entry, Kind, Shown, TreePath},
     node::namespace::Edit,
@@ -58,7 +62,7 @@ impl Core {
             (Some(_), Replace::Exchange) | (None, Replace::Yes | Replace::No) => {}
         }
         let mut edits = self.keep_folder(&from_path)?;
-        let held = self.held();
+        let held = self.held(&[&from_path, &to_path]);
         let mut moves = Moves::default();
         let target_seen = target
             .as_ref()
@@ -105,11 +109,22 @@ impl Core {
         }
     }
 
-    /// Paths whose entries are held back until their first publication.
-    fn held(&self) -> BTreeSet<TreePath> {
+    /// Files being written that stand at these places or below, or whose place is not known. Others are left alone: their
+    /// state may be busy with the disk, and nobody looks up a name meanwhile.
+    fn lives_at(&self, places: &[&TreePath]) -> Vec<Arc<Live>> {
         let lives: Vec<_> = self.lives.lock().values().cloned().collect();
+        let inodes = self.inodes.lock();
+        let concerned = |live: &Arc<Live>| match inodes.path(live.number) {
+            Some(path) => places.iter().any(|place| path.is_within(place)),
+            None => true,
+        };
+        lives.into_iter().filter(concerned).collect()
+    }
+
+    /// Paths whose entries are held back until their first publication.
+    fn held(&self, places: &[&TreePath]) -> BTreeSet<TreePath> {
         let mut held = BTreeSet::new();
-        for live in lives {
+        for live in self.lives_at(places) {
             let state = live.state.lock();
             if state.fresh && !state.unlinked && !state.done {
                 held.insert(state.path.clone());
@@ -154,8 +169,8 @@ impl Core {
         source_seen: &[Dot],
         replace: Replace,
     ) {
-        let lives: Vec<_> = self.lives.lock().values().cloned().collect();
-        for live in lives {
+        // The table of inodes has the new places already.
+        for live in self.lives_at(&[from, to]) {
             let mut state = live.state.lock();
             if state.unlinked || state.done {
                 continue;
@@ -179,7 +194,7 @@ impl Core {
             state.path = path;
             state.journaled = u64::MAX;
             if state.staging.is_some()
-                && let Err(error) = state.journal(&self.store, false)
+                && let Err(error) = state.journal(&self.store)
             {
                 tracing::warn!(path = %state.path, %error, "the journal could not be written");
             }

@@ -1,6 +1,9 @@
 //! One promise each.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use super::*;
 use crate::{
@@ -622,4 +625,81 @@ fn a_truncation_meets_a_state_that_lives_and_is_not_hashed() {
     assert_eq!(cut(core).expect("cut"), 3);
     fixture.settle();
     assert_eq!(fixture.content("a").expect("read"), b"012");
+}
+
+#[test]
+fn a_file_that_is_busy_with_the_disk_holds_up_nobody_else() {
+    let fixture = Fixture::new();
+    fixture.put("other", b"x").expect("written");
+    let handle = fixture.create("busy").expect("created");
+    fixture.write_at(handle, 0, b"one").expect("written");
+    let number = fixture.walk("busy").expect("there");
+    let live = fixture.core.live(number).expect("live");
+
+    let fixture = Arc::new(fixture);
+    let others = |what: &'static str| {
+        let (fixture, (done, is_done)) = (fixture.clone(), std::sync::mpsc::channel());
+        std::thread::spawn(move || {
+            fixture.core.due(false);
+            fixture.put(what, b"new").expect("written");
+            let handle = fixture.open_file("other", flags(true)).expect("opened");
+            fixture.core.release(handle);
+            let renamed = format!("{what} renamed").into_bytes();
+            let from = what.as_bytes();
+            fixture
+                .core
+                .rename((ROOT, from), (ROOT, &renamed), Replace::Yes)
+                .expect("renamed");
+            done.send(()).expect("somebody waits");
+        });
+        is_done.recv_timeout(Duration::from_secs(10)).expect(what);
+    };
+    {
+        let _writing = live.state.lock();
+        others("while it is written");
+    }
+    {
+        let _syncing = live.syncing.lock();
+        others("while it is synced");
+        fixture.write_at(handle, 3, b"two").expect("written");
+        assert_eq!(fixture.read_at(handle, 0, 9).expect("read"), b"onetwo");
+        assert_eq!(fixture.walk("busy"), Ok(number));
+    }
+    fixture.core.release(handle);
+    fixture.settle();
+    assert_eq!(fixture.content("busy").expect("read"), b"onetwo");
+}
+
+#[test]
+fn what_is_journaled_while_a_file_is_synced_is_not_taken_back() {
+    let fixture = Fixture::new();
+    let handle = fixture.create("a").expect("created");
+    fixture.write_at(handle, 0, b"one").expect("written");
+    let number = fixture.walk("a").expect("there");
+    let (core, stop) = (fixture.core.clone(), Arc::new(AtomicBool::new(false)));
+    let syncing = {
+        let stop = stop.clone();
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                core.fsync_live(number).expect("synced");
+            }
+        })
+    };
+    for at in 1..200_u64 {
+        fixture.write_at(handle, at * 3, b"two").expect("written");
+        fixture
+            .act(move |core| core.flush(handle))
+            .expect("flushed");
+    }
+    stop.store(true, Ordering::Relaxed);
+    syncing.join().expect("ended");
+    let journal = fixture.store.journaled().expect("journal");
+    let sizes: Vec<_> = journal.iter().map(|(_, record)| record.size).collect();
+    assert_eq!(sizes, [600]);
+    let (folder, name) = fixture.place("a").expect("there");
+    fixture
+        .act(move |core| core.unlink(folder, &name))
+        .expect("removed");
+    assert!(fixture.store.journaled().expect("journal").is_empty());
+    fixture.core.release(handle);
 }
