@@ -223,6 +223,12 @@ impl Core {
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Has the kernel look anew at what stands at a place.
+    pub(super) fn tell(&self, path: TreePath) {
+        self.stirred.lock().insert(path);
+        self.stir.notify_one();
+    }
+
     /// The attributes of an inode. `linked`: it still has a name.
     pub(super) fn attr(&self, number: u64, facts: &Facts, linked: bool) -> Attr {
         let size = match &facts.kind {

@@ -84,10 +84,27 @@ impl Core {
                 return Ok(());
             }
         }
+        let core = self.clone();
+        let moved = tokio::task::spawn_blocking(move || core.moved()).await;
+        for number in moved.map_err(|_| FsError::Stopping)? {
+            let need = Need::Import(number);
+            drive(self, pid, need, move |core| core.fsync_live(number)).await?;
+        }
         self.tree.flush().await?;
         let core = self.clone();
         let settled = tokio::task::spawn_blocking(move || core.store.settle()).await;
         Ok(settled.map_err(|_| FsError::Stopping)??)
+    }
+
+    /// Files that were put on disk before they were published, and renamed since: a new name is as durable as the old one
+    /// was when the folder is synced.
+    fn moved(&self) -> Vec<u64> {
+        let lives: Vec<_> = self.lives.lock().values().cloned().collect();
+        let moved = lives.iter().filter(|live| {
+            let state = live.state.lock();
+            state.is_moved && !state.done
+        });
+        moved.map(|live| live.number).collect()
     }
 
     /// Returns once the live state of an inode is gone or not so any more, or the time is up.

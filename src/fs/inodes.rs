@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::manifest::{Entry, HybridTime, Kind, Name, Shown, Timestamp, TreePath};
+use crate::manifest::{Entry, HybridTime, Kind, Name, Shown, Timestamp, TreePath, may_be_copy};
 
 /// The root's number, fixed by the kernel's protocol.
 pub(crate) const ROOT: u64 = 1;
@@ -285,6 +285,15 @@ impl Inodes {
             all.entry(*folder).or_default().push(name.clone());
         }
         all
+    }
+
+    /// The names in use that may be those of conflict copies.
+    pub(crate) fn copies(&self) -> BTreeMap<u64, Vec<Name>> {
+        let mut copies: BTreeMap<u64, Vec<Name>> = BTreeMap::new();
+        for (folder, name) in self.links.keys().filter(|(_, name)| may_be_copy(name)) {
+            copies.entry(*folder).or_default().push(name.clone());
+        }
+        copies
     }
 
     fn drop_child(&mut self, folder: u64) {

@@ -60,6 +60,10 @@ pub(crate) struct LiveState {
     pub(crate) published: u64,
     /// The version that the journal has.
     pub(crate) journaled: u64,
+    /// A journal record of it was put on disk since it was last published.
+    pub(crate) is_durable: bool,
+    /// And it was renamed after that: the record on disk has another name.
+    pub(crate) is_moved: bool,
     /// The last change.
     pub(crate) quiet_since: Instant,
     /// Its name was removed here: it is never published.
@@ -104,6 +108,8 @@ impl Live {
                 version: 0,
                 published: 0,
                 journaled: 0,
+                is_durable: false,
+                is_moved: false,
                 quiet_since: Instant::now(),
                 unlinked: false,
                 importing: false,

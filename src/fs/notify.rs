@@ -77,9 +77,11 @@ pub(crate) async fn follow(
 
 impl Core {
     /// What the kernel may know that has to do with these paths.
-    fn notices_for(&self, paths: &BTreeSet<TreePath>) -> BTreeSet<Notice> {
+    pub(super) fn notices_for(&self, paths: &BTreeSet<TreePath>) -> BTreeSet<Notice> {
         self.note_change();
         let mut notices = BTreeSet::new();
+        // A change of a name may make, resolve or rename the copies beside it.
+        let copies = self.inodes.lock().copies();
         for path in paths {
             let mut folder = super::inodes::ROOT;
             let mut at = TreePath::root();
@@ -90,6 +92,8 @@ impl Core {
                 if at == *path || child.is_none() || !self.is_folder(&at) {
                     notices.insert(Notice::Folder(folder));
                     self.notice_name(&mut notices, folder, name, child, &at);
+                    let beside = copies.get(&folder).into_iter().flatten();
+                    notices.extend(beside.map(|copy| Notice::Name(folder, copy.clone())));
                     break;
                 }
                 let Some(child) = child else { break };

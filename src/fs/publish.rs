@@ -23,12 +23,15 @@ use crate::{
     content::Object,
     manifest::{Kind, TreePath},
     node::namespace::Edit,
+    store::StoreError,
 };
 
 /// An open file is published when nothing was written to it for so long.
 const QUIET: Duration = Duration::from_secs(5);
 /// How often to look for files that became quiet or are to be tried again.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often what was written is journaled, so that a process which is killed loses no more than this.
+const JOURNAL_EVERY: Duration = Duration::from_secs(2);
 /// Publications at once: enough to keep the disk busy while some wait for the network.
 const AT_ONCE: usize = 16;
 /// Holes are filled in portions of this size, so that writers get their turn between them.
@@ -44,9 +47,23 @@ const ROUNDS_MAX: u32 = 256;
 /// Publishes what is due, for as long as the mount lives.
 pub(crate) async fn publisher(core: Arc<Core>) {
     let permits = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+    let mut journaled = Instant::now();
+    let mut is_failing = false;
     loop {
         // Either outcome means: look.
         let _ = tokio::time::timeout(LOOK_EVERY, core.wake.notified()).await;
+        if journaled.elapsed() >= JOURNAL_EVERY {
+            let journaling = core.clone();
+            let outcome = blocking(move || journaling.journal_written()).await;
+            if let Ok(Err(error)) = &outcome
+                && !is_failing
+            {
+                // Said once; those who write are told by `close`.
+                tracing::warn!(%error, "the journal could not be written; trying again");
+            }
+            is_failing = matches!(outcome, Ok(Err(_)));
+            journaled = Instant::now();
+        }
         let looking = core.clone();
         let Ok(due) = blocking(move || looking.due(false)).await else {
             return;
@@ -76,6 +93,20 @@ pub(crate) async fn settler(core: Arc<Core>) {
 }
 
 impl Core {
+    /// Journals every file that is being written. One that is busy is left for the next time.
+    pub(super) fn journal_written(&self) -> Result<(), StoreError> {
+        let lives: Vec<_> = self.lives.lock().values().cloned().collect();
+        let mut outcome = Ok(());
+        for live in lives {
+            if let Some(mut state) = live.state.try_lock()
+                && !state.done
+            {
+                outcome = outcome.and(state.journal(&self.store));
+            }
+        }
+        outcome
+    }
+
     /// Live files that are to be published now, marked as taken. `all`: those that are still being written, too.
     pub(super) fn due(&self, all: bool) -> Vec<Arc<Live>> {
         let now = Instant::now();
@@ -244,8 +275,7 @@ impl Core {
             Some(current) if current.entry == entry => {}
             Some(_) => {
                 // Somebody else's change: a copy of it will appear beside this one, and the kernel must hear of it.
-                self.stirred.lock().insert(path.clone());
-                self.stir.notify_one();
+                self.tell(path.clone());
             }
             None => {}
         }
@@ -269,6 +299,8 @@ impl Core {
         state.agreed = object;
         state.published = version;
         state.fresh = false;
+        state.is_durable = false;
+        state.is_moved = false;
         self.settle_later(&mut state);
         Ok(())
     }

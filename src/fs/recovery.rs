@@ -164,6 +164,8 @@ impl Core {
             return Ok(());
         }
         let facts = Facts::of_entry(&entry, now_hybrid());
+        // Somebody may have looked at the name before.
+        self.tell(path.clone());
         let number = inodes.replace(folder, leaf, facts);
         inodes.pin(number);
         let mut live = Live::new(number, base, entry, now_hybrid(), record.seen.clone(), path);
@@ -173,6 +175,7 @@ impl Core {
         state.imported = older;
         state.version = 1;
         state.journaled = 1;
+        state.is_durable = true;
         lives.insert(number, Arc::new(live));
         self.wake.notify_one();
         Ok(())

@@ -25,4 +25,4 @@ pub use tree::{
     Applied, Change, MISSING_MAX, NodeSource, TreeError, apply, diff, empty_root, folder_newest,
     get, range_summary, scan, summary,
 };
-pub use view::{Shown, children, find_copy, lookup, shown};
+pub use view::{Shown, children, find_copy, lookup, may_be_copy, shown};

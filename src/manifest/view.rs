@@ -22,6 +22,14 @@ const EXTENSION_BYTES_MAX: usize = 32;
 /// Copies whose names would be equal are told apart by a number up to this.
 const EQUAL_NAMES_MAX: u32 = 65_536;
 
+/// Whether a name may be that of a conflict copy; an ordinary name may look like one.
+pub fn may_be_copy(name: &Name) -> bool {
+    let marker = MARKER.as_bytes();
+    name.as_bytes()
+        .windows(marker.len())
+        .any(|part| part == marker)
+}
+
 /// An entry as it is shown in the folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {

@@ -14,6 +14,7 @@ use crate::{
     fs::{
         core::{Attr, Caller, Core, Fail, Need, now, now_hybrid},
         errno::FsError,
+        inodes::Facts,
         live::{Live, LiveState, Staging, plain_entry},
         overlay::{FILE_BYTES_MAX, Source},
     },
@@ -159,9 +160,31 @@ impl Core {
     pub(in crate::fs) fn end_writing(&self, number: u64, state: &mut LiveState) {
         state.done = true;
         self.lives.lock().remove(&number);
+        self.tell_end(number, state);
         state.unstage(&self.store);
         state.staging = None;
         self.inodes.lock().unpin(number);
+    }
+
+    /// While a file is written the kernel is told its live state, whatever comes from elsewhere. Where the name shows
+    /// something else from now on, the kernel must hear of it.
+    fn tell_end(&self, number: u64, state: &LiveState) {
+        if state.unlinked {
+            return;
+        }
+        let linked = self.inodes.lock().path(number);
+        let path = linked.unwrap_or_else(|| state.path.clone());
+        let told = state.facts();
+        let is_told = match self.tree.get(&path) {
+            Ok(Some(shown)) => {
+                let changed = told.changed;
+                told == Facts::of_entry(&shown.entry, changed)
+            }
+            _ => false,
+        };
+        if !is_told {
+            self.tell(path);
+        }
     }
 
     /// Makes and opens a new file. It is visible here at once and published when it is closed.
@@ -386,7 +409,7 @@ impl Core {
             return Err(Self::after_import(number));
         }
         let _syncing = live.syncing.lock();
-        let (id, record, version) = {
+        let (id, record, path, version) = {
             let mut state = live.state.lock();
             if state.done || !state.is_dirty() || state.unlinked {
                 return Ok(false);
@@ -394,7 +417,7 @@ impl Core {
             state.staging(&self.store)?;
             let staging = state.staging.as_ref().and_then(|staging| staging.id);
             let id = staging.ok_or(FsError::Stuck)?;
-            (id, state.record(), state.version)
+            (id, state.record(), state.path.clone(), state.version)
         };
         // What takes long happens while others go on.
         let journaled = self.store.journal(id, &record, true);
@@ -406,6 +429,8 @@ impl Core {
             return Ok(false);
         }
         journaled?;
+        state.is_durable = true;
+        state.is_moved &= state.path != path;
         // The durable record has taken the place of any other, newer ones included.
         state.journaled = version;
         state.journal(&self.store)?;

@@ -192,6 +192,7 @@ impl Core {
                 Vec::new()
             };
             state.path = path;
+            state.is_moved = state.is_durable;
             state.journaled = u64::MAX;
             if state.staging.is_some()
                 && let Err(error) = state.journal(&self.store)

@@ -9,9 +9,10 @@ use super::*;
 use crate::{
     fs::{
         core::Need,
+        notify::Notice,
         ops::{Changes, Replace},
     },
-    manifest::{Kind, Timestamp},
+    manifest::{Kind, Name, Timestamp},
     store::Presence,
 };
 
@@ -640,7 +641,9 @@ fn a_file_that_is_busy_with_the_disk_holds_up_nobody_else() {
     let others = |what: &'static str| {
         let (fixture, (done, is_done)) = (fixture.clone(), std::sync::mpsc::channel());
         std::thread::spawn(move || {
-            fixture.core.due(false);
+            for live in fixture.core.due(false) {
+                live.state.lock().publishing = false;
+            }
             fixture.put(what, b"new").expect("written");
             let handle = fixture.open_file("other", flags(true)).expect("opened");
             fixture.core.release(handle);
@@ -702,4 +705,100 @@ fn what_is_journaled_while_a_file_is_synced_is_not_taken_back() {
         .expect("removed");
     assert!(fixture.store.journaled().expect("journal").is_empty());
     fixture.core.release(handle);
+}
+
+#[test]
+fn what_is_written_without_pause_is_journaled_all_the_same() {
+    let fixture = Fixture::new();
+    let handle = fixture.create("recording").expect("created");
+    let mut at = 0;
+    wait_until("there is a record", || {
+        fixture.write_at(handle, at, b"more").expect("written");
+        at += 4;
+        !fixture.store.journaled().expect("journal").is_empty()
+    });
+    fixture.core.release(handle);
+}
+
+#[test]
+fn a_synced_file_that_is_renamed_keeps_its_new_name_when_the_machine_goes_down() {
+    let fixture = Fixture::new();
+    fixture.put("target", b"old").expect("put");
+    fixture.settle();
+    let handle = fixture.create("tmp").expect("created");
+    fixture.write_at(handle, 0, b"new").expect("written");
+    let number = fixture.walk("tmp").expect("there");
+    let sync = |number| fixture.runtime.block_on(fixture.core.sync(number, 0));
+    sync(Some(number)).expect("synced");
+    fixture
+        .act(|core| core.rename((ROOT, b"tmp"), (ROOT, b"target"), Replace::Yes))
+        .expect("renamed");
+    sync(None).expect("synced");
+    let dir = Arc::new(power_loss(&fixture));
+    fixture.core.release(handle);
+    drop(fixture);
+    let again = Fixture::open(dir);
+    let journal = again.store.journaled().expect("journal");
+    assert_eq!(journal.len(), 1);
+    assert!(again.core.recover_here(journal).is_empty());
+    again.settle();
+    assert_eq!(again.content("target").expect("read"), b"new");
+    assert_eq!(again.names("").expect("listed"), ["target"]);
+}
+
+/// A copy of the state as it is on disk, which believes that the machine was down.
+fn power_loss(fixture: &Fixture) -> TempDir {
+    let dir = folder();
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(fixture.store.dir())
+        .arg(dir.path().join("state"))
+        .status();
+    assert!(copied.expect("cp runs").success());
+    let index = sled::open(dir.path().join("state/index")).expect("an index");
+    let meta = index.open_tree("meta").expect("opens");
+    meta.insert("boot", "another boot").expect("set");
+    index.flush().expect("flushed");
+    drop((meta, index));
+    dir
+}
+
+#[test]
+fn when_a_file_is_closed_the_kernel_hears_of_what_came_meanwhile() {
+    let fixture = Fixture::new();
+    fixture.put("same", b"first").expect("put");
+    fixture.put("changed", b"first").expect("put");
+    fixture.settle();
+    let stirred = || std::mem::take(&mut *fixture.core.stirred.lock());
+    for name in ["same", "changed"] {
+        let handle = fixture.open_file(name, libc::O_WRONLY).expect("opened");
+        if name == "changed" {
+            fixture.change_behind(name, b"second one");
+        }
+        assert_eq!(fixture.attr(name).expect("there").size, 5);
+        assert!(stirred().is_empty());
+        fixture.core.release(handle);
+        let path = TreePath::parse(name.as_bytes()).expect("path");
+        assert_eq!(stirred().contains(&path), name == "changed", "{name}");
+    }
+    assert_eq!(fixture.content("changed").expect("read"), b"second one");
+}
+
+#[test]
+fn a_change_of_a_name_invalidates_the_copies_beside_it() {
+    let fixture = Fixture::new();
+    let copy = "n (conflict, attic, 2024-03-01 12.34.56)";
+    for name in ["n", "other", copy] {
+        fixture.put(name, b"x").expect("put");
+    }
+    fixture.settle();
+    for name in ["n", "other", copy] {
+        fixture.walk(name).expect("there");
+    }
+    let path = TreePath::parse(b"n").expect("path");
+    let notices = fixture.core.notices_for(&[path].into());
+    let name = |name: &str| Notice::Name(ROOT, Name::new(name.as_bytes()).expect("a name"));
+    assert!(notices.contains(&name("n")));
+    assert!(notices.contains(&name(copy)));
+    assert!(!notices.contains(&name("other")));
 }

@@ -218,6 +218,27 @@ fn a_change_elsewhere_is_seen_by_name_and_content_while_old_handles_stay() {
 }
 
 #[test]
+fn a_name_does_not_stay_old_after_a_local_writer_closed_it() {
+    let mount = Mount::new();
+    fs::write(mount.path("a"), b"first").expect("written");
+    let core = mount.mounted.as_ref().expect("mounted").core().clone();
+    mount.fixture.runtime.block_on(core.publish_all());
+    wait_until("nothing is live", || core.lives.lock().is_empty());
+    let writer = fs::OpenOptions::new()
+        .append(true)
+        .open(mount.path("a"))
+        .expect("opened");
+    mount.fixture.change_behind("a", b"second one");
+    core.tell(TreePath::parse(b"a").expect("path"));
+    wait_until("it was told", || core.stirred.lock().is_empty());
+    assert_eq!(fs::read(mount.path("a")).expect("read"), b"first");
+    drop(writer);
+    wait_until("the new content is there", || {
+        fs::read(mount.path("a")).expect("read") == b"second one"
+    });
+}
+
+#[test]
 fn a_mount_whose_process_is_dead_is_found_and_cleared() {
     assert!(
         rustix::process::geteuid().is_root(),
