@@ -19,7 +19,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::{
     OwnerMode,
@@ -28,6 +28,7 @@ use super::{
     live::{Live, LiveState},
     ops::{OpenFile, OpenFolder},
     parts::{Bring, Tree},
+    publish::AT_ONCE,
 };
 use crate::{
     content::{BLOCK_BYTES, Object},
@@ -117,6 +118,8 @@ pub(crate) struct Core {
     next_handle: AtomicU64,
     /// Counts changes of names and entries, here and elsewhere: what was listed before is old after.
     pub(super) epoch: AtomicU64,
+    /// As many files may be published at a time.
+    pub(super) publications: Semaphore,
     /// Rung when there may be something to publish.
     pub(super) wake: Notify,
     /// Published staging files whose entry is not on disk yet.
@@ -150,6 +153,7 @@ impl Core {
             folders: Mutex::new(HashMap::new()),
             next_handle: AtomicU64::new(1),
             epoch: AtomicU64::new(0),
+            publications: Semaphore::new(AT_ONCE),
             wake: Notify::new(),
             settling: Mutex::new(Vec::new()),
             unsettled: Notify::new(),

@@ -3,7 +3,12 @@
 //! It begins when the file is opened for writing (or truncated by path) and ends when its last writer has closed it and what
 //! was written is published. Bytes go to a staging file, made at the first write; [`Overlay`] knows which of them count.
 
-use std::{collections::BTreeMap, fs::File, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    sync::Arc,
+    time::Instant,
+};
 
 use parking_lot::Mutex;
 
@@ -44,6 +49,9 @@ pub(crate) struct LiveState {
     pub(crate) staging: Option<Staging>,
     /// Staging files that became objects which no entry names yet.
     pub(crate) imported: Vec<StagingId>,
+    /// The entry that this began with, or that was published last; what differs from it was changed here. `None` when that
+    /// is not known, and all of it counts as changed.
+    pub(crate) began: Option<Entry>,
     /// Kind aside: mode, owner, times, attributes.
     pub(crate) entry: Entry,
     /// When mode, owner or content last changed.
@@ -100,6 +108,7 @@ impl Live {
                 agreed: base,
                 staging: None,
                 imported: Vec::new(),
+                began: Some(entry.clone()),
                 entry,
                 changed,
                 seen,
@@ -194,6 +203,11 @@ impl LiveState {
             }
             path.extend_from_slice(name.as_bytes());
         }
+        let attributes = self.entry.attributes.iter();
+        let attributes = attributes.map(|(name, value)| {
+            let of = |bytes: &Vec<u8>| serde_bytes::ByteBuf::from(bytes.clone());
+            (of(name), of(value))
+        });
         JournalRecord {
             path,
             seen: self.seen.clone(),
@@ -205,6 +219,36 @@ impl LiveState {
             owner: self.entry.owner,
             group: self.entry.group,
             modified: self.entry.modified.0,
+            attributes: attributes.collect(),
+        }
+    }
+
+    /// Takes from an entry that somebody else has changed, content aside, what was not changed here.
+    pub(crate) fn adopt(&mut self, theirs: &Entry) {
+        fn newer<T: PartialEq + Clone>(mine: &mut T, began: &T, theirs: &T) {
+            if mine == began {
+                mine.clone_from(theirs);
+            }
+        }
+        let Some(began) = &self.began else { return };
+        let mine = &mut self.entry;
+        newer(&mut mine.mode, &began.mode, &theirs.mode);
+        newer(&mut mine.owner, &began.owner, &theirs.owner);
+        newer(&mut mine.group, &began.group, &theirs.group);
+        newer(&mut mine.modified, &began.modified, &theirs.modified);
+        newer(&mut mine.unknown, &began.unknown, &theirs.unknown);
+        let names: BTreeSet<_> = began
+            .attributes
+            .keys()
+            .chain(theirs.attributes.keys())
+            .collect();
+        for name in names {
+            if mine.attributes.get(name) == began.attributes.get(name) {
+                match theirs.attributes.get(name) {
+                    Some(value) => mine.attributes.insert(name.clone(), value.clone()),
+                    None => mine.attributes.remove(name),
+                };
+            }
         }
     }
 

@@ -34,6 +34,8 @@ const SESSION_THREADS: usize = 4;
 const READ_AHEAD_KIB: &str = "1024";
 /// Dead mounts on top of each other that are cleared; more than that is something else.
 const STALE_MAX: usize = 16;
+/// How long putting unpublished files on disk may take at the end.
+const KEEP_WITHIN: Duration = Duration::from_secs(20);
 /// As many users of a busy folder are named.
 const USERS_NAMED_MAX: usize = 8;
 
@@ -207,14 +209,19 @@ impl Mounted {
         detach(&self.mountpoint, lazy)
     }
 
-    /// Publishes every file with something unpublished, and puts it on disk. What isn't done within the time goes on by
-    /// itself, or with the next mount.
+    /// Publishes every file with something unpublished, and puts it on disk. What isn't done within the time is put on disk
+    /// for the next mount.
     pub async fn publish_all(&self, within: Duration) {
         if tokio::time::timeout(within, self.core.publish_all())
             .await
             .is_err()
         {
             tracing::warn!("some files are not published yet; they are kept for the next mount");
+        }
+        match tokio::time::timeout(KEEP_WITHIN, self.core.keep_unpublished()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "not all that is unpublished could be kept"),
+            Err(_) => tracing::warn!("the disk is slow: not all that is unpublished is on it"),
         }
     }
 

@@ -14,7 +14,8 @@ use std::{
 };
 
 use super::{
-    core::{Core, Fail},
+    core::{Core, Fail, Need},
+    drive::drive,
     errno::FsError,
     live::{Live, LiveState},
     overlay::{Overlay, Source},
@@ -33,7 +34,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How often what was written is journaled, so that a process which is killed loses no more than this.
 const JOURNAL_EVERY: Duration = Duration::from_secs(2);
 /// Publications at once: enough to keep the disk busy while some wait for the network.
-const AT_ONCE: usize = 16;
+pub(super) const AT_ONCE: usize = 16;
 /// Holes are filled in portions of this size, so that writers get their turn between them.
 const FILL_BYTES: u64 = 1024 * 1024;
 /// Publications that end shortly after each other are put on disk together.
@@ -46,7 +47,6 @@ const ROUNDS_MAX: u32 = 256;
 
 /// Publishes what is due, for as long as the mount lives.
 pub(crate) async fn publisher(core: Arc<Core>) {
-    let permits = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
     let mut journaled = Instant::now();
     let mut is_failing = false;
     loop {
@@ -69,12 +69,8 @@ pub(crate) async fn publisher(core: Arc<Core>) {
             return;
         };
         for live in due {
-            let (core, permits) = (core.clone(), permits.clone());
-            tokio::spawn(async move {
-                // The semaphore is never closed.
-                let _permit = permits.acquire().await;
-                core.publish(live).await;
-            });
+            let core = core.clone();
+            tokio::spawn(async move { core.publish(live).await });
         }
     }
 }
@@ -140,7 +136,11 @@ impl Core {
 
     /// Publishes a file that [`Core::due`] has named.
     pub(super) async fn publish(self: &Arc<Self>, live: Arc<Live>) {
-        let outcome = self.try_publish(&live).await;
+        let outcome = {
+            // Never closed.
+            let _permit = self.publications.acquire().await;
+            self.try_publish(&live).await
+        };
         {
             let mut state = live.state.lock();
             state.publishing = false;
@@ -262,6 +262,15 @@ impl Core {
         let linked = self.inodes.lock().path(live.number);
         let path = linked.unwrap_or_else(|| state.path.clone());
         let current = self.shown(&path)?;
+        if let Some(current) = &current
+            && current.entry.kind == Kind::File(state.agreed)
+        {
+            let told = state.facts();
+            state.adopt(&current.entry);
+            if state.facts() != told {
+                self.tell(path.clone());
+            }
+        }
         let entry = state.entry_with(object);
         let mut edits = Vec::new();
         let mut seen = state.seen.clone();
@@ -297,6 +306,7 @@ impl Core {
         state.path = path;
         state.seen = seen;
         state.agreed = object;
+        state.began = Some(entry);
         state.published = version;
         state.fresh = false;
         state.is_durable = false;
@@ -386,6 +396,21 @@ impl Core {
         if let Err(error) = self.settle().await {
             tracing::warn!(%error, "published files could not be put on disk yet");
         }
+    }
+
+    /// Puts what is not published, and the journal records for it, on disk: the next mount takes it up. Of the failures the
+    /// first is returned, after all were tried.
+    pub(super) async fn keep_unpublished(self: &Arc<Self>) -> Result<(), FsError> {
+        let lives: Vec<_> = self.lives.lock().values().cloned().collect();
+        let mut outcome = Ok(());
+        for live in lives {
+            let number = live.number;
+            let kept = drive(self, 0, Need::Import(number), move |core| {
+                core.fsync_live(number)
+            });
+            outcome = outcome.and(kept.await.map(|_| ()));
+        }
+        outcome
     }
 
     fn is_publishing(&self) -> bool {

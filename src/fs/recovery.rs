@@ -150,8 +150,10 @@ impl Core {
             record.group,
             Timestamp(record.modified),
         );
+        let attributes = record.attributes.iter();
+        let attributes = attributes.map(|(name, value)| (name.to_vec(), value.to_vec()));
+        entry.attributes = attributes.collect();
         if let Some(current) = current {
-            entry.attributes = current.entry.attributes;
             entry.unknown = current.entry.unknown;
         }
         let file = Arc::new(self.store.staged(id)?);
@@ -173,6 +175,7 @@ impl Core {
         state.overlay = overlay;
         state.staging = Some(Staging { id: Some(id), file });
         state.imported = older;
+        state.began = None;
         state.version = 1;
         state.journaled = 1;
         state.is_durable = true;

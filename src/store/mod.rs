@@ -183,6 +183,9 @@ pub struct JournalRecord {
     pub group: u32,
     /// Modification time, nanoseconds since 1970.
     pub modified: i64,
+    /// Extended attributes: names and values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attributes: Vec<(serde_bytes::ByteBuf, serde_bytes::ByteBuf)>,
 }
 
 /// Keys and values of small things that the caller encodes.

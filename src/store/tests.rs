@@ -133,6 +133,7 @@ fn entry(size: u64) -> JournalRecord {
         owner: 1000,
         group: 1000,
         modified: -5,
+        attributes: Vec::new(),
     }
 }
 

@@ -130,7 +130,10 @@ impl Core {
             seen: shown.seen,
             held: false,
         }])?;
-        self.with_live(number, |live| live.entry = entry.clone());
+        self.with_live(number, |live| {
+            live.entry = entry.clone();
+            live.began = Some(entry.clone());
+        });
         let facts = self.facts_after(&path, &entry);
         self.inodes.lock().set_facts(number, facts);
         Ok(())

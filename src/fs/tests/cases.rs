@@ -802,3 +802,72 @@ fn a_change_of_a_name_invalidates_the_copies_beside_it() {
     assert!(notices.contains(&name(copy)));
     assert!(!notices.contains(&name("other")));
 }
+
+#[test]
+fn attributes_that_somebody_else_sets_while_a_file_is_written_stay() {
+    let fixture = Fixture::new();
+    fixture.put("a", b"first").expect("put");
+    fixture.settle();
+    let handle = fixture.open_file("a", flags(true)).expect("opened");
+    let number = fixture.walk("a").expect("there");
+    let path = TreePath::parse(b"a").expect("path");
+    fixture.write_at(handle, 0, b"later").expect("written");
+    fixture
+        .act(move |core| core.setxattr(number, b"user.mine", b"1", 0))
+        .expect("set");
+    let shown = fixture.namespace.get(&path).expect("known").expect("there");
+    let mut entry = shown.entry;
+    entry.mode = 0o600;
+    entry.attributes.insert(b"theirs".to_vec(), b"2".to_vec());
+    fixture
+        .namespace
+        .change(vec![Edit {
+            path: path.clone(),
+            entry: Some(entry),
+            seen: shown.seen,
+            held: false,
+        }])
+        .expect("changed");
+    fixture.core.release(handle);
+    fixture.settle();
+    assert_eq!(fixture.content("a").expect("read"), b"later");
+    let entry = fixture
+        .namespace
+        .get(&path)
+        .expect("known")
+        .expect("there")
+        .entry;
+    assert_eq!(entry.mode, 0o600);
+    let names: Vec<_> = entry.attributes.keys().map(Vec::as_slice).collect();
+    assert_eq!(names, [b"mine".as_slice(), b"theirs"]);
+}
+
+#[test]
+fn what_can_not_be_published_at_the_end_is_kept_with_its_attributes() {
+    let fixture = Fixture::new();
+    // Somebody else's, whose content nobody has.
+    fixture.change_behind("a", &[7; 200_000]);
+    fixture.elsewhere.contents.lock().clear();
+    let handle = fixture.open_file("a", flags(true)).expect("opened");
+    fixture.write_at(handle, 0, b"patch").expect("written");
+    let number = fixture.walk("a").expect("there");
+    fixture
+        .act(move |core| core.setxattr(number, b"user.note", b"kept", 0))
+        .expect("set");
+    fixture.runtime.block_on(fixture.core.publish_all());
+    let kept = fixture.runtime.block_on(fixture.core.keep_unpublished());
+    kept.expect("kept");
+    let dir = Arc::new(power_loss(&fixture));
+    fixture.core.release(handle);
+    drop(fixture);
+    let again = Fixture::open(dir);
+    let journal = again.store.journaled().expect("journal");
+    assert_eq!(journal.len(), 1);
+    assert!(again.core.recover_here(journal).is_empty());
+    let handle = again.open_file("a", flags(false)).expect("opened");
+    assert_eq!(again.read_at(handle, 0, 5).expect("read"), b"patch");
+    let number = again.walk("a").expect("there");
+    let note = again.act(move |core| core.getxattr(number, b"user.note", true));
+    assert_eq!(note, Ok(b"kept".to_vec()));
+    again.core.release(handle);
+}
