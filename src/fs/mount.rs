@@ -18,7 +18,7 @@ use super::{
     Config,
     core::{Core, Options},
     fuse::Shell,
-    notify,
+    notify::{self, Notices},
     parts::{Bring, Tree},
     publish,
 };
@@ -161,7 +161,8 @@ pub(super) fn mount_parts(
     };
     let session = Session::new(shell, &mountpoint, &session_config(&config))
         .map_err(|error| refused(&mountpoint, &config, error))?;
-    let notices = notify::start(session.notifier()).map_err(io_error("starting a thread"))?;
+    let notices =
+        Notices::start(&core, &session.notifier()).map_err(io_error("starting a thread"))?;
     let (ends, ended) = watch::channel(false);
     std::thread::Builder::new()
         .name("p2pfs-session".into())

@@ -1,11 +1,12 @@
 //! Tells the kernel what changed elsewhere, so that it may keep names and attributes for long.
 //!
-//! An invalidation of a name waits for operations in its folder that are under way. So it is sent from a thread of its own
-//! that holds no lock, never from a callback.
+//! An invalidation of a name waits for operations in its folder that are under way, which may wait for the network. So it is
+//! sent from threads of their own that hold no lock, never from a callback.
 
 use std::{collections::BTreeSet, ffi::OsStr, os::unix::ffi::OsStrExt, sync::Arc};
 
-use tokio::sync::{broadcast, mpsc};
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::broadcast;
 
 use super::core::Core;
 use crate::{
@@ -13,8 +14,12 @@ use crate::{
     node::namespace::RemoteChanges,
 };
 
-/// Notices on their way to the kernel; when so many wait, whoever has more waits too.
-const QUEUE_MAX: usize = 1024;
+/// Threads that send notices. Each has its share of the folders, so that one in which a look-up waits for the network holds
+/// up only what concerns the same share.
+const THREADS: usize = 8;
+/// Notices that wait for a thread; of more than that it is no longer known which they are, and everything in the thread's
+/// folders is named instead.
+const WAITING_MAX: usize = 1024;
 
 /// Something for the kernel to forget.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,32 +30,149 @@ pub(crate) enum Notice {
     Folder(u64),
 }
 
-/// Starts the thread that sends notices; it ends when the sender is dropped.
-pub(crate) fn start(notifier: fuser::Notifier) -> std::io::Result<mpsc::Sender<Notice>> {
-    let (sender, mut receiver) = mpsc::channel(QUEUE_MAX);
-    std::thread::Builder::new()
-        .name("p2pfs-notify".into())
-        .spawn(move || {
-            while let Some(notice) = receiver.blocking_recv() {
-                let sent = match &notice {
-                    Notice::Name(folder, name) => notifier
-                        .inval_entry(fuser::INodeNo(*folder), OsStr::from_bytes(name.as_bytes())),
-                    Notice::Folder(number) => notifier.inval_inode(fuser::INodeNo(*number), 0, 0),
-                };
-                if let Err(error) = sent {
-                    // The mount is gone, or the kernel doesn't know what it should forget.
-                    tracing::debug!(?notice, %error, "the kernel did not take a notice");
-                }
+impl Notice {
+    fn folder(&self) -> u64 {
+        match self {
+            Self::Name(folder, _) | Self::Folder(folder) => *folder,
+        }
+    }
+}
+
+/// Notices on their way to the kernel. Never makes anybody wait. The threads end when it is dropped.
+pub(crate) struct Notices {
+    queues: Vec<Arc<Queue>>,
+}
+
+/// What one thread has to send.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    notices: BTreeSet<Notice>,
+    /// More came than can wait: everything that the kernel knows is to be named.
+    everything: bool,
+    ended: bool,
+}
+
+/// What a thread takes from its queue.
+#[derive(Debug, PartialEq, Eq)]
+enum Taken {
+    Some(BTreeSet<Notice>),
+    Everything,
+}
+
+impl Notices {
+    /// Starts the threads, each of which sends what is in its queue.
+    pub(crate) fn start(core: &Arc<Core>, notifier: &fuser::Notifier) -> std::io::Result<Self> {
+        let notices = Self::new();
+        for (share, queue) in notices.queues.iter().enumerate() {
+            // A thread that the kernel keeps waiting must not keep all of it.
+            let (core, notifier, queue) = (Arc::downgrade(core), notifier.clone(), queue.clone());
+            std::thread::Builder::new()
+                .name(format!("p2pfs-notify-{share}"))
+                .spawn(move || {
+                    while let Some(taken) = queue.take() {
+                        let due = match taken {
+                            Taken::Some(due) => due,
+                            Taken::Everything => match core.upgrade() {
+                                Some(core) => core.notices_for_all(),
+                                None => return,
+                            },
+                        };
+                        for notice in due.iter().filter(|notice| share_of(notice) == share) {
+                            send(&notifier, notice);
+                        }
+                    }
+                })?;
+        }
+        Ok(notices)
+    }
+
+    fn new() -> Self {
+        let queues = (0..THREADS).map(|_| Arc::default());
+        Self {
+            queues: queues.collect(),
+        }
+    }
+
+    /// Has them sent.
+    fn add(&self, notices: BTreeSet<Notice>) {
+        for notice in notices {
+            if let Some(queue) = self.queues.get(share_of(&notice)) {
+                queue.add(notice);
             }
-        })?;
-    Ok(sender)
+        }
+    }
+}
+
+impl Drop for Notices {
+    fn drop(&mut self) {
+        for queue in &self.queues {
+            queue.waiting.lock().ended = true;
+            queue.changed.notify_all();
+        }
+    }
+}
+
+impl Queue {
+    fn add(&self, notice: Notice) {
+        let mut waiting = self.waiting.lock();
+        if !waiting.everything {
+            waiting.notices.insert(notice);
+            if waiting.notices.len() > WAITING_MAX {
+                waiting.notices.clear();
+                waiting.everything = true;
+            }
+        }
+        self.changed.notify_all();
+    }
+
+    /// Waits for something to send; `None` at the end.
+    fn take(&self) -> Option<Taken> {
+        let mut waiting = self.waiting.lock();
+        loop {
+            if waiting.ended {
+                return None;
+            }
+            if std::mem::take(&mut waiting.everything) {
+                return Some(Taken::Everything);
+            }
+            if !waiting.notices.is_empty() {
+                return Some(Taken::Some(std::mem::take(&mut waiting.notices)));
+            }
+            self.changed.wait(&mut waiting);
+        }
+    }
+}
+
+/// Which thread sends a notice: all of a folder go to one.
+fn share_of(notice: &Notice) -> usize {
+    // Numbers are hashes of paths.
+    usize::try_from(notice.folder() % THREADS as u64).unwrap_or(0)
+}
+
+fn send(notifier: &fuser::Notifier, notice: &Notice) {
+    let sent = match notice {
+        Notice::Name(folder, name) => {
+            notifier.inval_entry(fuser::INodeNo(*folder), OsStr::from_bytes(name.as_bytes()))
+        }
+        Notice::Folder(number) => notifier.inval_inode(fuser::INodeNo(*number), 0, 0),
+    };
+    if let Err(error) = sent {
+        // The mount is gone, or the kernel doesn't know what it should forget.
+        tracing::debug!(?notice, %error, "the kernel did not take a notice");
+    }
 }
 
 /// Turns changes from elsewhere into notices, for as long as the mount lives.
 pub(crate) async fn follow(
     core: Arc<Core>,
     mut changes: broadcast::Receiver<RemoteChanges>,
-    notices: mpsc::Sender<Notice>,
+    notices: Notices,
 ) {
     loop {
         let paths = tokio::select! {
@@ -67,11 +189,7 @@ pub(crate) async fn follow(
             None => with.notices_for_all(),
         });
         let Ok(due) = due.await else { return };
-        for notice in due {
-            if notices.send(notice).await.is_err() {
-                return;
-            }
-        }
+        notices.add(due);
     }
 }
 
@@ -147,5 +265,36 @@ impl Core {
 
     fn is_folder(&self, path: &TreePath) -> bool {
         matches!(self.tree.get(path), Ok(Some(shown)) if shown.entry.kind == Kind::Directory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(folder: u64, number: usize) -> Notice {
+        let name = Name::new(number.to_string().as_bytes());
+        Notice::Name(folder, name.expect("a name"))
+    }
+
+    #[test]
+    fn a_folder_that_waits_holds_up_only_its_share_and_nothing_is_dropped() {
+        let notices = Notices::new();
+        let (stuck, other) = (8, 9);
+        // Nobody takes from the first queue.
+        for number in 0..10 * WAITING_MAX {
+            notices.add([name(stuck, number)].into());
+        }
+        notices.add([name(other, 1), Notice::Folder(other)].into());
+        let of = |folder: u64| &notices.queues[share_of(&Notice::Folder(folder))];
+        let expected = [name(other, 1), Notice::Folder(other)].into();
+        assert_eq!(of(other).take(), Some(Taken::Some(expected)));
+        assert_eq!(of(stuck).take(), Some(Taken::Everything));
+        notices.add([name(stuck, 1), name(stuck, 1)].into());
+        let expected = [name(stuck, 1)].into();
+        assert_eq!(of(stuck).take(), Some(Taken::Some(expected)));
+        let queue = of(stuck).clone();
+        drop(notices);
+        assert_eq!(queue.take(), None);
     }
 }
