@@ -107,7 +107,10 @@ mod tests {
         time::Duration,
     };
 
+    use rustix::process::Pid;
+
     use super::*;
+    use crate::system::runs;
 
     #[test]
     fn hosts_reach_each_other_until_one_is_cut_off_and_bytes_are_counted() {
@@ -143,10 +146,11 @@ mod tests {
         let (tag, dir) = (lab.tag.clone(), lab.dir.clone());
         let a = lab.host("a");
         let daemon = a.sh("setsid sleep 1000 > /dev/null 2>&1 & echo $!");
-        assert!(fs::exists(format!("/proc/{daemon}")).unwrap());
+        let daemon = Pid::from_raw(daemon.parse().unwrap()).unwrap();
+        assert!(runs(daemon));
         assert!(dir.exists());
         drop(lab);
-        assert!(!fs::exists(format!("/proc/{daemon}")).unwrap());
+        assert!(!runs(daemon));
         assert!(!dir.exists());
         assert!(!ip(&["netns", "list"]).unwrap().contains(&tag));
     }

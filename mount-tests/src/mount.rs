@@ -7,10 +7,15 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::{Finished, Host, SOON, eventually, run::guarded, system::mounts_below, until};
+use crate::{
+    Finished, Host, SOON, eventually,
+    run::guarded,
+    system::{mounts_below, runs},
+    until,
+};
 
 /// How long an operation may take unless a test says otherwise: longer than the default time-out of reads.
 const OPERATION_WITHIN: Duration = Duration::from_secs(45);
@@ -311,7 +316,5 @@ impl Mount {
 
 #[track_caller]
 fn ends(pid: Pid) {
-    until(SOON, "the process of the mount ends", || {
-        test_kill_process(pid).is_err()
-    });
+    until(SOON, "the process of the mount ends", || !runs(pid));
 }

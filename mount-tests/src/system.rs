@@ -9,7 +9,7 @@ use std::{
 
 use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
-    process::{Pid, Signal, geteuid, getpid, kill_process, test_kill_process},
+    process::{Pid, Signal, geteuid, getpid, kill_process},
 };
 
 /// What every namespace and temporary directory of these tests starts with; the process id of the test run follows.
@@ -74,6 +74,17 @@ pub(crate) fn on_path(program: &str) -> bool {
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
+/// Whether a process runs. One that ended and that nobody has asked about yet doesn't: in a container there may be nobody
+/// who would.
+pub(crate) fn runs(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may contain anything.
+    let state = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
 /// A lab of this process: names its namespaces and its directory.
 pub(crate) fn new_tag() -> String {
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -112,7 +123,7 @@ fn sweep() {
             .parse()
             .ok()
             .and_then(Pid::from_raw)
-            .is_some_and(|pid| test_kill_process(pid).is_err());
+            .is_some_and(|pid| !runs(pid));
         if dead {
             clear(&format!("{PREFIX}{pid}-{number}"));
         }
