@@ -115,6 +115,14 @@ impl Host {
             .env_remove("XDG_CONFIG_HOME")
             .env_remove("P2PFS_CONFIG")
             .env_remove("P2PFS_TRACKER");
+        // SAFETY: signal(2) is async-signal-safe and touches no memory.
+        unsafe {
+            command.pre_exec(|| {
+                // Tests that run in the background of a script have been told to ignore it, and so would every child.
+                libc::signal(libc::SIGINT, libc::SIG_DFL);
+                Ok(())
+            });
+        }
         command
     }
 
@@ -306,7 +314,7 @@ impl Host {
         dirs.extend(entries(&self.state()));
         dirs.iter()
             .flat_map(|dir| entries(dir))
-            .filter(|path| path.is_file() && named(path))
+            .filter(|path| named(path) && path.is_file())
             .collect()
     }
 }

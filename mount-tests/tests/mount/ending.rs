@@ -28,7 +28,11 @@ fn every_way_to_unmount_ends_the_process_with_everything_published() {
     pair.a.unmount();
     for (number, (way, end)) in ways.iter().enumerate() {
         println!("{way}");
-        let bytes = noise(number as u64, 70_000);
+        // One that takes a moment to hash and publish.
+        let bytes = noise(
+            number as u64,
+            if *way == "umount" { 20 << 20 } else { 70_000 },
+        );
         let a = host.mount("c", "");
         a.write(&format!("file{number}"), &bytes);
         let pid = a.pid();

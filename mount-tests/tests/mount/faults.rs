@@ -88,7 +88,7 @@ fn verify_finds_damage_and_repairs_it_from_another_holder() {
 
 #[test]
 fn with_all_holders_stopped_reads_end_and_everything_else_goes_on() {
-    let pair = pair_with("--read-timeout 4s");
+    let pair = pair_with("--read-timeout 6s");
     let (lost, here) = (noise(1, 4_000_000), noise(2, 500_000));
     pair.a.write("lost", &lost);
     pair.a.write("here", &here);
@@ -103,7 +103,7 @@ fn with_all_holders_stopped_reads_end_and_everything_else_goes_on() {
         !b.status()["transfers"].as_array().unwrap().is_empty()
     });
     interrupted.signal(Signal::INT);
-    interrupted.ends_within(Duration::from_millis(1500));
+    interrupted.ends_within(Duration::from_millis(2500));
 
     let begun = Instant::now();
     let mut reader = b.host().start_sh("exec cat mnt/lost > part");
@@ -114,11 +114,11 @@ fn with_all_holders_stopped_reads_end_and_everything_else_goes_on() {
         b.with("new", |path| fs::remove_file(path)).unwrap();
     }
     assert!(
-        begun.elapsed() < Duration::from_secs(4),
+        begun.elapsed() < Duration::from_secs(6),
         "the mount was slow: {:?}",
         begun.elapsed()
     );
-    let status = reader.ends_within(Duration::from_secs(12));
+    let status = reader.ends_within(Duration::from_secs(15));
     assert_eq!(status.code(), Some(1), "{}", reader.output());
     assert!(
         reader.output().contains("Input/output error"),
@@ -127,7 +127,7 @@ fn with_all_holders_stopped_reads_end_and_everything_else_goes_on() {
     );
     let stalled = begun.elapsed();
     assert!(
-        stalled >= Duration::from_millis(3500),
+        stalled >= Duration::from_millis(5500),
         "given up after {stalled:?}"
     );
 
@@ -156,7 +156,7 @@ fn a_look_into_an_unknown_folder_ends_in_time_and_can_be_interrupted() {
             .is_ok_and(|stat| stat.contains("(ls) S") || stat.contains("(ls) D"))
     });
     interrupted.signal(Signal::INT);
-    interrupted.ends_within(Duration::from_millis(1500));
+    interrupted.ends_within(Duration::from_millis(2500));
     let begun = Instant::now();
     assert_eq!(b.list("dir6").unwrap_err().raw_os_error(), EIO);
     assert!(

@@ -21,12 +21,23 @@ fn write_until_it_dies(mount: &Mount, run: u64, kill_after: Duration) -> Vec<u64
     let writer = thread::spawn(move || -> std::io::Result<()> {
         fs::create_dir(&dir)?;
         for number in 0.. {
-            let mut file = fs::File::create(dir.join(number.to_string()))?;
+            // Every fourth one as an editor saves it: under another name first.
+            let renamed = number % 4 == 3;
+            let name = if renamed {
+                "new".to_owned()
+            } else {
+                number.to_string()
+            };
+            let mut file = fs::File::create(dir.join(&name))?;
             let bytes = content(run, number);
             let (first, second) = bytes.split_at(bytes.len() / 2);
             file.write_all(first)?;
             file.write_all(second)?;
             file.sync_all()?;
+            if renamed {
+                fs::rename(dir.join(name), dir.join(number.to_string()))?;
+                fs::File::open(&dir)?.sync_all()?;
+            }
             // The handle is still open: durable is what fsync says, not what close would do.
             if confirmed.send(number).is_err() {
                 break;
