@@ -1,7 +1,7 @@
 //! The journal: what staging files are, so that the next process can publish them.
 //!
 //! Of a staging file there are up to two records. The *latest* is a small file beside it, replaced as a whole by `close`,
-//! renames and `fsync`: once written, a killed process leaves it, and nobody waits for the disk. It says nothing about what
+//! renames and, before its durable one, by `fsync`: once written, a killed process leaves it, and nobody waits for the disk. It says nothing about what
 //! is on the disk, so it counts only while the machine stays up. The *durable* one stands in the index and was written
 //! after the staging file's data, its name and its base had been synced; it counts when the machine went down.
 
@@ -44,10 +44,8 @@ impl Core {
         durable: bool,
     ) -> Result<(), StoreError> {
         let encoded = encode_journal(record)?;
-        // First, so that it is never older than the durable one.
-        self.write_latest(id, &encoded)?;
         if !durable {
-            return Ok(());
+            return self.write_latest(id, &encoded);
         }
         let path = self.staging_path(id);
         open_existing(&path)?

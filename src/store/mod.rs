@@ -450,7 +450,8 @@ impl Store {
     }
 
     /// Writes the journal record; `durable` puts data (fdatasync), what is here of the base, and record on disk before
-    /// returning.
+    /// returning. What is made durable goes in with `durable` false before, one call for a file at a time; the durable one may
+    /// then take its time beside newer ones.
     ///
     /// A killed process leaves what was written last. The last durable record is kept until the next one: if the machine
     /// goes down, it is what [`Store::journaled`] returns, not a later one whose data may not have reached the disk. A

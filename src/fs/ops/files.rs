@@ -409,7 +409,7 @@ impl Core {
             return Err(Self::after_import(number));
         }
         let _syncing = live.syncing.lock();
-        let (id, record, path, version) = {
+        let (id, record, path) = {
             let mut state = live.state.lock();
             if state.done || !state.is_dirty() || state.unlinked {
                 return Ok(false);
@@ -417,7 +417,9 @@ impl Core {
             state.staging(&self.store)?;
             let staging = state.staging.as_ref().and_then(|staging| staging.id);
             let id = staging.ok_or(FsError::Stuck)?;
-            (id, state.record(), state.path.clone(), state.version)
+            // Before the durable record, and under the lock as by everybody else: the latest is never the older one.
+            state.journal(&self.store)?;
+            (id, state.record(), state.path.clone())
         };
         // What takes long happens while others go on.
         let journaled = self.store.journal(id, &record, true);
@@ -431,9 +433,6 @@ impl Core {
         journaled?;
         state.is_durable = true;
         state.is_moved &= state.path != path;
-        // The durable record has taken the place of any other, newer ones included.
-        state.journaled = version;
-        state.journal(&self.store)?;
         Ok(true)
     }
 
