@@ -66,6 +66,38 @@ fn a_mount_in_the_foreground_ends_with_one_ctrl_c() {
 }
 
 #[test]
+fn a_mount_in_the_foreground_ends_in_order_when_its_terminal_is_closed() {
+    let lab = Lab::new();
+    let a = lab.host("a");
+    let (id, _) = a.create("");
+    let mut mount = a.start_p2pfs(&format!("mount {id} mnt -f"));
+    mount.says("c mounted on ");
+    // An id that was a word of the command line has given way to the saved name.
+    let pid = mount.pid().as_raw_nonzero();
+    let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(words.contains("mount\0c\0mnt"), "{words:?}");
+    a.sh("echo text > mnt/file");
+    mount.signal(Signal::HUP);
+    assert!(mount.ends_within(SOON).success(), "{}", mount.output());
+    let a = a.mount("c", "");
+    assert_eq!(a.read("file").unwrap(), b"text\n");
+}
+
+#[test]
+fn a_mount_right_after_umount_waits_for_the_one_that_ends() {
+    let lab = Lab::new();
+    let a = lab.host("a");
+    a.create("");
+    a.p2pfs("mount c mnt").ok();
+    a.sh("echo text > mnt/file");
+    a.sh("umount mnt");
+    let again = a.p2pfs("mount c mnt");
+    again.ok();
+    assert_eq!(a.sh("cat mnt/file"), "text");
+    a.p2pfs("unmount mnt").ok();
+}
+
+#[test]
 fn a_busy_mount_is_not_unmounted_and_its_users_are_named() {
     let lab = Lab::new();
     let a = lab.host("a");

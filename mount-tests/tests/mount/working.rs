@@ -309,6 +309,23 @@ fn share_prints_hash_and_path_and_a_rerun_changes_nothing() {
 }
 
 #[test]
+fn share_copies_links_as_links_and_writes_through_none() {
+    let pair = pair();
+    let host = pair.a.host();
+    host.sh("mkdir -p src/tree victim && echo new > src/file && ln -s file src/link && ln -s tree src/way");
+    // Somebody else planted links that lead out of the mount.
+    host.sh("echo old > victim/file && ln -s ../victim/file mnt/file && ln -s ../victim mnt/tree");
+    host.p2pfs("share src/link src/way src/file mnt").ok();
+    assert_eq!(host.sh("readlink mnt/link mnt/way"), "file\ntree");
+    assert_eq!(host.sh("cat victim/file"), "old");
+    assert_eq!(host.sh("cat mnt/file"), "new");
+    let refused = host.p2pfs("share src/tree mnt");
+    assert!(refused.fails(1).contains("is not a folder"), "{refused}");
+    let itself = host.p2pfs("share . mnt");
+    assert!(itself.fails(2).contains("into itself"), "{itself}");
+}
+
+#[test]
 fn a_read_only_member_sees_everything_and_changes_nothing() {
     let pair = pair();
     let c = pair.lab.host("c").mount(&pair.read_only, "");
