@@ -166,9 +166,8 @@ pub(crate) async fn leave(common: &Common, options: LeaveArgs) -> Outcome {
         Ok(mount) => {
             let request = LeaveRequest {
                 force: options.force,
-                hand_over: options.hand_over,
             };
-            leave_running(common, &mount, &request).await?
+            leave_running(common, &mount, &request, options.hand_over).await?
         }
         // Nothing runs: registrations run out by themselves, and what exists only here cannot be asked about.
         Err(_) if !options.force => {
@@ -221,6 +220,7 @@ async fn leave_running(
     common: &Common,
     mount: &locate::Found,
     request: &LeaveRequest,
+    hand_over: bool,
 ) -> Result<LeaveReport, Failure> {
     loop {
         let report: LeaveReport = mount
@@ -235,7 +235,7 @@ async fn leave_running(
             }
             return Ok(report);
         }
-        if !request.hand_over {
+        if !hand_over {
             return Ok(report);
         }
         if !common.quiet {

@@ -258,8 +258,6 @@ pub struct UnmountRequest {
 pub struct LeaveRequest {
     /// Even with contents that exist only here.
     pub force: bool,
-    /// Wait until others hold them.
-    pub hand_over: bool,
 }
 
 /// What leaving would lose, or lost.
