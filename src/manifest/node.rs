@@ -7,7 +7,7 @@
 //! more than 2 KiB. So nodes have 64 rows on average: about 8 KiB.
 //!
 //! Encoding (CBOR, one form only): `[1, level, [row…]]`, a row being `[shared, rest, versions]` in a leaf and
-//! `[shared, rest, hash, keys, files, bytes, newest]` above, where a key is the first `shared` bytes of the key before it
+//! `[shared, rest, hash, keys, files, bytes, conflicts, newest]` above, where a key is the first `shared` bytes of the key before it
 //! (as many as possible) followed by `rest`. The empty map is the leaf without rows; no other node is without rows, and no
 //! root above level 0 has one row only.
 
@@ -36,7 +36,7 @@ const LEVEL_BITS: u32 = 6;
 /// A row whose versions take more bytes starts a leaf of its own, so that rows of many kilobytes don't pile up in one
 /// node: to pass 4 MiB, 2000 small rows would have to come without a boundary (probability e^-32).
 const LARGE_ROW_BYTES: usize = 2048;
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// BLAKE3 hash of a node's encoding; a root's hash is the state of the whole folder.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -62,6 +62,8 @@ pub struct Summary {
     pub files: u64,
     /// Bytes of their contents.
     pub bytes: u64,
+    /// Paths that show conflict copies.
+    pub conflicts: u64,
     /// The newest version's time.
     pub newest: super::HybridTime,
 }
@@ -72,15 +74,18 @@ impl Summary {
         self.keys = self.keys.saturating_add(other.keys);
         self.files = self.files.saturating_add(other.files);
         self.bytes = self.bytes.saturating_add(other.bytes);
+        self.conflicts = self.conflicts.saturating_add(other.conflicts);
         self.newest = self.newest.max(other.newest);
     }
-    pub(super) fn of_row(versions: &Versions) -> Self {
+    pub(super) fn of_row(key: &Key, versions: &Versions) -> Self {
         let mut summary = Self {
             keys: 1,
             newest: versions.newest(),
             ..Self::default()
         };
-        for group in groups(versions) {
+        let groups = groups(versions);
+        summary.conflicts = u64::from(groups.len() > 1 && key.internal().is_none());
+        for group in groups {
             if let Kind::File(object) = &group.newest.entry.kind {
                 summary.files += 1;
                 summary.bytes = summary.bytes.saturating_add(object.size);
@@ -191,8 +196,8 @@ impl Value for Child {
 impl Node {
     fn leaf(rows: Vec<(Key, Versions)>, bounded: bool) -> Self {
         let mut summary = Summary::default();
-        for (_, versions) in &rows {
-            summary.add(&Summary::of_row(versions));
+        for (key, versions) in &rows {
+            summary.add(&Summary::of_row(key, versions));
         }
         Self {
             level: 0,
@@ -259,11 +264,12 @@ impl Node {
         out.uint(u64::from(self.level));
         match &self.rows {
             Rows::Leaf(rows) => write_rows(&mut out, rows, 3, |out, versions| versions.write(out)),
-            Rows::Inner(rows) => write_rows(&mut out, rows, 7, |out, child| {
+            Rows::Inner(rows) => write_rows(&mut out, rows, 8, |out, child| {
                 out.bytes(&child.hash.0);
                 out.uint(child.summary.keys);
                 out.uint(child.summary.files);
                 out.uint(child.summary.bytes);
+                out.uint(child.summary.conflicts);
                 out.uint(child.summary.newest.0);
             }),
         }
@@ -365,6 +371,7 @@ fn read_child(input: &mut Reader<'_>, _key: &Key) -> Result<(Child, bool), NodeE
             keys: input.uint()?,
             files: input.uint()?,
             bytes: input.uint()?,
+            conflicts: input.uint()?,
             newest: super::HybridTime(input.uint()?),
         },
     };
@@ -379,7 +386,7 @@ fn read_rows<V>(
     level: u8,
     read: impl Fn(&mut Reader<'_>, &Key) -> Result<(V, bool), NodeError>,
 ) -> Result<(Vec<(Key, V)>, bool), NodeError> {
-    let parts = if level == 0 { 3 } else { 7 };
+    let parts = if level == 0 { 3 } else { 8 };
     // Nothing is reserved by the count, which is not to be trusted; rows grow with the bytes that were really there.
     let mut rows: Vec<(Key, V)> = Vec::new();
     let mut bounded = false;

@@ -325,8 +325,8 @@ pub fn range_summary(
             }
             Step::Enter
         }
-        fn row(&mut self, _key: &Key, versions: &Versions) -> Step {
-            self.total.add(&Summary::of_row(versions));
+        fn row(&mut self, key: &Key, versions: &Versions) -> Step {
+            self.total.add(&Summary::of_row(key, versions));
             Step::Enter
         }
     }

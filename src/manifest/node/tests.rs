@@ -18,10 +18,10 @@ fn leaf() -> Vec<u8> {
 
 #[test]
 fn golden_bytes() {
-    assert_eq!(hex(&Node::empty().1.encode()), "83010080");
+    assert_eq!(hex(&Node::empty().1.encode()), "83020080");
     let entry = "a50001 081901e8 091903e8 0a1903e8 0b05";
     let expected = format!(
-        "830100 82 83 00 44 2f610062 81 84 10 01 09 {entry} 83 04 41 63 81 84 10 02 09 {entry}"
+        "830200 82 83 00 44 2f610062 81 84 10 01 09 {entry} 83 04 41 63 81 84 10 02 09 {entry}"
     );
     assert_eq!(hex(&leaf()), expected.replace(' ', ""));
 
@@ -31,13 +31,14 @@ fn golden_bytes() {
             keys,
             files: 2,
             bytes: 1000,
+            conflicts: 1,
             newest: crate::manifest::HybridTime(9),
         },
     };
     let rows = vec![(key("a/b"), child(0xaa, 3)), (key("a/c"), child(0xbb, 4))];
     let inner = Child::into_node(1, rows);
     let expected = format!(
-        "830101 82 87 00 44 2f610062 5820{} 03 02 1903e8 09 87 03 41 63 5820{} 04 02 1903e8 09",
+        "830201 82 88 00 44 2f610062 5820{} 03 02 1903e8 01 09 88 03 41 63 5820{} 04 02 1903e8 01 09",
         "aa".repeat(32),
         "bb".repeat(32)
     );
@@ -57,7 +58,7 @@ fn golden_root() {
     let root = memory.build(&many(1_000));
     assert_eq!(
         root.to_string(),
-        "bd56079d54fa06ed7b2222e7b53e824eceb30f0be4e274e3237621861987f111"
+        "467b8b84fa92ab85684be0c927acfd281f92deb382258a6eae85ea55440ab612"
     );
 }
 

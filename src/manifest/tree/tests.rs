@@ -6,7 +6,9 @@ use std::{
 use proptest::prelude::*;
 
 use super::{testing::*, *};
-use crate::manifest::{Entry, HybridTime, Kind, Timestamp, TreePath, node::levels_started};
+use crate::manifest::{
+    Entry, HybridTime, InternalKey, Kind, Timestamp, TreePath, node::levels_started,
+};
 
 type Model = BTreeMap<Key, Versions>;
 
@@ -132,7 +134,7 @@ proptest! {
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect();
         let mut sum = Summary::default();
-        expected.iter().for_each(|(_, value)| sum.add(&Summary::of_row(value)));
+        expected.iter().for_each(|(key, value)| sum.add(&Summary::of_row(key, value)));
         prop_assert_eq!(range_summary(&memory, root, &range).unwrap(), sum);
         prop_assert_eq!(any_in(&memory, root, &range).unwrap(), !expected.is_empty());
         let (scanned, ..) = memory.fetching(|memory| scan(memory, root, range.clone(), limit));
@@ -150,6 +152,25 @@ proptest! {
         let gone = model.keys().map(|key| (key.clone(), None)).collect();
         prop_assert_eq!(memory.apply(root, &gone), empty_root());
     }
+}
+
+#[test]
+fn the_root_counts_the_paths_that_show_conflict_copies() {
+    let memory = Memory::default();
+    let mut edits = many(200);
+    let both = versions([version(1, 1, 1, file(1)), version(2, 1, 1, file(2))]);
+    edits.insert(key("a"), Some(both.clone()));
+    edits.insert(key("folder 001/b"), Some(both.clone()));
+    // Equal contents are one file; and a record of a file with several names is no path.
+    let equal = versions([version(1, 1, 1, file(1)), version(2, 1, 1, file(1))]);
+    edits.insert(key("c"), Some(equal));
+    let record = Key::of_internal(&InternalKey::File([7; 16]));
+    edits.insert(record, Some(both));
+    let root = memory.build(&edits);
+    let counted = summary(&memory, root).unwrap();
+    assert_eq!((counted.keys, counted.conflicts), (204, 2));
+    let folder = Key::children_of(&path("folder 001"));
+    assert_eq!(range_summary(&memory, root, &folder).unwrap().conflicts, 1);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The committer: signs heads for local changes, and heads that join what several heads say.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -14,12 +15,12 @@ use super::{
     pace::{BackOff, Pace},
     plan::{self, Edits},
     records::OwnHead,
-    state::{State, known},
+    state::{State, known, removed_from},
     wall_ns,
 };
 use crate::{
     cluster::Head,
-    manifest::{self, Applied, CausalContext, Change, Dot, NodeHash, TreeError, Version},
+    manifest::{self, Applied, CausalContext, Dot, NodeHash, Version},
     net::proto::{CHANGES_MAX, Push},
 };
 
@@ -175,7 +176,6 @@ impl Shared {
             self.add_row(base, &mut edits, dot)?;
         }
         let applied = manifest::apply(&self.nodes, base, &edits)?;
-        let changes = self.changes(base, &edits)?;
         if applied.root == base && !joins {
             // Deletions of what was never committed, or is gone already.
             self.forget_pending(&pending, dot)?;
@@ -185,6 +185,10 @@ impl Shared {
         if applied.root != base || contradicted {
             covers.add(dot);
         }
+        let removed = edits.iter();
+        let removals: BTreeSet<_> = removed
+            .filter_map(|(key, new)| removed_from(key, new.as_ref()))
+            .collect();
         let published = self.sign(
             Signing {
                 applied,
@@ -196,25 +200,11 @@ impl Shared {
             |state| {
                 state.overlay.committed(&pending, dot);
                 let time = state.clock;
-                state.note_changes(&changes, time)
+                state.note_removals(removals, time);
             },
         )?;
         let _ = self.published.send(Arc::new(published));
         Ok(Step::Done)
-    }
-
-    /// The edits as changes, for the count of conflicts.
-    fn changes(&self, base: NodeHash, edits: &Edits) -> Result<Vec<Change>, TreeError> {
-        edits
-            .iter()
-            .map(|(key, new)| {
-                Ok(Change {
-                    key: key.clone(),
-                    old: manifest::get(&self.nodes, base, key)?,
-                    new: new.clone(),
-                })
-            })
-            .collect()
     }
 
     /// `turn` is held. Adds this writer's row to the table of writers, unless it is there.
@@ -259,11 +249,11 @@ impl Shared {
     }
 
     /// `turn` is held. Signs a head, keeps it on disk with the state it stands for, and only then makes it the state;
-    /// `and_then` does what else changes in the same moment and tells whether the conflicts did.
+    /// `and_then` does what else changes in the same moment.
     pub(super) fn sign(
         &self,
         signing: Signing,
-        and_then: impl FnOnce(&mut State) -> bool,
+        and_then: impl FnOnce(&mut State),
     ) -> Result<Published, NamespaceError> {
         let Signing {
             applied,
@@ -323,15 +313,12 @@ impl Shared {
                 Offered::Taken { dropped, .. } => dropped,
                 Offered::Covered => Vec::new(),
             };
-            let conflicts_changed = and_then(&mut state);
+            and_then(&mut state);
             state.join_due = None;
             state.plan_join(Instant::now());
             // What follows only tidies up: the store is right without it, and a restart does it again.
             for covered in dropped {
                 self.records.remove_head(&covered)?;
-            }
-            if conflicts_changed {
-                self.records.save_conflicts(state.conflicts.iter())?;
             }
             if state.pending_kept {
                 state.pending_kept = state.overlay.waits(u64::MAX);
@@ -382,7 +369,7 @@ impl Shared {
                 base: root,
                 edits: None,
             },
-            |_| false,
+            |_| {},
         )?;
         let head = published.head.clone();
         let _ = self.published.send(Arc::new(published));

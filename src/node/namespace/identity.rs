@@ -124,7 +124,6 @@ impl Shared {
             state.redo = None;
             state.heads.forget_merges();
             state.overlay.renumber(new_dot);
-            false
         })?;
         // Done once more after a crash before this, it would find nothing left to do.
         self.records.save_redo(None)?;

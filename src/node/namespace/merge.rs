@@ -13,6 +13,7 @@ use super::{
     FETCH_MAX, NamespaceError, RemoteChanges, Shared, blocking,
     heads::{KnownHead, Way},
     pace::BackOff,
+    state::{State, removed_from},
 };
 use crate::manifest::{self, Change, InternalKey, Key, NodeHash, NodeSource, TreeError, Version};
 
@@ -172,23 +173,11 @@ impl Shared {
         state.covers = covers;
         state.heads.set_in_state(&digest);
         if let Some(changes) = changes {
-            self.note(&mut state, changes)?;
+            note_removals(&mut state, changes);
         }
         state.plan_join(Instant::now());
         drop(state);
         self.commit_wake.notify_one();
-        Ok(())
-    }
-
-    fn note(
-        &self,
-        state: &mut super::state::State,
-        changes: &[Change],
-    ) -> Result<(), NamespaceError> {
-        let time = state.clock;
-        if state.note_changes(changes, time) {
-            self.records.save_conflicts(state.conflicts.iter())?;
-        }
         Ok(())
     }
 
@@ -204,9 +193,7 @@ impl Shared {
         let difference = looked.unwrap_or_default();
         let changes = match difference {
             Some(changes) => {
-                if let Err(error) = self.note(&mut self.state.write(), &changes) {
-                    tracing::warn!(%error, "the count of conflicts could not be kept");
-                }
+                note_removals(&mut self.state.write(), &changes);
                 named(&changes)
             }
             None => RemoteChanges::All,
@@ -251,6 +238,12 @@ impl Shared {
         }
         None
     }
+}
+
+fn note_removals(state: &mut State, changes: &[Change]) {
+    let time = state.clock;
+    let removed = |change: &Change| removed_from(&change.key, change.new.as_ref());
+    state.note_removals(changes.iter().filter_map(removed), time);
 }
 
 /// What two machines wrote under one number cannot both be kept; what gives way is at least named, with its content.

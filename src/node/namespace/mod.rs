@@ -155,9 +155,7 @@ pub struct NamespaceStatus {
     pub summary: Option<Summary>,
     /// Local changes that no head has yet.
     pub unpublished: u64,
-    /// Keys that show conflict copies, among those that were changed here, merged here, or named by the difference to a
-    /// head that was taken over; kept across restarts, counted up to 65,536. Conflicts that came with a head whose
-    /// difference was not looked through (the first one, or more changes than a push of changes names) are not among them.
+    /// Paths that show conflict copies.
     pub conflicts: u64,
 }
 
@@ -515,11 +513,12 @@ impl Namespace {
     pub fn status(&self) -> NamespaceStatus {
         let state = self.shared.state.read();
         let summary = |root| manifest::summary(&self.shared.nodes, root).ok();
+        let summary = state.root.and_then(summary);
         NamespaceStatus {
             root: state.root,
-            summary: state.root.and_then(summary),
+            summary,
             unpublished: state.overlay.len() as u64,
-            conflicts: state.conflicts.len() as u64,
+            conflicts: summary.map_or(0, |summary| summary.conflicts),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Settings: `namespace/state` (root, context, time), `namespace/sequence` (up to which sequence a writer may have
 //! signed), `namespace/confirmed` (up to which its work is known to have reached others), `namespace/pending` (changes that
-//! could not be committed), `namespace/conflicts` (keys), `namespace/identity` (the identity taken in place of the node's
+//! could not be committed), `namespace/identity` (the identity taken in place of the node's
 //! first one), `namespace/redo` (work to be published again under it). Records among the heads: `h` ‖ digest → a head that
 //! no other covers; `o` ‖ writer ‖ sequence → what a head of this node stood for.
 
@@ -12,7 +12,7 @@ use serde_bytes::ByteBuf;
 use super::{NamespaceError, heads::KnownHead, overlay::Pending};
 use crate::{
     manifest::{
-        CausalContext, Dot, HybridTime, Key, NodeHash, TreePath, Version, Versions, WriterNumber,
+        CausalContext, Dot, HybridTime, NodeHash, TreePath, Version, Versions, WriterNumber,
     },
     store::{Store, StoreError},
 };
@@ -21,7 +21,6 @@ const STATE: &str = "namespace/state";
 const SEQUENCE: &str = "namespace/sequence";
 const CONFIRMED: &str = "namespace/confirmed";
 const PENDING: &str = "namespace/pending";
-const CONFLICTS: &str = "namespace/conflicts";
 const IDENTITY: &str = "namespace/identity";
 const REDO: &str = "namespace/redo";
 /// Version of all records here.
@@ -267,24 +266,6 @@ impl Records {
             })
             .collect();
         self.save(PENDING, &records)
-    }
-
-    pub(super) fn conflicts(&self) -> Result<Vec<Key>, NamespaceError> {
-        let keys: Vec<ByteBuf> = self.load(CONFLICTS)?.unwrap_or_default();
-        Ok(keys
-            .into_iter()
-            .filter_map(|key| Key::from_bytes(key.into_vec()).ok())
-            .collect())
-    }
-
-    pub(super) fn save_conflicts<'a>(
-        &self,
-        keys: impl Iterator<Item = &'a Key>,
-    ) -> Result<(), NamespaceError> {
-        let keys: Vec<_> = keys
-            .map(|key| serde_bytes::Bytes::new(key.as_bytes()))
-            .collect();
-        self.save(CONFLICTS, &keys)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the namespace knows, in memory.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -16,17 +16,13 @@ use super::{
 };
 use crate::{
     cluster::{Certificate, ClusterKeys, Head, Role},
-    manifest::{
-        CausalContext, Change, Dot, HybridTime, Key, NodeHash, TreePath, WriterNumber, shown,
-    },
+    manifest::{CausalContext, Dot, HybridTime, Key, NodeHash, TreePath, Versions, WriterNumber},
 };
 
 /// Heads that were looked at and need not be again.
 const SEEN_HEADS_MAX: usize = 4096;
 /// Own heads remembered beyond those that may not have reached anybody.
 const OWN_HEADS_MAX: usize = 4096;
-/// Conflicts counted.
-const CONFLICTS_MAX: usize = 65_536;
 /// Folders of which the last removal is remembered.
 const REMOVALS_MAX: usize = 4096;
 
@@ -67,8 +63,6 @@ pub(super) struct State {
     pub(super) redo: Option<Redo>,
     /// When a head that joins the known ones is to be signed.
     pub(super) join_due: Option<Instant>,
-    /// Keys that show conflict copies.
-    pub(super) conflicts: BTreeSet<Key>,
     /// When a direct entry of a folder was last removed; the tree remembers no removals, so this holds until the process
     /// ends.
     pub(super) removals: BTreeMap<TreePath, HybridTime>,
@@ -182,7 +176,6 @@ impl State {
             writer,
             redo: records.redo()?,
             join_due: None,
-            conflicts: records.conflicts()?.into_iter().collect(),
             removals: BTreeMap::new(),
         };
         for bytes in records.heads()? {
@@ -250,35 +243,25 @@ impl State {
         }
     }
 
-    /// Keeps the count of conflicts and the times of removals. Returns whether the conflicts have changed.
-    pub(super) fn note_changes(&mut self, changes: &[Change], time: HybridTime) -> bool {
-        let mut changed = false;
-        for change in changes {
-            let Some(path) = change.key.path() else {
-                continue;
-            };
-            let conflict = change
-                .new
-                .as_ref()
-                .is_some_and(|versions| !shown(versions).1.is_empty());
-            changed |= if !conflict {
-                self.conflicts.remove(&change.key)
-            } else if self.conflicts.len() < CONFLICTS_MAX {
-                self.conflicts.insert(change.key.clone())
-            } else {
-                false
-            };
-            if change.new.is_none()
-                && let Some((folder, _)) = path.split()
-            {
-                if self.removals.len() >= REMOVALS_MAX {
-                    self.removals.clear();
-                }
-                self.removals.insert(folder, time);
+    /// Notes that something was removed from these folders.
+    pub(super) fn note_removals(
+        &mut self,
+        folders: impl IntoIterator<Item = TreePath>,
+        time: HybridTime,
+    ) {
+        for folder in folders {
+            if self.removals.len() >= REMOVALS_MAX {
+                self.removals.clear();
             }
+            self.removals.insert(folder, time);
         }
-        changed
     }
+}
+
+/// The folder that a change removes something from.
+pub(super) fn removed_from(key: &Key, new: Option<&Versions>) -> Option<TreePath> {
+    let path = key.path().filter(|_| new.is_none())?;
+    path.split().map(|(folder, _)| folder)
 }
 
 /// What matters here of a head.
