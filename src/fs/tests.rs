@@ -46,6 +46,8 @@ impl NodeFetcher for Alone {
     ) -> BoxFuture<'static, Vec<Vec<u8>>> {
         Box::pin(async { Vec::new() })
     }
+
+    fn offence(&self, _peer: libp2p::PeerId, _reason: &str) {}
 }
 
 /// A peer that has some contents.

@@ -334,6 +334,27 @@ impl Store {
         Ok(())
     }
 
+    /// Keeps the root of a minute (since 1970), in place of an earlier one of the same minute. Of those from before `oldest`
+    /// a few are dropped each time, so that they become no more.
+    pub fn put_root(&self, minute: u64, record: &[u8], oldest: u64) -> Result<(), StoreError> {
+        let roots = &self.inner.core.roots;
+        roots.insert(minute.to_be_bytes(), record)?;
+        for old in roots.range(..oldest.to_be_bytes()).take(ROOTS_DROPPED_MAX) {
+            roots.remove(old?.0)?;
+        }
+        Ok(())
+    }
+
+    /// The roots that are kept, by their minutes.
+    pub fn roots(&self) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+        let mut roots = Vec::new();
+        for (minute, record) in all(&self.inner.core.roots)? {
+            let minute = minute.as_slice().try_into().map_or(0, u64::from_be_bytes);
+            roots.push((minute, record));
+        }
+        Ok(roots)
+    }
+
     /// Known peers: peer id bytes and a record that the caller encodes.
     pub fn peers(&self) -> Result<Pairs, StoreError> {
         all(&self.inner.core.peers)
@@ -517,6 +538,9 @@ impl Store {
         self.inner.core.usage()
     }
 }
+
+/// Old roots dropped when one is put: more than come in.
+const ROOTS_DROPPED_MAX: usize = 16;
 
 /// All pairs of a small tree.
 fn all(tree: &sled::Tree) -> Result<Pairs, StoreError> {

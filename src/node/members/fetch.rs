@@ -92,6 +92,12 @@ impl NodeFetcher for PeerFetcher {
         }
         .boxed()
     }
+
+    fn offence(&self, peer: PeerId, reason: &str) {
+        if let Some(net) = self.late.net.get() {
+            net.offence(peer, reason);
+        }
+    }
 }
 
 /// What a member said.

@@ -1,35 +1,35 @@
 //! Heads that others show: checked, kept if they say anything new, and left to the merger.
 
-use std::time::Instant;
-
 use libp2p::PeerId;
 use serde_bytes::ByteBuf;
 
 use super::{
-    NamespaceError, Pushed, RefusedPush, RemoteChanges, Shared,
+    NamespaceError, Pushed, RefusedPush,
     commit::PUSHED_CHANGES_BYTES_MAX,
+    disk::Disk,
     heads::{KnownHead, Offered},
     plan::Edits,
+    replica::{Event, Moment, Replica},
     state::known,
-    wall_ns,
 };
 use crate::{
     cluster::{CertificateError, Head, HeadError},
     manifest::{self, Key, NodeHash, TreeError, Versions},
 };
 
-impl Shared {
+impl<D: Disk> Replica<D> {
     /// Takes heads. Returns whether any was news, and the first reason for which one was refused; the others are taken
     /// all the same.
     pub(super) fn admit(
         &self,
         from: Option<PeerId>,
         heads: Vec<Vec<u8>>,
+        now: Moment,
     ) -> (bool, Result<(), String>) {
         let mut news = false;
         let mut refused = Ok(());
         for bytes in heads {
-            match self.admit_one(from, bytes) {
+            match self.admit_one(from, bytes, now) {
                 Ok(new) => news |= new,
                 Err(reason) if refused.is_ok() => refused = Err(reason),
                 Err(_) => {}
@@ -45,8 +45,9 @@ impl Shared {
         bytes: Vec<u8>,
         base: NodeHash,
         changes: Option<Vec<(ByteBuf, ByteBuf)>>,
+        now: Moment,
     ) -> Result<Pushed, RefusedPush> {
-        let Some(head) = self.check(&bytes)? else {
+        let Some(head) = self.check(&bytes, now)? else {
             return Ok(Pushed::Known);
         };
         let mut changes_hold = false;
@@ -77,35 +78,35 @@ impl Shared {
                 }
             }
         }
-        match self.take(Some(from), head) {
+        match self.take(Some(from), head, now) {
             Ok(true) => Ok(Pushed::News { changes_hold }),
             Ok(false) => Ok(Pushed::Known),
             Err(reason) => Err(RefusedPush::Other(reason)),
         }
     }
 
-    fn admit_one(&self, from: Option<PeerId>, bytes: Vec<u8>) -> Result<bool, String> {
-        match self.check(&bytes).map_err(|error| error.to_string())? {
-            Some(head) => self.take(from, head),
+    fn admit_one(&self, from: Option<PeerId>, bytes: Vec<u8>, now: Moment) -> Result<bool, String> {
+        match self.check(&bytes, now).map_err(|error| error.to_string())? {
+            Some(head) => self.take(from, head, now),
             None => Ok(false),
         }
     }
 
     /// Decodes and verifies a head; `None` for one that was looked at before.
-    fn check(&self, bytes: &[u8]) -> Result<Option<KnownHead>, HeadError> {
+    fn check(&self, bytes: &[u8], now: Moment) -> Result<Option<KnownHead>, HeadError> {
         let digest = *blake3::hash(bytes).as_bytes();
         if self.state.write().seen_heads.get(&digest).is_some() {
             return Ok(None);
         }
         let head = Head::decode(bytes)?;
-        head.verify(&self.keys, wall_ns())?;
+        head.verify(&self.keys, now.wall_ns)?;
         Ok(Some(known(&head, bytes.to_vec())))
     }
 
     /// Takes a verified head.
-    fn take(&self, from: Option<PeerId>, head: KnownHead) -> Result<bool, String> {
+    fn take(&self, from: Option<PeerId>, head: KnownHead, now: Moment) -> Result<bool, String> {
         self.watch_own_number(&head)
-            .and_then(|()| self.keep(from, head))
+            .and_then(|()| self.keep(from, head, now))
             .map_err(|error| {
                 // The peer is not to blame: it may show the head again.
                 tracing::warn!(%error, "a head could not be kept");
@@ -140,9 +141,13 @@ impl Shared {
         Ok(())
     }
 
-    fn keep(&self, from: Option<PeerId>, head: KnownHead) -> Result<bool, NamespaceError> {
+    fn keep(
+        &self,
+        from: Option<PeerId>,
+        head: KnownHead,
+        now: Moment,
+    ) -> Result<bool, NamespaceError> {
         let digest = head.digest();
-        let (root, covers) = (head.root, head.covers.clone());
         let mut state = self.state.write();
         state.saw(head.time);
         let dropped = match state.heads.offer(head.clone(), false) {
@@ -162,25 +167,20 @@ impl Shared {
             }
         };
         self.records.put_head(&head)?;
-        for covered in dropped {
-            self.records.remove_head(&covered)?;
-        }
+        self.drop_heads(&dropped)?;
         state.seen_heads.put(digest, ());
         if let Some(from) = from {
             state.showed.put(digest, from);
         }
-        if state.root.is_none() {
-            // Nothing is fetched before somebody looks.
-            state.root = Some(root);
-            state.covers = covers;
-            state.heads.set_in_state(&digest);
-            self.records.save_state(&state.record())?;
-            let _ = self.remote_changes.send(RemoteChanges::All);
-        }
-        state.plan_join(Instant::now());
+        let is_first = state.root.is_none();
+        self.plan_join(&mut state, now.at);
         drop(state);
-        self.head_known.send_replace(true);
-        self.merge_wake.notify_one();
+        if is_first {
+            // Nothing is fetched for this: its root node alone is looked at next.
+            self.show_first(&head, now)?;
+        }
+        self.tell(Event::HeadKnown(true));
+        self.tell(Event::ToMerge);
         Ok(true)
     }
 }

@@ -1,22 +1,17 @@
 //! The committer: signs heads for local changes, and heads that join what several heads say.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use serde_bytes::ByteBuf;
-use tokio_util::sync::CancellationToken;
 
 use super::{
-    FETCH_MAX, NamespaceError, Progress, Published, Shared, blocking,
+    NamespaceError, Published,
+    disk::Disk,
     heads::Offered,
-    pace::{BackOff, Pace},
     plan::{self, Edits},
     records::OwnHead,
+    replica::{Event, Moment, Replica},
     state::{State, known, removed_from},
-    wall_ns,
 };
 use crate::{
     cluster::Head,
@@ -50,66 +45,9 @@ pub(super) struct Signing {
     pub(super) edits: Option<Edits>,
 }
 
-/// Commits until `closing`.
-pub(super) async fn run(shared: Arc<Shared>, closing: CancellationToken) {
-    tokio::select! {
-        () = closing.cancelled() => {}
-        () = commit_forever(&shared) => {}
-    }
-}
-
-async fn commit_forever(shared: &Arc<Shared>) {
-    let mut pace = Pace::new();
-    let mut back_off = BackOff::default();
-    loop {
-        let now = Instant::now();
-        let hurried = shared.hurry.load(Ordering::Acquire);
-        let due = shared.commit_due(now).map(|due| {
-            let paced = if hurried { now } else { pace.due(now) };
-            match back_off.until() {
-                Some(until) if !hurried => due.max(paced).max(until),
-                _ => due.max(paced),
-            }
-        });
-        match due {
-            Some(due) if due <= now => {}
-            Some(due) => {
-                let pause = tokio::time::sleep_until(due.into());
-                tokio::select! {
-                    () = pause => {}
-                    () = shared.commit_wake.notified() => {}
-                }
-                continue;
-            }
-            None => {
-                shared.hurry.store(false, Ordering::Release);
-                shared.commit_wake.notified().await;
-                continue;
-            }
-        }
-        shared.hurry.store(false, Ordering::Release);
-        let progress = shared.commit_or_fetch(now).await;
-        match &progress {
-            Progress::Well => {
-                pace.committed(now);
-                back_off.reset();
-            }
-            Progress::Unreachable => {
-                tracing::info!("local changes wait for manifest nodes that nobody gives");
-                back_off.failed(now);
-            }
-            Progress::Failed(reason) => {
-                tracing::warn!(reason, "local changes could not be committed yet");
-                back_off.failed(now);
-            }
-        }
-        shared.progress.send_replace(progress);
-    }
-}
-
-impl Shared {
+impl<D: Disk> Replica<D> {
     /// When the next commit is wanted: now for local changes.
-    fn commit_due(&self, now: Instant) -> Option<Instant> {
+    pub(super) fn commit_due(&self, now: Instant) -> Option<Instant> {
         let state = self.state.read();
         state.writer.as_ref()?;
         if state.redo.is_some() || state.overlay.waits(u64::MAX) {
@@ -118,32 +56,11 @@ impl Shared {
         state.join_due
     }
 
-    async fn commit_or_fetch(self: &Arc<Self>, now: Instant) -> Progress {
-        let deadline = now + FETCH_MAX;
-        loop {
-            let shared = self.clone();
-            let missing = match blocking(move || shared.commit(Instant::now())).await {
-                Ok(Step::Done | Step::Idle) => return Progress::Well,
-                Ok(Step::Missing(nodes)) => nodes,
-                Err(error) => return Progress::Failed(error.to_string()),
-            };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left == Duration::ZERO {
-                return Progress::Unreachable;
-            }
-            match self.bring(missing, None, left).await {
-                Ok(0) => return Progress::Unreachable,
-                Ok(_) => {}
-                Err(error) => return Progress::Failed(error.to_string()),
-            }
-        }
-    }
-
     /// One attempt to commit what is pending, or to sign a head that joins others.
-    fn commit(&self, now: Instant) -> Result<Step, NamespaceError> {
+    pub(super) fn commit(&self, now: Moment) -> Result<Step, NamespaceError> {
         let _turn = self.turn.lock();
         let result = if self.state.read().redo.is_some() {
-            self.redo_work()
+            self.redo_work(now)
         } else {
             self.commit_pending(now)
         };
@@ -154,26 +71,26 @@ impl Shared {
     }
 
     /// `turn` is held.
-    fn commit_pending(&self, now: Instant) -> Result<Step, NamespaceError> {
+    fn commit_pending(&self, now: Moment) -> Result<Step, NamespaceError> {
         let (base, covers, pending, joins, contradicted) = {
             let state = self.state.read();
             let Some(root) = state.root else {
                 return Ok(Step::Idle);
             };
-            let joins = state.join_due.is_some_and(|due| due <= now)
+            let joins = state.join_due.is_some_and(|due| due <= now.at)
                 && !state.heads.represents(root, &state.covers);
             let contradicted = state.heads.contradicts(root, &state.covers);
             let pending = state.overlay.ready();
             (root, state.covers.clone(), pending, joins, contradicted)
         };
         if pending.is_empty() && !joins {
-            self.state.write().plan_join(now);
+            self.plan_join(&mut self.state.write(), now.at);
             return Ok(Step::Idle);
         }
         let dot = self.next_dot(1)?;
         let mut edits = plan::plan(&self.nodes, base, &pending, dot)?;
         if !edits.is_empty() {
-            self.add_row(base, &mut edits, dot)?;
+            self.add_row(base, &mut edits, dot, now)?;
         }
         let applied = manifest::apply(&self.nodes, base, &edits)?;
         if applied.root == base && !joins {
@@ -197,13 +114,14 @@ impl Shared {
                 base,
                 edits: Some(edits),
             },
+            now,
             |state| {
                 state.overlay.committed(&pending, dot);
                 let time = state.clock;
                 state.note_removals(removals, time);
             },
         )?;
-        let _ = self.published.send(Arc::new(published));
+        self.tell(Event::Published(Arc::new(published)));
         Ok(Step::Done)
     }
 
@@ -213,11 +131,12 @@ impl Shared {
         base: NodeHash,
         edits: &mut Edits,
         dot: Dot,
+        now: Moment,
     ) -> Result<(), NamespaceError> {
         let (peer, time) = {
             let mut state = self.state.write();
             let peer = state.identity.public().to_peer_id().to_bytes();
-            (peer, state.tick(wall_ns()))
+            (peer, state.tick(now.wall_ns))
         };
         let row = Version {
             dot,
@@ -253,6 +172,7 @@ impl Shared {
     pub(super) fn sign(
         &self,
         signing: Signing,
+        now: Moment,
         and_then: impl FnOnce(&mut State),
     ) -> Result<Published, NamespaceError> {
         let Signing {
@@ -264,7 +184,7 @@ impl Shared {
         } = signing;
         let (identity, number, certificate, time) = {
             let mut state = self.state.write();
-            let time = state.tick(wall_ns());
+            let time = state.tick(now.wall_ns);
             let identity = state.identity.clone();
             let writer = state.writer.as_mut().ok_or(NamespaceError::ReadOnly)?;
             // Whatever happens below, this sequence is used up.
@@ -300,6 +220,7 @@ impl Shared {
         record.covers = head.covers.clone();
         record.clock = time;
         self.records.save_state(&record)?;
+        self.records.note_root(now.wall_ns, head.root)?;
         self.records.flush()?;
         {
             let mut state = self.state.write();
@@ -315,11 +236,9 @@ impl Shared {
             };
             and_then(&mut state);
             state.join_due = None;
-            state.plan_join(Instant::now());
+            self.plan_join(&mut state, now.at);
             // What follows only tidies up: the store is right without it, and a restart does it again.
-            for covered in dropped {
-                self.records.remove_head(&covered)?;
-            }
+            self.drop_heads(&dropped)?;
             if state.pending_kept {
                 state.pending_kept = state.overlay.waits(u64::MAX);
                 self.records.save_pending(&state.overlay.ready())?;
@@ -349,7 +268,7 @@ impl Shared {
     }
 
     /// Signs the first, empty head.
-    pub(super) fn create(&self) -> Result<Head, NamespaceError> {
+    pub(super) fn create(&self, now: Moment) -> Result<Head, NamespaceError> {
         let _turn = self.turn.lock();
         if self.state.read().has_head() {
             return Err(NamespaceError::Failed(
@@ -369,10 +288,12 @@ impl Shared {
                 base: root,
                 edits: None,
             },
+            now,
             |_| {},
         )?;
         let head = published.head.clone();
-        let _ = self.published.send(Arc::new(published));
+        self.tell(Event::Published(Arc::new(published)));
+        self.tell(Event::HeadKnown(true));
         Ok(head)
     }
 }

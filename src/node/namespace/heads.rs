@@ -1,6 +1,8 @@
 //! The known heads: which are needed, which are still to be merged, which contradict each other. Pure.
 //!
-//! Invariant: no head of the set is covered by another one of it.
+//! Invariant: no head of the set is covered by another one of it that is in the state. A head that is covered by one which
+//! is still to be merged stays beside it, since that one may turn out to be nothing that can be merged; of one writer's heads
+//! the last one counts.
 
 use crate::manifest::{CausalContext, Dot, HybridTime, NodeHash, WriterNumber};
 
@@ -67,7 +69,7 @@ struct Held {
     clashes: Vec<Dot>,
 }
 
-/// The known heads that no other known head covers, in order of (writer, sequence).
+/// The known heads that are needed, in order of (writer, sequence).
 #[derive(Clone, Debug, Default)]
 pub(super) struct HeadSet(Vec<Held>);
 
@@ -78,7 +80,7 @@ pub(super) enum Offered {
     Covered,
     /// It is in the set now.
     Taken {
-        /// Those that it covers have left the set.
+        /// Those that it covers and that are not needed beside it have left the set.
         dropped: Vec<KnownHead>,
         /// Whether another head has the same writer and sequence, and another root.
         clash: bool,
@@ -111,9 +113,12 @@ impl HeadSet {
                 held.clashes.push(head.dot());
             }
         }
-        let (kept, dropped): (Vec<_>, Vec<_>) = std::mem::take(&mut self.0)
-            .into_iter()
-            .partition(|held| !held.head.covered_by(&head));
+        let stays = |held: &Held| {
+            !held.head.covered_by(&head)
+                || (!in_state && (held.in_state || held.head.writer != head.writer))
+        };
+        let (kept, dropped): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.0).into_iter().partition(stays);
         self.0 = kept;
         let clashes = if clash { vec![head.dot()] } else { Vec::new() };
         self.0.push(Held {
@@ -139,14 +144,15 @@ impl HeadSet {
 
     /// Those that the state lacks, the most knowing first: once it is in, the others may be too.
     pub(super) fn to_merge(&self) -> Vec<KnownHead> {
-        let mut heads: Vec<_> = self
-            .0
-            .iter()
-            .filter(|held| !held.in_state)
-            .map(|held| held.head.clone())
-            .collect();
+        let missing = self.0.iter().filter(|held| !held.in_state);
+        let mut heads: Vec<_> = missing.map(|held| held.head.clone()).collect();
         heads.sort_by_key(|head| std::cmp::Reverse(head.time));
         heads
+    }
+
+    /// The head of this name.
+    pub(super) fn get(&self, digest: &[u8; 32]) -> Option<&KnownHead> {
+        self.iter().find(|head| head.digest() == *digest)
     }
 
     /// How a head of the set gets into the state; `None` when it has left the set.
@@ -177,12 +183,18 @@ impl HeadSet {
         })
     }
 
-    /// Notes that the state holds a head now.
-    pub(super) fn set_in_state(&mut self, digest: &[u8; 32]) {
+    /// Notes that the state holds a head now. Those that it covers leave the set.
+    pub(super) fn set_in_state(&mut self, digest: &[u8; 32]) -> Vec<KnownHead> {
+        let mut covering = None;
         for held in &mut self.0 {
             if held.head.digest() == *digest {
                 held.in_state = true;
+                covering = Some(held.head.clone());
             }
+        }
+        match covering {
+            Some(by) => self.remove_where(|head| *head != by && head.covered_by(&by)),
+            None => Vec::new(),
         }
     }
 
@@ -261,16 +273,36 @@ mod tests {
     fn a_head_that_covers_others_takes_their_place() {
         let mut set = HeadSet::default();
         assert_eq!(taken(set.offer(head(9, 1, 0, &[]), true)), (0, false));
-        assert_eq!(
-            taken(set.offer(head(1, 1, 1, &[(1, 1)]), false)),
-            (1, false)
-        );
+        let first = head(1, 1, 1, &[(1, 1)]);
+        assert_eq!(taken(set.offer(first.clone(), false)), (0, false));
+        assert_eq!(set.set_in_state(&first.digest()).len(), 1);
         assert_eq!(
             taken(set.offer(head(2, 1, 2, &[(2, 1)]), false)),
             (0, false)
         );
         let merge = head(3, 1, 3, &[(1, 1), (2, 1)]);
-        assert_eq!(taken(set.offer(merge, false)), (2, false));
+        assert_eq!(taken(set.offer(merge, true)), (2, false));
+        assert_eq!(set.iter().count(), 1);
+    }
+
+    #[test]
+    fn covered_heads_stay_until_the_one_that_covers_them_is_merged() {
+        let mut set = HeadSet::default();
+        let (mine, theirs) = (head(1, 1, 1, &[(1, 1)]), head(2, 1, 2, &[(2, 1)]));
+        set.offer(mine, true);
+        set.offer(theirs, false);
+        let covering = head(3, 1, 3, &[(1, 1), (2, 1)]);
+        assert_eq!(taken(set.offer(covering.clone(), false)), (0, false));
+        // A writer answers for its own.
+        let next = head(3, 2, 4, &[(1, 1), (2, 1), (3, 2)]);
+        assert_eq!(taken(set.offer(next.clone(), false)), (1, false));
+        assert_eq!(set.offer(covering, false), Offered::Covered);
+        let order: Vec<_> = set.to_merge().iter().map(|head| head.root.0[0]).collect();
+        assert_eq!(order, [4, 2]);
+        let mut refused = set.clone();
+        refused.remove_where(|head| *head == next);
+        assert_eq!(refused.to_merge().len(), 1);
+        assert_eq!(set.set_in_state(&next.digest()).len(), 2);
         assert_eq!(set.iter().count(), 1);
     }
 

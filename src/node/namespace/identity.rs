@@ -2,19 +2,19 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use libp2p::identity::Keypair;
-
 use super::{
-    NamespaceError, Shared,
+    NamespaceError,
     commit::{Signing, Step},
+    disk::Disk,
     heads::lowered,
     plan,
     records::Redo,
+    replica::{Event, Moment, Replica},
     state::Writer,
 };
 use crate::manifest::{self, Dot};
 
-impl Shared {
+impl<D: Disk> Replica<D> {
     /// This store is a copy: the original may live and go on signing, so this one takes another identity at once. What is
     /// in the store was the original's work too and stays as it is.
     pub(super) fn leave_identity_to_the_original(&self) -> Result<(), NamespaceError> {
@@ -49,7 +49,7 @@ impl Shared {
 
     /// `turn` is held.
     fn take_identity(&self, redo: Option<Redo>) -> Result<(), NamespaceError> {
-        let identity = Keypair::generate_ed25519();
+        let identity = self.new_identity()?;
         let encoded = identity
             .to_protobuf_encoding()
             .map_err(|error| NamespaceError::Failed(error.to_string()))?;
@@ -74,13 +74,13 @@ impl Shared {
         state.join_due = None;
         state.seen_heads.clear();
         drop(state);
-        self.commit_wake.notify_one();
+        self.tell(Event::ToCommit);
         Ok(())
     }
 
     /// `turn` is held. Gives the work that nobody has new dots, and forgets having seen the former ones: what the other
     /// machine wrote under them is then new.
-    pub(super) fn redo_work(&self) -> Result<Step, NamespaceError> {
+    pub(super) fn redo_work(&self, now: Moment) -> Result<Step, NamespaceError> {
         let (redo, base, covers, number) = {
             let state = self.state.read();
             let (Some(redo), Some(root), Some(writer)) = (state.redo, state.root, &state.writer)
@@ -105,7 +105,7 @@ impl Shared {
             })
         };
         let mut edits = plan::renumber(&changes, new_dot);
-        self.add_row(base, &mut edits, dot)?;
+        self.add_row(base, &mut edits, dot, now)?;
         let applied = manifest::apply(&self.nodes, base, &edits)?;
         let first_contested = Dot {
             writer: redo.writer,
@@ -120,15 +120,15 @@ impl Shared {
             base,
             edits: None,
         };
-        let published = self.sign(signing, |state| {
+        let published = self.sign(signing, now, |state| {
             state.redo = None;
             state.heads.forget_merges();
             state.overlay.renumber(new_dot);
         })?;
         // Done once more after a crash before this, it would find nothing left to do.
         self.records.save_redo(None)?;
-        let _ = self.published.send(Arc::new(published));
-        self.merge_wake.notify_one();
+        self.tell(Event::Published(Arc::new(published)));
+        self.tell(Event::ToMerge);
         Ok(Step::Done)
     }
 }

@@ -1,4 +1,7 @@
-//! The merger: brings the heads of others into the state.
+//! Bringing the heads of others into the state.
+//!
+//! A head that has seen everything here becomes the state; others are merged. What a head brings is checked first, as far as
+//! it is looked at: one whose tree is not what a tree must be is refused, and those that it covers take its place.
 
 use std::{
     collections::BTreeSet,
@@ -6,237 +9,294 @@ use std::{
     time::{Duration, Instant},
 };
 
-use libp2p::PeerId;
-use tokio_util::sync::CancellationToken;
+use rand::Rng;
 
 use super::{
-    FETCH_MAX, NamespaceError, RemoteChanges, Shared, blocking,
+    NamespaceError, RemoteChanges,
+    disk::Disk,
     heads::{KnownHead, Way},
-    pace::BackOff,
+    replica::{Event, Moment, Replica},
     state::{State, removed_from},
 };
-use crate::manifest::{self, Change, InternalKey, Key, NodeHash, NodeSource, TreeError, Version};
+use crate::manifest::{
+    self, CausalContext, Change, InternalKey, Key, NodeHash, TreeError, Version, WriterNumber,
+};
 
-/// Rounds of fetching for one merge; each brings up to 1024 nodes.
-const MERGE_ROUNDS_MAX: usize = 1024;
-/// What is fetched at most to tell how a head that was taken over differs: the kernel's caches want it, and can do
+/// What is fetched at most to tell how a head that is taken over differs: the kernel's caches want it, and can do
 /// without.
 const DIFFERENCE_ROUNDS_MAX: usize = 16;
 const DIFFERENCE_NODES_MAX: usize = 64;
-const DIFFERENCE_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long a head that joins others is put off, in milliseconds: another member may be first.
+const JOIN_DELAY_MS: std::ops::Range<u64> = 500..3000;
 /// Contents that gave way to others under the same number and are named in the log.
 const CONTRADICTED_TOLD_MAX: usize = 64;
 /// Changes that are named; more are "all".
 const NAMED_CHANGES_MAX: usize = 4096;
 
 /// What an attempt came to.
-enum Step {
-    /// The state holds the head.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// The state holds the head, or the head has gone.
     Done,
-    /// It has become the state in place of this root.
-    Adopted(NodeHash),
     /// These nodes are needed first.
     Missing(Vec<NodeHash>),
     /// Other work comes first, and will wake the merger.
     Later,
 }
 
-/// Merges until `closing`.
-pub(super) async fn run(shared: Arc<Shared>, closing: CancellationToken) {
-    tokio::select! {
-        () = closing.cancelled() => {}
-        () = merge_forever(&shared) => {}
-    }
+/// What has been tried for a head so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Effort {
+    /// Rounds of fetching.
+    pub(super) rounds: usize,
+    /// Nodes that they brought.
+    pub(super) nodes: usize,
+    /// Nobody gave any of the last nodes that were missing.
+    pub(super) unreachable: bool,
+    /// It has taken so long that what can be done without is.
+    pub(super) late: bool,
 }
 
-async fn merge_forever(shared: &Arc<Shared>) {
-    let mut back_off = BackOff::default();
-    loop {
-        let retry = async {
-            match back_off.until() {
-                Some(until) => tokio::time::sleep_until(until.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = shared.merge_wake.notified() => {}
-            () = retry => {}
-        }
-        let heads = shared.state.read().heads.to_merge();
-        let mut failed = false;
-        for head in heads {
-            if let Err(error) = shared.merge(&head).await {
-                tracing::info!(writer = head.writer.0, sequence = head.sequence, %error, "a head waits to be merged");
-                failed = true;
-            }
-        }
-        if failed {
-            back_off.failed(Instant::now());
-        } else {
-            back_off.reset();
-        }
-    }
-}
-
-impl Shared {
-    async fn merge(self: &Arc<Self>, head: &KnownHead) -> Result<(), NamespaceError> {
-        let digest = head.digest();
-        let from = self.state.write().showed.get(&digest);
-        for _ in 0..MERGE_ROUNDS_MAX {
-            let shared = self.clone();
-            match blocking(move || shared.merge_step(digest)).await? {
-                Step::Done | Step::Later => return Ok(()),
-                Step::Adopted(old) => {
-                    self.tell_difference(old, head, from).await;
-                    return Ok(());
-                }
-                Step::Missing(nodes) => {
-                    let count = nodes.len();
-                    if self.bring(nodes, from, FETCH_MAX).await? == 0 {
-                        return Err(NamespaceError::Unreachable(format!(
-                            "nobody gave any of {count} nodes"
-                        )));
-                    }
-                }
-            }
-        }
-        Err(NamespaceError::Unreachable(
-            "the merge needs more nodes than are fetched in one go".into(),
-        ))
-    }
-
-    /// One attempt, with the nodes that are here.
-    fn merge_step(&self, digest: [u8; 32]) -> Result<Step, NamespaceError> {
+impl<D: Disk> Replica<D> {
+    /// One attempt to bring a head into the state, with the nodes that are here.
+    pub(super) fn merge(
+        &self,
+        digest: &[u8; 32],
+        effort: Effort,
+        now: Moment,
+    ) -> Result<Step, NamespaceError> {
         let _turn = self.turn.lock();
         let (head, way, root, covers) = {
             let state = self.state.read();
-            let head = state.heads.iter().find(|head| head.digest() == digest);
-            let (Some(root), Some(head)) = (state.root, head) else {
+            let (Some(root), Some(head)) = (state.root, state.heads.get(digest)) else {
                 return Ok(Step::Done);
             };
             if state.redo.is_some() {
                 return Ok(Step::Later);
             }
-            let Some(way) = state.heads.way(&digest, root, &state.covers) else {
+            let Some(way) = state.heads.way(digest, root, &state.covers) else {
                 return Ok(Step::Done);
             };
             (head.clone(), way, root, state.covers.clone())
         };
+        if way == Way::InState {
+            let mut state = self.state.write();
+            let dropped = state.heads.set_in_state(digest);
+            self.plan_join(&mut state, now.at);
+            return self.drop_heads(&dropped).map(|()| Step::Done);
+        }
+        // Where nothing is shown so far, an empty folder would be a lie: the new state is, and what of it can't be had is an
+        // error.
+        let blindly = way == Way::Adopt && root == manifest::empty_root();
+        if !blindly {
+            match self.check_root(&head) {
+                Err(NamespaceError::Missing(nodes)) => return Ok(Step::Missing(nodes)),
+                Err(error) => return Err(error),
+                Ok(Some(reason)) => return self.refuse(&head, &reason, now).map(|()| Step::Done),
+                Ok(None) => {}
+            }
+        }
         let mut joined = covers.clone();
         joined.join(&head.covers);
         let merge = |ours, theirs| manifest::merge(&self.nodes, (root, ours), (head.root, theirs));
         let merged = match &way {
-            Way::InState => {
-                let mut state = self.state.write();
-                state.heads.set_in_state(&digest);
-                state.plan_join(Instant::now());
-                return Ok(Step::Done);
-            }
-            Way::Adopt => {
-                let empty = manifest::empty_root();
-                let at_hand = head.root == empty || self.nodes.node(&head.root)?.is_some();
-                if root != empty && !at_hand {
-                    // Nobody may have it: what is here stays readable meanwhile.
-                    return Ok(Step::Missing(vec![head.root]));
-                }
-                self.become_state(digest, head.root, joined, None)?;
-                return Ok(Step::Adopted(root));
+            Way::InState | Way::Adopt => {
+                let difference = if blindly {
+                    Ok(None)
+                } else {
+                    self.difference(root, head.root, effort)
+                };
+                return match difference {
+                    Ok(changes) => {
+                        self.become_state(digest, head.root, joined, changes.as_deref(), now)?;
+                        Ok(Step::Done)
+                    }
+                    Err(TreeError::Missing(nodes)) => Ok(Step::Missing(nodes)),
+                    Err(error) => self.refuse_or_fail(&head, error, now),
+                };
             }
             Way::Merge => merge(&covers, &head.covers),
             Way::Union(ours, theirs) => merge(ours, theirs),
         };
-        let merged = match merged {
-            Err(TreeError::Missing(nodes)) => return Ok(Step::Missing(nodes)),
-            merged => merged?,
+        match merged {
+            Ok(merged) => {
+                self.nodes.put(&merged.nodes)?;
+                tell_contradicted(&merged.contradicted);
+                self.become_state(digest, merged.root, joined, Some(&merged.changes), now)?;
+                Ok(Step::Done)
+            }
+            Err(TreeError::Missing(nodes)) => Ok(Step::Missing(nodes)),
+            Err(error) => self.refuse_or_fail(&head, error, now),
+        }
+    }
+
+    /// Looks at the root node of the first head that was seen, whose state is shown since. One that is not what it must be
+    /// gives way to another head, where there is one.
+    pub(super) fn prove_first(&self, now: Moment) -> Result<Step, NamespaceError> {
+        let _turn = self.turn.lock();
+        let first = {
+            let state = self.state.read();
+            let head = state.first.and_then(|digest| state.heads.get(&digest));
+            head.cloned()
         };
-        self.nodes.put(&merged.nodes)?;
-        tell_contradicted(&merged.contradicted);
-        self.become_state(digest, merged.root, joined, Some(&merged.changes))?;
-        let _ = self.remote_changes.send(named(&merged.changes));
+        let reason = match first.as_ref().map(|head| self.check_root(head)) {
+            Some(Err(NamespaceError::Missing(nodes))) => return Ok(Step::Missing(nodes)),
+            Some(checked) => checked?,
+            None => None,
+        };
+        self.state.write().first = None;
+        if let (Some(head), Some(reason)) = (first, reason) {
+            let mut state = self.state.write();
+            state.root = None;
+            state.covers = CausalContext::default();
+            drop(state);
+            self.refuse(&head, &reason, now)?;
+            let next = self.state.read().heads.to_merge().into_iter().next();
+            match next {
+                Some(next) => self.show_first(&next, now)?,
+                None => {
+                    self.records.save_state(&self.state.read().record())?;
+                    self.tell(Event::HeadKnown(false));
+                }
+            }
+        }
         Ok(Step::Done)
     }
 
-    /// `turn` is held.
+    /// Shows the state that a head stands for, where nothing is shown yet.
+    pub(super) fn show_first(&self, head: &KnownHead, now: Moment) -> Result<(), NamespaceError> {
+        let mut state = self.state.write();
+        state.root = Some(head.root);
+        state.covers = head.covers.clone();
+        state.first = Some(head.digest());
+        let dropped = state.heads.set_in_state(&head.digest());
+        self.records.save_state(&state.record())?;
+        self.plan_join(&mut state, now.at);
+        drop(state);
+        self.drop_heads(&dropped)?;
+        self.tell(Event::Changed(RemoteChanges::All));
+        self.tell(Event::ToMerge);
+        Ok(())
+    }
+
+    /// Why the root of a head is not what it must be; `None` when it is. Entries must not be newer than their head.
+    fn check_root(&self, head: &KnownHead) -> Result<Option<String>, NamespaceError> {
+        match manifest::summary(&self.nodes, head.root) {
+            Ok(summary) if summary.newest > head.time => {
+                Ok(Some("it has entries that are newer than it is".into()))
+            }
+            Ok(_) => Ok(None),
+            Err(error @ TreeError::Misplaced(_)) => Ok(Some(error.to_string())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The changes between two roots; `None` when telling them takes too much.
+    fn difference(
+        &self,
+        old: NodeHash,
+        new: NodeHash,
+        effort: Effort,
+    ) -> Result<Option<Vec<Change>>, TreeError> {
+        match manifest::diff(&self.nodes, old, new, NAMED_CHANGES_MAX + 1) {
+            Ok(changes) => Ok((changes.len() <= NAMED_CHANGES_MAX).then_some(changes)),
+            Err(TreeError::Missing(nodes)) => {
+                let enough = effort.unreachable
+                    || effort.late
+                    || effort.rounds >= DIFFERENCE_ROUNDS_MAX
+                    || effort.nodes + nodes.len() > DIFFERENCE_NODES_MAX;
+                if enough {
+                    Ok(None)
+                } else {
+                    Err(TreeError::Missing(nodes))
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn refuse_or_fail(
+        &self,
+        head: &KnownHead,
+        error: TreeError,
+        now: Moment,
+    ) -> Result<Step, NamespaceError> {
+        match error {
+            TreeError::Misplaced(_) => {
+                self.refuse(head, &error.to_string(), now)?;
+                Ok(Step::Done)
+            }
+            error => Err(error.into()),
+        }
+    }
+
+    /// `turn` is held. A head that is not what it must be goes, and is held against whoever made it.
+    fn refuse(&self, head: &KnownHead, reason: &str, now: Moment) -> Result<(), NamespaceError> {
+        let digest = head.digest();
+        let mut state = self.state.write();
+        state.heads.remove_where(|known| known.digest() == digest);
+        self.records.remove_head(head)?;
+        let from = state.showed.get(&digest);
+        self.plan_join(&mut state, now.at);
+        drop(state);
+        tracing::warn!(
+            writer = format_args!("{:016x}", head.writer.0),
+            sequence = head.sequence,
+            reason,
+            "a head was refused"
+        );
+        // Who passes a head on can't have looked at all of its tree.
+        if let Some(from) = from.filter(|from| WriterNumber::of(from) == head.writer) {
+            self.tell(Event::Offence(
+                from,
+                format!("its head was refused: {reason}"),
+            ));
+        }
+        self.tell(Event::ToMerge);
+        Ok(())
+    }
+
+    /// `turn` is held. `changes`: how it differs from the state before; `None` when that is not known.
     fn become_state(
         &self,
-        digest: [u8; 32],
+        digest: &[u8; 32],
         root: NodeHash,
-        covers: manifest::CausalContext,
+        covers: CausalContext,
         changes: Option<&[Change]>,
+        now: Moment,
     ) -> Result<(), NamespaceError> {
         let mut state = self.state.write();
         let mut record = state.record();
         record.root = Some(root);
         record.covers = covers.clone();
         self.records.save_state(&record)?;
+        self.records.note_root(now.wall_ns, root)?;
         state.root = Some(root);
         state.covers = covers;
-        state.heads.set_in_state(&digest);
+        state.first = None;
+        let dropped = state.heads.set_in_state(digest);
         if let Some(changes) = changes {
             note_removals(&mut state, changes);
         }
-        state.plan_join(Instant::now());
+        self.plan_join(&mut state, now.at);
         drop(state);
-        self.commit_wake.notify_one();
+        self.drop_heads(&dropped)?;
+        self.tell(Event::Changed(changes.map_or(RemoteChanges::All, named)));
+        self.tell(Event::ToCommit);
         Ok(())
     }
 
-    /// Tells what a head that was taken over changes.
-    async fn tell_difference(
-        self: &Arc<Self>,
-        old: NodeHash,
-        head: &KnownHead,
-        from: Option<PeerId>,
-    ) {
-        let looking = self.difference(old, head.root, from);
-        let looked = tokio::time::timeout(DIFFERENCE_TIME_MAX, looking).await;
-        let difference = looked.unwrap_or_default();
-        let changes = match difference {
-            Some(changes) => {
-                note_removals(&mut self.state.write(), &changes);
-                named(&changes)
-            }
-            None => RemoteChanges::All,
-        };
-        let _ = self.remote_changes.send(changes);
+    /// Forgets the records of heads that are not needed any more.
+    pub(super) fn drop_heads(&self, dropped: &[KnownHead]) -> Result<(), NamespaceError> {
+        dropped
+            .iter()
+            .try_for_each(|head| self.records.remove_head(head))
     }
 
-    /// The changes between two roots; `None` when telling them would take too much.
-    async fn difference(
-        self: &Arc<Self>,
-        old: NodeHash,
-        new: NodeHash,
-        from: Option<PeerId>,
-    ) -> Option<Vec<Change>> {
-        if old == manifest::empty_root() {
-            return None;
-        }
-        for _ in 0..DIFFERENCE_ROUNDS_MAX {
-            let shared = self.clone();
-            let step = blocking(move || {
-                Ok(manifest::diff(
-                    &shared.nodes,
-                    old,
-                    new,
-                    NAMED_CHANGES_MAX + 1,
-                )?)
-            });
-            match step.await {
-                Ok(changes) if changes.len() > NAMED_CHANGES_MAX => return None,
-                Ok(changes) => return Some(changes),
-                Err(NamespaceError::Missing(nodes)) if nodes.len() <= DIFFERENCE_NODES_MAX => {
-                    if self.bring(nodes, from, DIFFERENCE_TIME_MAX).await.ok()? == 0 {
-                        return None;
-                    }
-                }
-                Err(NamespaceError::Missing(_)) => return None,
-                Err(error) => {
-                    tracing::warn!(%error, "the difference to a new head could not be told");
-                    return None;
-                }
-            }
-        }
-        None
+    /// Sees to it that a state which no single head stands for gets one, some time from now.
+    pub(super) fn plan_join(&self, state: &mut State, now: Instant) {
+        let delay = || self.random(|random| random.random_range(JOIN_DELAY_MS));
+        state.plan_join(now, || Duration::from_millis(delay()));
     }
 }
 

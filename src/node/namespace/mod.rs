@@ -16,38 +16,40 @@
 
 mod admit;
 mod commit;
+mod committer;
+mod disk;
 mod heads;
 mod identity;
 mod merge;
+mod merger;
 mod nodes;
 mod overlay;
 mod pace;
 mod plan;
 mod recent;
 mod records;
+mod replica;
 mod state;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
 use libp2p::{PeerId, identity::Keypair};
-use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use self::{nodes::Nodes, records::Records, state::State};
+use self::replica::{Event, Moment, Replica};
 use crate::{
     cluster::{ClusterKeys, Head},
-    manifest::{self, Dot, Entry, Name, NodeHash, Shown, Summary, Timestamp, TreeError, TreePath},
+    manifest::{Dot, Entry, Name, NodeHash, Shown, Summary, Timestamp, TreeError, TreePath},
     net::proto::{HEADS_MAX, NAMED_MAX, Push},
     store::Store,
 };
@@ -88,6 +90,9 @@ pub trait NodeFetcher: Send + Sync + 'static {
         prefer: Option<PeerId>,
         within: Duration,
     ) -> BoxFuture<'static, Vec<Vec<u8>>>;
+
+    /// Holds against a peer what it did.
+    fn offence(&self, peer: PeerId, reason: &str);
 }
 
 /// A local change.
@@ -159,28 +164,46 @@ pub struct NamespaceStatus {
     pub conflicts: u64,
 }
 
-/// What the parts of the namespace share.
+/// What the parts of the namespace share: the replica, and what wakes and announces.
 struct Shared {
-    records: Records,
-    nodes: Nodes,
-    keys: ClusterKeys,
-    node_name: String,
+    replica: Replica<Store>,
     fetcher: Arc<dyn NodeFetcher>,
-    /// Held by whoever moves root, context, sequence or identity.
-    turn: Mutex<()>,
-    state: RwLock<State>,
-    /// The last own head that was on disk when this was opened.
-    found: Option<Dot>,
+    signals: Arc<Signals>,
+    /// Somebody waits in [`Namespace::flush`].
+    hurry: AtomicBool,
+    progress: watch::Sender<Progress>,
+}
+
+/// Where the replica's events go.
+struct Signals {
     /// There may be something to commit.
     commit_wake: Notify,
     /// There may be something to merge.
     merge_wake: Notify,
-    /// Somebody waits in [`Namespace::flush`].
-    hurry: AtomicBool,
     head_known: watch::Sender<bool>,
-    progress: watch::Sender<Progress>,
     published: broadcast::Sender<Arc<Published>>,
     remote_changes: broadcast::Sender<RemoteChanges>,
+    fetcher: Arc<dyn NodeFetcher>,
+}
+
+impl Signals {
+    fn take(&self, event: Event) {
+        // Nobody may be listening: that is no failure.
+        match event {
+            Event::Published(published) => {
+                let _ = self.published.send(published);
+            }
+            Event::Changed(changes) => {
+                let _ = self.remote_changes.send(changes);
+            }
+            Event::HeadKnown(known) => {
+                self.head_known.send_replace(known);
+            }
+            Event::ToCommit => self.commit_wake.notify_one(),
+            Event::ToMerge => self.merge_wake.notify_one(),
+            Event::Offence(peer, reason) => self.fetcher.offence(peer, &reason),
+        }
+    }
 }
 
 /// What the committer's last attempt came to.
@@ -215,35 +238,42 @@ impl Namespace {
         fetcher: Arc<dyn NodeFetcher>,
     ) -> Result<Self, NamespaceError> {
         let restored = store.is_restored_copy();
-        let records = Records::new(store.clone());
-        let state = State::load(&records, &keys, identity)?;
-        let found = state.last_signed();
-        let shared = Arc::new(Shared {
-            found,
-            records,
-            nodes: Nodes::new(store.clone()),
-            keys,
-            node_name,
-            fetcher,
-            turn: Mutex::new(()),
-            head_known: watch::Sender::new(state.has_head()),
-            state: RwLock::new(state),
+        let signals = Arc::new(Signals {
             commit_wake: Notify::new(),
             merge_wake: Notify::new(),
-            hurry: AtomicBool::new(false),
-            progress: watch::Sender::new(Progress::Well),
+            head_known: watch::Sender::new(false),
             published: broadcast::Sender::new(ANNOUNCED_MAX),
             remote_changes: broadcast::Sender::new(ANNOUNCED_MAX),
+            fetcher: fetcher.clone(),
+        });
+        let sink = signals.clone();
+        let replica = Replica::open(
+            store.clone(),
+            keys,
+            identity,
+            node_name,
+            rand::random(),
+            move |event| sink.take(event),
+        )?;
+        signals
+            .head_known
+            .send_replace(replica.state.read().has_head());
+        let shared = Arc::new(Shared {
+            replica,
+            fetcher,
+            signals,
+            hurry: AtomicBool::new(false),
+            progress: watch::Sender::new(Progress::Well),
         });
         if restored {
-            shared.leave_identity_to_the_original()?;
+            shared.replica.leave_identity_to_the_original()?;
             store.settle_here()?;
         }
         let closing = CancellationToken::new();
-        tokio::spawn(commit::run(shared.clone(), closing.clone()));
-        tokio::spawn(merge::run(shared.clone(), closing.clone()));
-        shared.commit_wake.notify_one();
-        shared.merge_wake.notify_one();
+        tokio::spawn(committer::run(shared.clone(), closing.clone()));
+        tokio::spawn(merger::run(shared.clone(), closing.clone()));
+        shared.signals.commit_wake.notify_one();
+        shared.signals.merge_wake.notify_one();
         Ok(Self {
             shared,
             _running: Arc::new(closing.drop_guard()),
@@ -253,24 +283,22 @@ impl Namespace {
     /// The identity in use: the one given to [`Namespace::open`], or the one that took its place and is kept here. The
     /// node goes by it on the network from its next start on.
     pub fn writer_identity(&self) -> Keypair {
-        self.shared.state.read().identity.clone()
+        self.shared.replica.state.read().identity.clone()
     }
 
     /// Signs and keeps the first, empty head; only when no head is known.
     pub fn create(&self) -> Result<Head, NamespaceError> {
-        let head = self.shared.create()?;
-        self.shared.head_known.send_replace(true);
-        Ok(head)
+        self.shared.replica.create(Moment::now())
     }
 
     /// Whether any head is known.
     pub fn has_head(&self) -> bool {
-        *self.shared.head_known.borrow()
+        *self.shared.signals.head_known.borrow()
     }
 
     /// Returns true as soon as a head is known, false after `within`.
     pub async fn wait_head(&self, within: Duration) -> bool {
-        let mut known = self.shared.head_known.subscribe();
+        let mut known = self.shared.signals.head_known.subscribe();
         tokio::time::timeout(within, known.wait_for(|known| *known))
             .await
             .is_ok_and(|known| known.is_ok())
@@ -278,76 +306,22 @@ impl Namespace {
 
     /// What is under a path, conflict copies included; `None` when nothing. The root is a directory.
     pub fn get(&self, path: &TreePath) -> Result<Option<Shown>, NamespaceError> {
-        let state = self.shared.state.read();
-        let root = state.root.ok_or(NamespaceError::NoHead)?;
-        if path.names().is_empty() {
-            return Ok(Some(Shown::implied_directory()));
-        }
-        if let Some(shown) = state.overlay.entry(path) {
-            return Ok(Some(shown));
-        }
-        let tree = manifest::lookup(&self.shared.nodes, root, path)?;
-        Ok(state.overlay.over(path, tree))
+        self.shared.replica.get(path)
     }
 
     /// The direct children of a folder in byte order of their names.
     pub fn children(&self, folder: &TreePath) -> Result<Vec<(Name, Shown)>, NamespaceError> {
-        let state = self.shared.state.read();
-        let root = state.root.ok_or(NamespaceError::NoHead)?;
-        let tree = manifest::children(&self.shared.nodes, root, folder)?;
-        Ok(state.overlay.over_children(folder, tree))
+        self.shared.replica.children(folder)
     }
 
     /// Everything below a folder, parents before children.
     pub fn below(&self, folder: &TreePath) -> Result<Vec<(TreePath, Shown)>, NamespaceError> {
-        let mut found: Vec<(TreePath, Shown)> = Vec::new();
-        let mut missing = BTreeSet::new();
-        let mut folders = vec![folder.clone()];
-        while !folders.is_empty() {
-            let mut deeper = Vec::new();
-            for folder in &folders {
-                let children = match self.children(folder) {
-                    Err(NamespaceError::Missing(nodes)) => {
-                        missing.extend(nodes);
-                        continue;
-                    }
-                    children => children?,
-                };
-                for (name, shown) in children {
-                    // A longer path than is allowed cannot stand in a valid tree.
-                    let Ok(path) = folder.join(&name) else {
-                        continue;
-                    };
-                    if shown.entry.kind == manifest::Kind::Directory {
-                        deeper.push(path.clone());
-                    }
-                    found.push((path, shown));
-                }
-            }
-            folders = deeper;
-        }
-        if missing.is_empty() {
-            Ok(found)
-        } else {
-            Err(NamespaceError::Missing(
-                missing.into_iter().take(NAMED_MAX).collect(),
-            ))
-        }
+        self.shared.replica.below(folder)
     }
 
     /// When a direct entry of the folder last changed, or the time that was set for the folder since.
     pub fn folder_modified(&self, folder: &TreePath) -> Result<Timestamp, NamespaceError> {
-        let own = self.get(folder)?;
-        let state = self.shared.state.read();
-        let root = state.root.ok_or(NamespaceError::NoHead)?;
-        let newest = manifest::folder_newest(&self.shared.nodes, root, folder)?
-            .unwrap_or_default()
-            .max(state.overlay.folder_modified(folder).unwrap_or_default())
-            .max(state.removals.get(folder).copied().unwrap_or_default());
-        Ok(match own {
-            Some(own) if own.time >= newest && !folder.names().is_empty() => own.entry.modified,
-            _ => Timestamp(i64::try_from(newest.0).unwrap_or(i64::MAX)),
-        })
+        self.shared.replica.folder_modified(folder)
     }
 
     /// Fetches missing nodes. Returns once some of them are here: asking again tells what else is needed.
@@ -368,69 +342,31 @@ impl Namespace {
 
     /// Applies local changes at once and wakes the committer. Those of one call are committed together.
     pub fn change(&self, edits: Vec<Edit>) -> Result<(), NamespaceError> {
-        for edit in &edits {
-            if edit.path.names().is_empty() {
-                return Err(NamespaceError::Failed(
-                    "the root folder has no entry of its own".into(),
-                ));
-            }
-            if let Some(entry) = &edit.entry {
-                entry
-                    .check()
-                    .map_err(|error| NamespaceError::Failed(format!("{}: {error}", edit.path)))?;
-            }
-        }
-        {
-            let mut state = self.shared.state.write();
-            if state.writer.is_none() {
-                return Err(NamespaceError::ReadOnly);
-            }
-            if state.root.is_none() {
-                return Err(NamespaceError::NoHead);
-            }
-            for edit in edits {
-                let time = state.tick(wall_ns());
-                state.overlay.change(edit, time);
-            }
-        }
-        self.shared.commit_wake.notify_one();
-        Ok(())
+        self.shared.replica.change(edits, Moment::now())
     }
 
     /// A head of this node's by which all changes made so far, but for what is held, are committed: it or any later one has
     /// them. `None` when that can't be told now.
     pub fn committed_by(&self) -> Option<Dot> {
-        // One that is being made right now may have been begun before the last change.
-        let is_quiet = self.shared.turn.try_lock().is_some();
-        let state = self.shared.state.read();
-        if state.redo.is_some() {
-            return None;
-        }
-        let writer = state.writer.as_ref()?;
-        Some(Dot {
-            writer: writer.number,
-            sequence: writer.last + if is_quiet { 1 } else { 2 },
-        })
+        self.shared.replica.committed_by()
     }
 
     /// Whether an earlier process has put a head on disk by which what [`Namespace::committed_by`] said there is committed.
     /// Heads of this process don't count, since it goes on behind the sequences that the earlier one may have used.
     pub fn was_committed(&self, by: Dot) -> bool {
-        self.shared
-            .found
-            .is_some_and(|found| found.writer == by.writer && found.sequence >= by.sequence)
+        self.shared.replica.was_committed(by)
     }
 
     /// Returns when everything changed before, but for what is held, is in a signed head and on disk. Where no head can be
     /// made of it within 10 s (nodes that nobody gives), it is on disk to be committed later, after a restart too.
     pub async fn flush(&self) -> Result<(), NamespaceError> {
         let shared = &self.shared;
-        let up_to = shared.state.read().overlay.generation();
+        let up_to = shared.replica.state.read().overlay.generation();
         let mut progress = shared.progress.subscribe();
         let deadline = tokio::time::Instant::now() + FLUSH_MAX;
-        while shared.state.read().overlay.waits(up_to) {
+        while shared.replica.state.read().overlay.waits(up_to) {
             shared.hurry.store(true, Ordering::Release);
-            shared.commit_wake.notify_one();
+            shared.signals.commit_wake.notify_one();
             let unreachable = match tokio::time::timeout_at(deadline, progress.changed()).await {
                 Err(_) | Ok(Err(_)) => true,
                 Ok(Ok(())) => match &*progress.borrow_and_update() {
@@ -441,7 +377,7 @@ impl Namespace {
             };
             if unreachable {
                 let shared = shared.clone();
-                return blocking(move || shared.keep_pending()).await;
+                return blocking(move || shared.replica.keep_pending()).await;
             }
         }
         Ok(())
@@ -449,22 +385,19 @@ impl Namespace {
 
     /// Heads that no other known head covers, encoded; at most 256, the newest.
     pub fn heads(&self) -> Vec<Vec<u8>> {
-        let state = self.shared.state.read();
-        let mut heads: Vec<_> = state.heads.iter().collect();
-        heads.sort_by_key(|head| std::cmp::Reverse(head.time));
-        heads
-            .into_iter()
-            .take(HEADS_MAX)
-            .map(|head| head.bytes.clone())
-            .collect()
+        self.shared.replica.heads()
     }
 
     /// The encoding of a node that is here, for peers.
     pub fn node(&self, hash: &NodeHash) -> Option<bytes::Bytes> {
-        self.shared.nodes.encoded(hash).unwrap_or_else(|error| {
-            tracing::warn!(%error, "a manifest node could not be read for a peer");
-            None
-        })
+        self.shared
+            .replica
+            .nodes
+            .encoded(hash)
+            .unwrap_or_else(|error| {
+                tracing::warn!(%error, "a manifest node could not be read for a peer");
+                None
+            })
     }
 
     /// Takes heads that a peer or tracker showed; bad ones are refused with the reason, good ones merged in the background.
@@ -477,7 +410,7 @@ impl Namespace {
             return Err(format!("{} heads at once are too many", heads.len()));
         }
         let shared = self.shared.clone();
-        blocking(move || Ok(shared.admit(from, heads)))
+        blocking(move || Ok(shared.replica.admit(from, heads, Moment::now())))
             .await
             .map_err(|error| error.to_string())?
             .1
@@ -494,32 +427,32 @@ impl Namespace {
             return Err(RefusedPush::Other("not a push of a head".into()));
         };
         let shared = self.shared.clone();
-        blocking(move || Ok(shared.admit_push(from, head.into_vec(), base, changes)))
-            .await
-            .map_err(|error| RefusedPush::Other(error.to_string()))?
+        blocking(move || {
+            let replica = &shared.replica;
+            Ok(replica.admit_push(from, head.into_vec(), base, changes, Moment::now()))
+        })
+        .await
+        .map_err(|error| RefusedPush::Other(error.to_string()))?
+    }
+
+    /// Roots of the last 30 days with their times (nanoseconds since 1970), oldest first: the last one of each minute.
+    pub fn roots(&self) -> Result<Vec<(u64, NodeHash)>, NamespaceError> {
+        self.shared.replica.records.roots()
     }
 
     /// Newly signed heads.
     pub fn published(&self) -> broadcast::Receiver<Arc<Published>> {
-        self.shared.published.subscribe()
+        self.shared.signals.published.subscribe()
     }
 
     /// Remote changes, for the kernel's caches. A listener that falls behind is to take it for [`RemoteChanges::All`].
     pub fn remote_changes(&self) -> broadcast::Receiver<RemoteChanges> {
-        self.shared.remote_changes.subscribe()
+        self.shared.signals.remote_changes.subscribe()
     }
 
     /// Figures.
     pub fn status(&self) -> NamespaceStatus {
-        let state = self.shared.state.read();
-        let summary = |root| manifest::summary(&self.shared.nodes, root).ok();
-        let summary = state.root.and_then(summary);
-        NamespaceStatus {
-            root: state.root,
-            summary,
-            unpublished: state.overlay.len() as u64,
-            conflicts: summary.map_or(0, |summary| summary.conflicts),
-        }
+        self.shared.replica.status()
     }
 }
 
@@ -540,23 +473,11 @@ impl Shared {
                 break;
             };
             let (shared, asked) = (self.clone(), nodes.to_vec());
-            brought += blocking(move || Ok(shared.nodes.take(&asked, fetched)?))
+            brought += blocking(move || Ok(shared.replica.nodes.take(&asked, fetched)?))
                 .await?
                 .len();
         }
         Ok(brought)
-    }
-
-    /// Makes what is pending durable without a head.
-    fn keep_pending(&self) -> Result<(), NamespaceError> {
-        let _turn = self.turn.lock();
-        let pending = {
-            let mut state = self.state.write();
-            state.pending_kept = true;
-            state.overlay.ready()
-        };
-        self.records.save_pending(&pending)?;
-        self.records.flush()
     }
 }
 
@@ -576,12 +497,4 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| NamespaceError::Failed(format!("the namespace stopped: {error}")))?
-}
-
-/// Nanoseconds since 1970.
-fn wall_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| {
-        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-    })
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::recent::Recent;
+use super::{disk::Disk, recent::Recent};
 use crate::{
     manifest::{Node, NodeHash, NodeSource, TreeError},
-    store::{Store, StoreError},
+    store::StoreError,
 };
 
 /// Decoded nodes kept in memory, in bytes of their encodings: at least; at most twice as much. They average 8 KiB.
@@ -17,27 +17,27 @@ const DECODED_BYTES_MAX: usize = 32 * 1024 * 1024;
 const DECODED_NODE_BYTES_MAX: usize = 256 * 1024;
 
 /// The nodes that are here.
-pub(super) struct Nodes {
-    store: Store,
+pub(super) struct Nodes<D> {
+    disk: D,
     decoded: Mutex<Recent<NodeHash, Arc<Node>>>,
 }
 
-impl Nodes {
-    pub(super) fn new(store: Store) -> Self {
+impl<D: Disk> Nodes<D> {
+    pub(super) fn new(disk: D) -> Self {
         Self {
-            store,
+            disk,
             decoded: Mutex::new(Recent::new(DECODED_BYTES_MAX)),
         }
     }
 
     /// The encoding, for peers.
     pub(super) fn encoded(&self, hash: &NodeHash) -> Result<Option<Bytes>, StoreError> {
-        self.store.node(hash)
+        self.disk.node(hash)
     }
 
     /// Keeps nodes that are known to be good.
     pub(super) fn put(&self, nodes: &[(NodeHash, Vec<u8>)]) -> Result<(), StoreError> {
-        self.store.put_nodes(nodes)
+        self.disk.put_nodes(nodes)
     }
 
     /// Keeps those of the fetched encodings that were asked for and are nodes. Returns which.
@@ -62,7 +62,7 @@ impl Nodes {
                 Err(error) => tracing::warn!(%hash, %error, "a manifest node is not valid"),
             }
         }
-        self.store.put_nodes(&good)?;
+        self.disk.put_nodes(&good)?;
         Ok(good.into_iter().map(|(hash, _)| hash).collect())
     }
 
@@ -73,13 +73,13 @@ impl Nodes {
     }
 }
 
-impl NodeSource for Nodes {
+impl<D: Disk> NodeSource for Nodes<D> {
     fn node(&self, hash: &NodeHash) -> Result<Option<Arc<Node>>, TreeError> {
         if let Some(node) = self.decoded.lock().get(hash) {
             return Ok(Some(node));
         }
         let source = |error: &dyn std::fmt::Display| TreeError::Source(error.to_string());
-        let Some(bytes) = self.store.node(hash).map_err(|error| source(&error))? else {
+        let Some(bytes) = self.disk.node(hash).map_err(|error| source(&error))? else {
             return Ok(None);
         };
         let node = Arc::new(Node::decode(&bytes).map_err(|error| source(&error))?);

@@ -9,12 +9,12 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_bytes::ByteBuf;
 
-use super::{NamespaceError, heads::KnownHead, overlay::Pending};
+use super::{NamespaceError, disk::Disk, heads::KnownHead, overlay::Pending};
 use crate::{
     manifest::{
         CausalContext, Dot, HybridTime, NodeHash, TreePath, Version, Versions, WriterNumber,
     },
-    store::{Store, StoreError},
+    store::StoreError,
 };
 
 const STATE: &str = "namespace/state";
@@ -23,6 +23,9 @@ const CONFIRMED: &str = "namespace/confirmed";
 const PENDING: &str = "namespace/pending";
 const IDENTITY: &str = "namespace/identity";
 const REDO: &str = "namespace/redo";
+const MINUTE_NS: u64 = 60 * 1_000_000_000;
+/// How long roots are remembered.
+const ROOTS_MINUTES: u64 = 30 * 24 * 60;
 /// Version of all records here.
 const FORMAT: u32 = 1;
 
@@ -76,28 +79,28 @@ struct PendingRecord {
 }
 
 /// The records.
-pub(super) struct Records {
-    store: Store,
+pub(super) struct Records<D> {
+    disk: D,
 }
 
-impl Records {
-    pub(super) fn new(store: Store) -> Self {
-        Self { store }
+impl<D: Disk> Records<D> {
+    pub(super) fn new(disk: D) -> Self {
+        Self { disk }
     }
 
     pub(super) fn flush(&self) -> Result<(), NamespaceError> {
-        Ok(self.store.flush()?)
+        Ok(self.disk.flush()?)
     }
 
     fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, NamespaceError> {
-        let Some(bytes) = self.store.setting(name)? else {
+        let Some(bytes) = self.disk.setting(name)? else {
             return Ok(None);
         };
         decode(name, &bytes).map(Some)
     }
 
     fn save<T: Serialize>(&self, name: &str, record: &T) -> Result<(), NamespaceError> {
-        Ok(self.store.set_setting(name, Some(&encode(record)?))?)
+        Ok(self.disk.set_setting(name, Some(&encode(record)?))?)
     }
 
     pub(super) fn state(&self) -> Result<StateRecord, NamespaceError> {
@@ -155,13 +158,13 @@ impl Records {
     pub(super) fn save_redo(&self, redo: Option<&Redo>) -> Result<(), NamespaceError> {
         match redo {
             Some(redo) => self.save(REDO, redo),
-            None => Ok(self.store.set_setting(REDO, None)?),
+            None => Ok(self.disk.set_setting(REDO, None)?),
         }
     }
 
     /// The heads that no other covers, encoded.
     pub(super) fn heads(&self) -> Result<Vec<Vec<u8>>, NamespaceError> {
-        let records = self.store.heads()?;
+        let records = self.disk.heads()?;
         Ok(records
             .into_iter()
             .filter(|(key, _)| key.first() == Some(&b'h'))
@@ -170,11 +173,11 @@ impl Records {
     }
 
     pub(super) fn put_head(&self, head: &KnownHead) -> Result<(), NamespaceError> {
-        Ok(self.store.put_head(&head_key(head), &head.bytes)?)
+        Ok(self.disk.put_head(&head_key(head), &head.bytes)?)
     }
 
     pub(super) fn remove_head(&self, head: &KnownHead) -> Result<(), NamespaceError> {
-        Ok(self.store.remove_head(&head_key(head))?)
+        Ok(self.disk.remove_head(&head_key(head))?)
     }
 
     /// What the heads of a writer of this node stood for; records of other writers are dropped.
@@ -183,7 +186,7 @@ impl Records {
         writer: WriterNumber,
     ) -> Result<Vec<(u64, OwnHead)>, NamespaceError> {
         let mut heads = Vec::new();
-        for (key, record) in self.store.heads()? {
+        for (key, record) in self.disk.heads()? {
             let [b'o', of @ ..] = key.as_slice() else {
                 continue;
             };
@@ -192,18 +195,33 @@ impl Records {
                 Ok(sequence) if number == writer.0.to_be_bytes() => {
                     heads.push((u64::from_be_bytes(sequence), decode("own head", &record)?));
                 }
-                _ => self.store.remove_head(&key)?,
+                _ => self.disk.remove_head(&key)?,
             }
         }
         Ok(heads)
     }
 
     pub(super) fn put_own_head(&self, dot: Dot, head: &OwnHead) -> Result<(), NamespaceError> {
-        Ok(self.store.put_head(&own_key(dot), &encode(head)?)?)
+        Ok(self.disk.put_head(&own_key(dot), &encode(head)?)?)
     }
 
     pub(super) fn remove_own_head(&self, dot: Dot) -> Result<(), NamespaceError> {
-        Ok(self.store.remove_head(&own_key(dot))?)
+        Ok(self.disk.remove_head(&own_key(dot))?)
+    }
+
+    /// Remembers the root of a moment: the last one of its minute stays, for 30 days.
+    pub(super) fn note_root(&self, wall_ns: u64, root: NodeHash) -> Result<(), NamespaceError> {
+        let minute = wall_ns / MINUTE_NS;
+        let oldest = minute.saturating_sub(ROOTS_MINUTES);
+        Ok(self
+            .disk
+            .put_root(minute, &encode(&(wall_ns, root))?, oldest)?)
+    }
+
+    /// Times (nanoseconds since 1970) and roots, oldest first.
+    pub(super) fn roots(&self) -> Result<Vec<(u64, NodeHash)>, NamespaceError> {
+        let records = self.disk.roots()?.into_iter();
+        records.map(|(_, record)| decode("root", &record)).collect()
     }
 
     pub(super) fn pending(&self) -> Result<Vec<(TreePath, Pending)>, NamespaceError> {
@@ -241,7 +259,7 @@ impl Records {
         pending: &[(TreePath, Pending)],
     ) -> Result<(), NamespaceError> {
         if pending.is_empty() {
-            return Ok(self.store.set_setting(PENDING, None)?);
+            return Ok(self.disk.set_setting(PENDING, None)?);
         }
         let records: Vec<_> = pending
             .iter()

@@ -9,6 +9,7 @@ use libp2p::{PeerId, identity::Keypair};
 
 use super::{
     NamespaceError,
+    disk::Disk,
     heads::{HeadSet, KnownHead},
     overlay::Overlay,
     recent::Recent,
@@ -46,6 +47,8 @@ pub(super) struct State {
     pub(super) root: Option<NodeHash>,
     /// What it has seen.
     pub(super) covers: CausalContext,
+    /// The head whose state is shown since the start, and whose root node was not looked at yet.
+    pub(super) first: Option<[u8; 32]>,
     /// Later than everything seen or written.
     pub(super) clock: HybridTime,
     pub(super) heads: HeadSet,
@@ -141,7 +144,7 @@ impl Writer {
 impl State {
     /// Reads what the store has. `identity` is used unless another took its place.
     pub(super) fn load(
-        records: &Records,
+        records: &Records<impl Disk>,
         keys: &ClusterKeys,
         identity: Keypair,
     ) -> Result<Self, NamespaceError> {
@@ -166,6 +169,7 @@ impl State {
         let mut state = Self {
             root,
             covers,
+            first: None,
             clock,
             heads: HeadSet::default(),
             seen_heads: Recent::new(SEEN_HEADS_MAX),
@@ -228,7 +232,7 @@ impl State {
     }
 
     /// Sees to it that a state which no single head stands for gets one: from this node, if no other does so in a while.
-    pub(super) fn plan_join(&mut self, now: Instant) {
+    pub(super) fn plan_join(&mut self, now: Instant, delay: impl FnOnce() -> Duration) {
         let needed = match self.root {
             Some(root) if self.writer.is_some() && self.redo.is_none() => {
                 !self.heads.represents(root, &self.covers)
@@ -238,8 +242,7 @@ impl State {
         if !needed {
             self.join_due = None;
         } else if self.join_due.is_none() {
-            let delay = Duration::from_millis(rand::random_range(500..3000));
-            self.join_due = Some(now + delay);
+            self.join_due = Some(now + delay());
         }
     }
 

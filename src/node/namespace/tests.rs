@@ -2,13 +2,14 @@
 
 use std::{path::Path, sync::atomic::AtomicUsize};
 
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use super::*;
 use crate::{
     cluster::ClusterId,
     content::{ContentId, Object},
-    manifest::Kind,
+    manifest::{self, Kind},
 };
 
 mod clones;
@@ -38,6 +39,8 @@ impl NodeFetcher for Wire {
         self.fetched.fetch_add(found.len(), Ordering::Relaxed);
         Box::pin(async move { found })
     }
+
+    fn offence(&self, _peer: PeerId, _reason: &str) {}
 }
 
 struct Cluster {
@@ -201,12 +204,12 @@ impl Member {
 
     /// Heads that are not in the state yet.
     fn unmerged(&self) -> usize {
-        self.ns.shared.state.read().heads.to_merge().len()
+        self.ns.shared.replica.state.read().heads.to_merge().len()
     }
 
     async fn merged(&self) {
         until("all heads are merged", async || {
-            self.unmerged() == 0 && self.ns.shared.state.read().redo.is_none()
+            self.unmerged() == 0 && self.ns.shared.replica.state.read().redo.is_none()
         })
         .await;
     }

@@ -91,7 +91,7 @@ async fn held_files_are_visible_here_but_not_published() {
     a.write("y", 2).await;
     assert!(a.shows("x", 1).await);
     assert_eq!(a.ns.status().unpublished, 1);
-    let tree = |path| manifest::lookup(&a.ns.shared.nodes, a.root(), &at(path)).unwrap();
+    let tree = |path| manifest::lookup(&a.ns.shared.replica.nodes, a.root(), &at(path)).unwrap();
     assert!(tree("x").is_none() && tree("y").is_some());
     a.edit(edit(false));
     a.ns.flush().await.unwrap();
@@ -145,7 +145,7 @@ async fn a_sequence_that_was_made_durable_without_a_head_is_never_used_again() {
     a.ns.create().unwrap();
     a.write("x", 1).await;
     // The process ends after the sequence became durable and before a head was signed.
-    let reserved = a.ns.shared.next_dot(1).unwrap();
+    let reserved = a.ns.shared.replica.next_dot(1).unwrap();
     drop(a);
     let a = cluster.member("a");
     let head = || Head::decode(&a.ns.heads()[0]).unwrap();
@@ -213,4 +213,24 @@ async fn a_folders_time_is_that_of_its_last_change_or_the_one_set_since() {
     assert!(second > first);
     a.remove("d/x").await;
     assert!(time() > second, "a removal counts");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roots_are_remembered_with_their_times_for_thirty_days() {
+    const MINUTE: u64 = 60_000_000_000;
+    let cluster = Cluster::new();
+    let a = cluster.member("a");
+    a.ns.create().unwrap();
+    a.write("x", 1).await;
+    let latest = a.ns.roots().unwrap().pop().unwrap();
+    assert_eq!(latest.1, a.root());
+    let records = &a.ns.shared.replica.records;
+    let (root, other) = (NodeHash([1; 32]), NodeHash([2; 32]));
+    let at = |minutes_later: u64| latest.0 / MINUTE * MINUTE + minutes_later * MINUTE;
+    records.note_root(at(5), other).unwrap();
+    records.note_root(at(5) + 1, root).unwrap();
+    assert_eq!(a.ns.roots().unwrap().pop(), Some((at(5) + 1, root)));
+    records.note_root(at(30 * 24 * 60 + 3), other).unwrap();
+    let kept = a.ns.roots().unwrap();
+    assert_eq!(kept, [(at(5) + 1, root), (at(30 * 24 * 60 + 3), other)]);
 }

@@ -1,0 +1,288 @@
+//! One member's replica of the manifest: what it knows, and every decision about it.
+//!
+//! No clock, no network and no randomness of its own: the moment comes with each call, the random source when it is opened,
+//! heads and nodes of others are brought by the caller, and what a call leads to is told as [`Event`]s. The namespace around
+//! it runs it on a real disk and network, the simulation on simulated ones.
+//!
+//! Lock order: `turn`, then `state`.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use libp2p::{PeerId, identity::Keypair};
+use parking_lot::{Mutex, RwLock};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use super::{
+    Edit, NamespaceError, NamespaceStatus, Published, RemoteChanges, disk::Disk, nodes::Nodes,
+    records::Records, state::State,
+};
+use crate::{
+    cluster::ClusterKeys,
+    manifest::{self, Dot, Name, Shown, Timestamp, TreePath},
+    net::proto::{HEADS_MAX, NAMED_MAX},
+};
+
+/// A moment, on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    /// For waits.
+    pub(super) at: Instant,
+    /// Nanoseconds since 1970, for what is written.
+    pub(super) wall_ns: u64,
+}
+
+impl Moment {
+    pub(super) fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            at: Instant::now(),
+            wall_ns: since.map_or(0, |since| {
+                u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+            }),
+        }
+    }
+}
+
+/// What a call led to.
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    /// A head was signed.
+    Published(Arc<Published>),
+    /// What is shown has changed by a head of another.
+    Changed(RemoteChanges),
+    /// Whether a head is known has changed, or may have.
+    HeadKnown(bool),
+    /// There may be something to commit.
+    ToCommit,
+    /// There may be something to merge.
+    ToMerge,
+    /// A peer showed a head of its own making that is not what a head must be.
+    Offence(PeerId, String),
+}
+
+/// See the module.
+pub(super) struct Replica<D> {
+    pub(super) records: Records<D>,
+    pub(super) nodes: Nodes<D>,
+    pub(super) keys: ClusterKeys,
+    pub(super) node_name: String,
+    /// Held by whoever moves root, context, sequence or identity.
+    pub(super) turn: Mutex<()>,
+    pub(super) state: RwLock<State>,
+    /// The last own head that was on disk when this was opened.
+    found: Option<Dot>,
+    random: Mutex<StdRng>,
+    tell: Box<dyn Fn(Event) + Send + Sync>,
+}
+
+impl<D: Disk> Replica<D> {
+    /// Opens the state kept on the disk; `identity` signs heads unless another has taken its place. `seed` is where all its
+    /// randomness comes from, new identities included.
+    pub(super) fn open(
+        disk: D,
+        keys: ClusterKeys,
+        identity: Keypair,
+        node_name: String,
+        seed: [u8; 32],
+        tell: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Result<Self, NamespaceError> {
+        let records = Records::new(disk.clone());
+        let state = State::load(&records, &keys, identity)?;
+        Ok(Self {
+            found: state.last_signed(),
+            records,
+            nodes: Nodes::new(disk),
+            keys,
+            node_name,
+            turn: Mutex::new(()),
+            state: RwLock::new(state),
+            random: Mutex::new(StdRng::from_seed(seed)),
+            tell: Box::new(tell),
+        })
+    }
+
+    pub(super) fn tell(&self, event: Event) {
+        (self.tell)(event);
+    }
+
+    pub(super) fn random<T>(&self, draw: impl FnOnce(&mut StdRng) -> T) -> T {
+        draw(&mut self.random.lock())
+    }
+
+    /// A fresh network identity.
+    pub(super) fn new_identity(&self) -> Result<Keypair, NamespaceError> {
+        let mut secret: [u8; 32] = self.random(|random| random.random());
+        // Wipes `secret`.
+        Keypair::ed25519_from_bytes(&mut secret)
+            .map_err(|error| NamespaceError::Failed(error.to_string()))
+    }
+
+    /// See [`super::Namespace::get`].
+    pub(super) fn get(&self, path: &TreePath) -> Result<Option<Shown>, NamespaceError> {
+        let state = self.state.read();
+        let root = state.root.ok_or(NamespaceError::NoHead)?;
+        if path.names().is_empty() {
+            return Ok(Some(Shown::implied_directory()));
+        }
+        if let Some(shown) = state.overlay.entry(path) {
+            return Ok(Some(shown));
+        }
+        let tree = manifest::lookup(&self.nodes, root, path)?;
+        Ok(state.overlay.over(path, tree))
+    }
+
+    /// The direct children of a folder in byte order of their names.
+    pub(super) fn children(&self, folder: &TreePath) -> Result<Vec<(Name, Shown)>, NamespaceError> {
+        let state = self.state.read();
+        let root = state.root.ok_or(NamespaceError::NoHead)?;
+        let tree = manifest::children(&self.nodes, root, folder)?;
+        Ok(state.overlay.over_children(folder, tree))
+    }
+
+    /// Everything below a folder, parents before children.
+    pub(super) fn below(
+        &self,
+        folder: &TreePath,
+    ) -> Result<Vec<(TreePath, Shown)>, NamespaceError> {
+        let mut found: Vec<(TreePath, Shown)> = Vec::new();
+        let mut missing = BTreeSet::new();
+        let mut folders = vec![folder.clone()];
+        while !folders.is_empty() {
+            let mut deeper = Vec::new();
+            for folder in &folders {
+                let children = match self.children(folder) {
+                    Err(NamespaceError::Missing(nodes)) => {
+                        missing.extend(nodes);
+                        continue;
+                    }
+                    children => children?,
+                };
+                for (name, shown) in children {
+                    // A longer path than is allowed cannot stand in a valid tree.
+                    let Ok(path) = folder.join(&name) else {
+                        continue;
+                    };
+                    if shown.entry.kind == manifest::Kind::Directory {
+                        deeper.push(path.clone());
+                    }
+                    found.push((path, shown));
+                }
+            }
+            folders = deeper;
+        }
+        if missing.is_empty() {
+            Ok(found)
+        } else {
+            Err(NamespaceError::Missing(
+                missing.into_iter().take(NAMED_MAX).collect(),
+            ))
+        }
+    }
+
+    /// When a direct entry of the folder last changed, or the time that was set for the folder since.
+    pub(super) fn folder_modified(&self, folder: &TreePath) -> Result<Timestamp, NamespaceError> {
+        let own = self.get(folder)?;
+        let state = self.state.read();
+        let root = state.root.ok_or(NamespaceError::NoHead)?;
+        let newest = manifest::folder_newest(&self.nodes, root, folder)?
+            .unwrap_or_default()
+            .max(state.overlay.folder_modified(folder).unwrap_or_default())
+            .max(state.removals.get(folder).copied().unwrap_or_default());
+        Ok(match own {
+            Some(own) if own.time >= newest && !folder.names().is_empty() => own.entry.modified,
+            _ => Timestamp(i64::try_from(newest.0).unwrap_or(i64::MAX)),
+        })
+    }
+
+    /// Applies local changes at once, to be committed together.
+    pub(super) fn change(&self, edits: Vec<Edit>, now: Moment) -> Result<(), NamespaceError> {
+        for edit in &edits {
+            if edit.path.names().is_empty() {
+                return Err(NamespaceError::Failed(
+                    "the root folder has no entry of its own".into(),
+                ));
+            }
+            if let Some(entry) = &edit.entry {
+                entry
+                    .check()
+                    .map_err(|error| NamespaceError::Failed(format!("{}: {error}", edit.path)))?;
+            }
+        }
+        {
+            let mut state = self.state.write();
+            if state.writer.is_none() {
+                return Err(NamespaceError::ReadOnly);
+            }
+            if state.root.is_none() {
+                return Err(NamespaceError::NoHead);
+            }
+            for edit in edits {
+                let time = state.tick(now.wall_ns);
+                state.overlay.change(edit, time);
+            }
+        }
+        self.tell(Event::ToCommit);
+        Ok(())
+    }
+
+    /// See [`super::Namespace::committed_by`].
+    pub(super) fn committed_by(&self) -> Option<Dot> {
+        // One that is being made right now may have been begun before the last change.
+        let is_quiet = self.turn.try_lock().is_some();
+        let state = self.state.read();
+        if state.redo.is_some() {
+            return None;
+        }
+        let writer = state.writer.as_ref()?;
+        Some(Dot {
+            writer: writer.number,
+            sequence: writer.last + if is_quiet { 1 } else { 2 },
+        })
+    }
+
+    /// See [`super::Namespace::was_committed`].
+    pub(super) fn was_committed(&self, by: Dot) -> bool {
+        self.found
+            .is_some_and(|found| found.writer == by.writer && found.sequence >= by.sequence)
+    }
+
+    /// Makes what is pending durable without a head.
+    pub(super) fn keep_pending(&self) -> Result<(), NamespaceError> {
+        let _turn = self.turn.lock();
+        let pending = {
+            let mut state = self.state.write();
+            state.pending_kept = true;
+            state.overlay.ready()
+        };
+        self.records.save_pending(&pending)?;
+        self.records.flush()
+    }
+
+    /// Heads for others, encoded; at most 256, the newest.
+    pub(super) fn heads(&self) -> Vec<Vec<u8>> {
+        let state = self.state.read();
+        let mut heads: Vec<_> = state.heads.iter().collect();
+        heads.sort_by_key(|head| std::cmp::Reverse(head.time));
+        heads
+            .into_iter()
+            .take(HEADS_MAX)
+            .map(|head| head.bytes.clone())
+            .collect()
+    }
+
+    pub(super) fn status(&self) -> NamespaceStatus {
+        let state = self.state.read();
+        let summary = |root| manifest::summary(&self.nodes, root).ok();
+        let summary = state.root.and_then(summary);
+        NamespaceStatus {
+            root: state.root,
+            summary,
+            unpublished: state.overlay.len() as u64,
+            conflicts: summary.map_or(0, |summary| summary.conflicts),
+        }
+    }
+}
