@@ -9,7 +9,9 @@ use crate::manifest::{Kind, Timestamp};
 
 pub(super) fn file_type(kind: &Kind) -> FileType {
     match kind {
-        Kind::File(_) | Kind::Link(_) | Kind::Writer { .. } => FileType::RegularFile,
+        Kind::File(_) | Kind::Link(_) => FileType::RegularFile,
+        // Under no path.
+        Kind::Writer { .. } | Kind::Move { .. } | Kind::Record(_) => FileType::RegularFile,
         Kind::Directory => FileType::Directory,
         Kind::Symlink(_) => FileType::Symlink,
         Kind::Fifo => FileType::NamedPipe,

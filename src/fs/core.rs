@@ -278,7 +278,7 @@ impl Core {
                 }
             }
             // Several names for one file are not supported yet: refused rather than shown as something else.
-            Kind::Link(_) | Kind::Writer { .. } => return Err(FsError::NotSupported.into()),
+            Kind::Link(_) => return Err(FsError::NotSupported.into()),
             _ => {}
         }
         Ok(facts)

@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
+use super::cbor::{Malformed, Reader, Writer};
+
 /// Most writers of a context that is decoded.
 pub const WRITERS_MAX: usize = 65_536;
 
@@ -68,6 +70,26 @@ impl CausalContext {
             .iter()
             .map(|(&writer, &sequence)| Dot { writer, sequence })
     }
+    /// As serde encodes it.
+    pub(super) fn write(&self, out: &mut Writer) {
+        out.map(self.len());
+        for dot in self.iter() {
+            out.uint(dot.writer.0);
+            out.uint(dot.sequence);
+        }
+    }
+    /// Reads what [`Self::write`] wrote, of at most `max` writers. Accepts other orders, and zeros, which it drops;
+    /// callers re-encode and compare.
+    pub(super) fn read(input: &mut Reader<'_>, max: usize) -> Result<Self, Malformed> {
+        let mut context = Self::default();
+        for _ in 0..input.map(max)? {
+            context.add(Dot {
+                writer: WriterNumber(input.uint()?),
+                sequence: input.uint()?,
+            });
+        }
+        Ok(context)
+    }
     /// Number of writers.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -130,7 +152,15 @@ mod tests {
         let context = context(&[(9, 3), (1, 2), (9, 1), (4, 0)]);
         let bytes = cbor4ii::serde::to_vec(Vec::new(), &context).unwrap();
         assert_eq!(bytes, [0xa2, 1, 2, 9, 3]);
-        assert_eq!(decode(&bytes), Some(context));
+        assert_eq!(decode(&bytes), Some(context.clone()));
+        let mut out = Writer::default();
+        context.write(&mut out);
+        assert_eq!(out.into_bytes(), bytes);
+        assert_eq!(
+            CausalContext::read(&mut Reader::new(&bytes), 2),
+            Ok(context)
+        );
+        assert!(CausalContext::read(&mut Reader::new(&bytes), 1).is_err());
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Entries: what the map holds for a name, and their one encoding.
 //!
-//! The versions under a key are a CBOR array of `[writer, sequence, time, entry]`; an entry is a map from small field
-//! numbers, ascending, to values. A field is there only when it differs from its default, so that later versions can add
+//! The versions under a key are a CBOR array of `[writer, sequence, time, entry]`, with a fifth part where a rename copied
+//! the version: the dots that it copied, as `[[writer, sequence]…]`. An entry is a map from small field numbers, ascending,
+//! to values. A field is there only when it differs from its default, so that later versions can add
 //! fields: unknown ones are kept as they came. Decoding re-encodes and compares: an entry has one encoding.
 //!
 //! | field | what | default |
 //! |---|---|---|
-//! | 0 | kind: 0 file, 1 directory, 2 symlink, 3 FIFO, 4 socket, 5 character device, 6 block device, 7 link, 8 writer | always there |
+//! | 0 | kind: 0 file, 1 directory, 2 symlink, 3 FIFO, 4 socket, 5 character device, 6 block device, 7 link, 8 writer, 9 move, 10 record | always there |
 //! | 1 | size of a file | 0 |
 //! | 2 | content id of a file, 32 bytes | always there |
 //! | 3 | target of a symlink, bytes | always there |
@@ -17,12 +18,15 @@
 //! | 9, 10 | owner, group | 0 |
 //! | 11 | modified, nanoseconds | 0 |
 //! | 12 | map of attributes, in order of their names' bytes | empty |
+//! | 13, 14 | of a move: the new path, bytes; the context it saw, a map from writers to sequences | always there |
+//! | 15 | of a record: its bytes | always there |
 
 use std::collections::BTreeMap;
 
 use super::{
-    Dot, HybridTime, WriterNumber,
+    CausalContext, Dot, HybridTime, TreePath, WriterNumber,
     cbor::{Malformed, Reader, Writer},
+    key::{PATH_BYTES_MAX, PEER_BYTES_MAX},
 };
 use crate::content::{ContentId, Object};
 
@@ -42,8 +46,14 @@ pub const ATTRIBUTE_VALUE_BYTES_MAX: usize = 4096;
 pub const ATTRIBUTES_BYTES_MAX: usize = 16 * 1024;
 /// Unknown fields of an entry together.
 const UNKNOWN_BYTES_MAX: usize = 4096;
-/// Longest peer id and longest node name in the table of writers.
-const WRITER_BYTES_MAX: usize = 64;
+/// Longest node name in the table of writers.
+const NODE_NAME_BYTES_MAX: usize = 64;
+/// Most writers in the context of a move.
+pub const MOVE_WRITERS_MAX: usize = 4096;
+/// Longest record under an internal key.
+pub const RECORD_BYTES_MAX: usize = 16 * 1024;
+/// Most versions that a rename copied into one.
+pub const MOVED_MAX: usize = 16;
 /// Set-id, sticky and permission bits.
 const MODE_MAX: u32 = 0o7777;
 
@@ -60,8 +70,11 @@ const FIELD_OWNER: u64 = 9;
 const FIELD_GROUP: u64 = 10;
 const FIELD_MODIFIED: u64 = 11;
 const FIELD_ATTRIBUTES: u64 = 12;
+const FIELD_TO: u64 = 13;
+const FIELD_SEEN: u64 = 14;
+const FIELD_RECORD: u64 = 15;
 /// Fields from here on are of later versions.
-const FIELDS_KNOWN: u64 = 13;
+const FIELDS_KNOWN: u64 = 16;
 
 /// Why an entry, or bytes that should be one, are refused.
 #[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
@@ -119,6 +132,15 @@ pub enum Kind {
         /// Its node name.
         node: String,
     },
+    /// What stood at the path of an [`super::InternalKey::Move`], and all below it, was moved (internal keys only).
+    Move {
+        /// The new path; not the root.
+        to: TreePath,
+        /// What the rename saw, of at most 4096 writers: it moved these versions, and no others.
+        seen: CausalContext,
+    },
+    /// What other internal keys hold, snapshots, members and policies among them: bytes that this version carries along.
+    Record(Vec<u8>),
 }
 
 /// What the map holds for a name: kind and attributes.
@@ -136,7 +158,7 @@ pub struct Entry {
     pub modified: Timestamp,
     /// Small `user.*` attributes, name without the prefix; in order.
     pub attributes: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Fields of later versions, kept as they came: field number (13 or more) and its CBOR; in order.
+    /// Fields of later versions, kept as they came: field number (16 or more) and its CBOR; in order.
     pub unknown: BTreeMap<u64, Vec<u8>>,
 }
 
@@ -149,6 +171,8 @@ pub struct Version {
     pub time: HybridTime,
     /// What.
     pub entry: Entry,
+    /// The versions under another path that a rename copied it from: in order, none twice, at most 16.
+    pub moved: Vec<Dot>,
 }
 
 impl Kind {
@@ -163,6 +187,8 @@ impl Kind {
             Self::Device { block: true, .. } => 6,
             Self::Link(_) => 7,
             Self::Writer { .. } => 8,
+            Self::Move { .. } => 9,
+            Self::Record(_) => 10,
         }
     }
     fn default_mode(&self) -> u32 {
@@ -204,12 +230,19 @@ impl Entry {
                 "a target that is empty, too long, or has a NUL",
             )?,
             Kind::Writer { peer, node } => within(
-                (1..=WRITER_BYTES_MAX).contains(&peer.len())
-                    && (1..=WRITER_BYTES_MAX).contains(&node.len())
+                (1..=PEER_BYTES_MAX).contains(&peer.len())
+                    && (1..=NODE_NAME_BYTES_MAX).contains(&node.len())
                     && !node.chars().any(char::is_control),
                 "a peer id or a node name that is empty, too long, or has control characters",
             )?,
-            _ => {}
+            Kind::Move { to, seen } => within(
+                !to.names().is_empty() && seen.len() <= MOVE_WRITERS_MAX,
+                "a move to the root, or one that saw too many writers",
+            )?,
+            Kind::Record(bytes) => {
+                within(bytes.len() <= RECORD_BYTES_MAX, "a record that is too long")?;
+            }
+            Kind::Directory | Kind::Fifo | Kind::Socket | Kind::Device { .. } | Kind::Link(_) => {}
         }
         within(
             self.attributes.len() <= ATTRIBUTES_MAX,
@@ -257,8 +290,8 @@ impl Entry {
         };
         let mode = (self.mode != self.kind.default_mode()).then_some(self.mode);
         let of_kind = match &self.kind {
-            Kind::File(_) | Kind::Symlink(_) | Kind::Link(_) => 1,
-            Kind::Writer { .. } => 2,
+            Kind::File(_) | Kind::Symlink(_) | Kind::Link(_) | Kind::Record(_) => 1,
+            Kind::Writer { .. } | Kind::Move { .. } => 2,
             Kind::Directory | Kind::Fifo | Kind::Socket | Kind::Device { .. } => 0,
         };
         let optional = [
@@ -298,7 +331,7 @@ impl Entry {
                 out.uint(FIELD_NODE);
                 out.text(node);
             }
-            Kind::Directory | Kind::Fifo | Kind::Socket | Kind::Device { .. } => {}
+            _ => {}
         }
         if device != 0 {
             out.uint(FIELD_DEVICE);
@@ -327,6 +360,19 @@ impl Entry {
                 out.bytes(name);
                 out.bytes(value);
             }
+        }
+        match &self.kind {
+            Kind::Move { to, seen } => {
+                out.uint(FIELD_TO);
+                out.bytes(&to.to_bytes());
+                out.uint(FIELD_SEEN);
+                seen.write(out);
+            }
+            Kind::Record(bytes) => {
+                out.uint(FIELD_RECORD);
+                out.bytes(bytes);
+            }
+            _ => {}
         }
         for (&field, value) in &self.unknown {
             out.uint(field);
@@ -372,6 +418,9 @@ struct Fields {
     group: u32,
     modified: i64,
     attributes: BTreeMap<Vec<u8>, Vec<u8>>,
+    to: Option<TreePath>,
+    seen: Option<CausalContext>,
+    record: Option<Vec<u8>>,
     unknown: BTreeMap<u64, Vec<u8>>,
 }
 
@@ -384,8 +433,8 @@ impl Fields {
             FIELD_TARGET => self.target = Some(input.bytes(TARGET_BYTES_MAX)?.to_vec()),
             FIELD_DEVICE => self.device = input.u32()?,
             FIELD_LINK => self.link = Some(input.fixed()?),
-            FIELD_PEER => self.peer = Some(input.bytes(WRITER_BYTES_MAX)?.to_vec()),
-            FIELD_NODE => self.node = Some(input.text(WRITER_BYTES_MAX)?.to_owned()),
+            FIELD_PEER => self.peer = Some(input.bytes(PEER_BYTES_MAX)?.to_vec()),
+            FIELD_NODE => self.node = Some(input.text(NODE_NAME_BYTES_MAX)?.to_owned()),
             FIELD_MODE => self.mode = Some(input.u32()?),
             FIELD_OWNER => self.owner = input.u32()?,
             FIELD_GROUP => self.group = input.u32()?,
@@ -397,6 +446,12 @@ impl Fields {
                     self.attributes.insert(name, value);
                 }
             }
+            FIELD_TO => {
+                let path = TreePath::from_bytes(input.bytes(PATH_BYTES_MAX)?);
+                self.to = Some(path.map_err(|_| Malformed("a move to what is no path"))?);
+            }
+            FIELD_SEEN => self.seen = Some(CausalContext::read(input, MOVE_WRITERS_MAX)?),
+            FIELD_RECORD => self.record = Some(input.bytes(RECORD_BYTES_MAX)?.to_vec()),
             unknown => {
                 let value = input.raw(UNKNOWN_BYTES_MAX)?.to_vec();
                 self.unknown.insert(unknown, value);
@@ -425,6 +480,11 @@ impl Fields {
                 peer: self.peer.ok_or(absent)?,
                 node: self.node.ok_or(absent)?,
             },
+            Some(9) => Kind::Move {
+                to: self.to.ok_or(absent)?,
+                seen: self.seen.ok_or(absent)?,
+            },
+            Some(10) => Kind::Record(self.record.ok_or(absent)?),
             Some(_) => return Err(EntryError("a kind of a later version")),
             None => return Err(absent),
         };
@@ -446,11 +506,19 @@ impl Version {
         (self.time, self.dot.writer, self.dot.sequence)
     }
     fn write(&self, out: &mut Writer) {
-        out.array(4);
+        out.array(if self.moved.is_empty() { 4 } else { 5 });
         out.uint(self.dot.writer.0);
         out.uint(self.dot.sequence);
         out.uint(self.time.0);
         self.entry.write(out);
+        if !self.moved.is_empty() {
+            out.array(self.moved.len());
+            for dot in &self.moved {
+                out.array(2);
+                out.uint(dot.writer.0);
+                out.uint(dot.sequence);
+            }
+        }
     }
     fn encoded(&self) -> Vec<u8> {
         let mut out = Writer::default();
@@ -458,18 +526,47 @@ impl Version {
         out.into_bytes()
     }
     fn read(input: &mut Reader<'_>) -> Result<Self, EntryError> {
-        if input.array(4)? != 4 {
-            return Err(EntryError("a version of other than four parts"));
+        let parts = input.array(5)?;
+        if parts < 4 {
+            return Err(EntryError("a version of other than four or five parts"));
         }
-        Ok(Self {
-            dot: Dot {
-                writer: WriterNumber(input.uint()?),
-                sequence: input.uint()?,
-            },
+        let mut version = Self {
+            dot: read_dot(input)?,
             time: HybridTime(input.uint()?),
             entry: Entry::read(input)?,
-        })
+            moved: Vec::new(),
+        };
+        if parts == 5 {
+            for _ in 0..input.array(MOVED_MAX)? {
+                if input.array(2)? != 2 {
+                    return Err(EntryError("a dot of other than two parts"));
+                }
+                version.moved.push(read_dot(input)?);
+            }
+        }
+        version.check()?;
+        Ok(version)
     }
+    /// Checks all but the entry.
+    fn check(&self) -> Result<(), EntryError> {
+        if self.dot.sequence == 0 || self.moved.iter().any(|dot| dot.sequence == 0) {
+            return Err(EntryError("a sequence of 0"));
+        }
+        if self.moved.len() > MOVED_MAX {
+            return Err(EntryError("moved from too many versions"));
+        }
+        if !self.moved.is_sorted_by(|a, b| a < b) {
+            return Err(EntryError("moved versions out of order"));
+        }
+        Ok(())
+    }
+}
+
+fn read_dot(input: &mut Reader<'_>) -> Result<Dot, EntryError> {
+    Ok(Dot {
+        writer: WriterNumber(input.uint()?),
+        sequence: input.uint()?,
+    })
 }
 
 /// The concurrent versions under one key: at least one, in order of their dots, no dot twice.
@@ -535,10 +632,10 @@ impl Versions {
         if self.0.len() > VERSIONS_MAX {
             return Err(EntryError("too many concurrent versions"));
         }
-        if self.0.iter().any(|version| version.dot.sequence == 0) {
-            return Err(EntryError("a sequence of 0"));
-        }
-        self.0.iter().try_for_each(|version| version.entry.check())
+        self.0.iter().try_for_each(|version| {
+            version.check()?;
+            version.entry.check()
+        })
     }
     pub(super) fn write(&self, out: &mut Writer) {
         out.array(self.0.len());
@@ -552,9 +649,6 @@ impl Versions {
         let versions = (0..count)
             .map(|_| Version::read(input))
             .collect::<Result<Vec<_>, _>>()?;
-        if versions.iter().any(|version| version.dot.sequence == 0) {
-            return Err(EntryError("a sequence of 0"));
-        }
         if !versions.is_sorted_by(|a, b| a.dot < b.dot) {
             return Err(EntryError("versions out of order"));
         }

@@ -8,15 +8,23 @@ use super::{Kind, WriterNumber};
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest path, in bytes, with one `/` between names and none in front.
 pub const PATH_BYTES_MAX: usize = 4096;
-/// Longest encoded key: a path with one more byte.
-pub(super) const KEY_BYTES_MAX: usize = PATH_BYTES_MAX + 1;
+/// Longest encoded key: an internal one with a path.
+pub(super) const KEY_BYTES_MAX: usize = PATH_BYTES_MAX + 2;
+/// Longest name of a snapshot, in bytes.
+const SNAPSHOT_NAME_BYTES_MAX: usize = 255;
+/// Longest peer id, in bytes.
+pub(super) const PEER_BYTES_MAX: usize = 64;
 
 const SLASH: u8 = b'/';
 /// Ends the parent's path in a key; no name contains it.
 const END: u8 = 0;
-/// First byte after the 0 of an internal key.
+/// Tags: the first byte after the 0 of an internal key. Those after the last are of later versions.
 const WRITER: u8 = 1;
 const FILE: u8 = 2;
+const MOVE: u8 = 3;
+const SNAPSHOT: u8 = 4;
+const MEMBER: u8 = 5;
+const POLICY: u8 = 6;
 
 /// One component of a path: 1 to 255 bytes, no `/`, no NUL, not `.` or `..`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -128,6 +136,15 @@ impl TreePath {
         }
         bytes
     }
+    /// From exactly what [`TreePath::to_bytes`] gives.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, NameError> {
+        // Slashes that parsing passes over make the path shorter.
+        let path = Self::parse(bytes)?;
+        if path.byte_length() != bytes.len() {
+            return Err(NameError::Forbidden);
+        }
+        Ok(path)
+    }
     fn byte_length(&self) -> usize {
         let names: usize = self.0.iter().map(|name| name.0.len()).sum();
         names + self.0.len().saturating_sub(1)
@@ -160,6 +177,16 @@ pub enum InternalKey {
     Writer(WriterNumber),
     /// The record of a file that has several names.
     File([u8; 16]),
+    /// Where what stood at a path was moved to; the root is never moved.
+    Move(TreePath),
+    /// A named snapshot: 1 to 255 bytes without control characters.
+    Snapshot(Vec<u8>),
+    /// A member, by its peer id of 1 to 64 bytes.
+    Member(Vec<u8>),
+    /// The policy of a folder and what is below it.
+    Policy(TreePath),
+    /// A key of a later version, carried along: its tag (7 or more), and the bytes after it.
+    Unknown(u8, Vec<u8>),
 }
 
 /// An encoded key. Ordered by its bytes, so that the direct children of a folder are one contiguous range:
@@ -176,19 +203,19 @@ impl Key {
         bytes.extend(name.as_bytes());
         Some(Self(bytes))
     }
-    /// The key of an internal record.
+    /// The key of an internal record. A tree takes only what [`Key::from_bytes`] takes.
     pub fn of_internal(key: &InternalKey) -> Self {
-        let mut bytes = vec![END];
-        match key {
-            InternalKey::Writer(number) => {
-                bytes.push(WRITER);
-                bytes.extend(number.0.to_be_bytes());
-            }
-            InternalKey::File(id) => {
-                bytes.push(FILE);
-                bytes.extend(id);
-            }
-        }
+        let (tag, rest) = match key {
+            InternalKey::Writer(number) => (WRITER, number.0.to_be_bytes().to_vec()),
+            InternalKey::File(id) => (FILE, id.to_vec()),
+            InternalKey::Move(path) => (MOVE, path.to_bytes()),
+            InternalKey::Snapshot(name) => (SNAPSHOT, name.clone()),
+            InternalKey::Member(peer) => (MEMBER, peer.clone()),
+            InternalKey::Policy(path) => (POLICY, path.to_bytes()),
+            InternalKey::Unknown(tag, rest) => (*tag, rest.clone()),
+        };
+        let mut bytes = vec![END, tag];
+        bytes.extend(rest);
         Self(bytes)
     }
     /// Checks bytes from a node in full.
@@ -197,8 +224,7 @@ impl Key {
             return Err(NameError::TooLong);
         }
         match bytes.as_slice() {
-            [END, WRITER, number @ ..] if number.len() == 8 => {}
-            [END, FILE, id @ ..] if id.len() == 16 => {}
+            [END, rest @ ..] => check_internal(rest)?,
             [SLASH, rest @ ..] => {
                 let end = rest.iter().position(|&byte| byte == END);
                 let (parent, name) = end
@@ -246,16 +272,27 @@ impl Key {
                 u64::from_be_bytes(number.try_into().ok()?),
             ))),
             [END, FILE, id @ ..] => Some(InternalKey::File(id.try_into().ok()?)),
+            [END, MOVE, path @ ..] => Some(InternalKey::Move(TreePath::parse(path).ok()?)),
+            [END, SNAPSHOT, name @ ..] => Some(InternalKey::Snapshot(name.to_vec())),
+            [END, MEMBER, peer @ ..] => Some(InternalKey::Member(peer.to_vec())),
+            [END, POLICY, path @ ..] => Some(InternalKey::Policy(TreePath::parse(path).ok()?)),
+            [END, tag, rest @ ..] => Some(InternalKey::Unknown(*tag, rest.to_vec())),
             _ => None,
         }
     }
-    /// Whether an entry of this kind may stand under this key: rows of the table of writers and records of files with
-    /// several names only under their internal keys, and nothing else there.
+    /// Whether an entry of this kind may stand under this key: each internal key has its kind, and a path what a folder
+    /// can show. A file's record under an internal key is a file.
     pub(super) fn admits(&self, kind: &Kind) -> bool {
-        match self.internal() {
-            Some(InternalKey::Writer(_)) => matches!(kind, Kind::Writer { .. }),
-            Some(InternalKey::File(_)) => matches!(kind, Kind::File(_)),
-            None => !matches!(kind, Kind::Writer { .. }),
+        let is_internal = matches!(
+            kind,
+            Kind::Writer { .. } | Kind::Move { .. } | Kind::Record(_)
+        );
+        match self.0.as_slice() {
+            [END, WRITER, ..] => matches!(kind, Kind::Writer { .. }),
+            [END, FILE, ..] => matches!(kind, Kind::File(_)),
+            [END, MOVE, ..] => matches!(kind, Kind::Move { .. }),
+            [END, ..] => matches!(kind, Kind::Record(_)),
+            _ => !is_internal,
         }
     }
     /// The range of raw key bytes that holds the direct children of a folder.
@@ -281,6 +318,28 @@ impl Key {
         first.extend(start);
         let end = after_prefix(&first).unwrap_or(all.end);
         first..end
+    }
+}
+
+/// What follows the 0 of an internal key.
+fn check_internal(bytes: &[u8]) -> Result<(), NameError> {
+    let holds = match bytes {
+        [WRITER, number @ ..] => number.len() == 8,
+        [FILE, id @ ..] => id.len() == 16,
+        [MOVE, path @ ..] => !path.is_empty() && TreePath::from_bytes(path).is_ok(),
+        [SNAPSHOT, name @ ..] => {
+            (1..=SNAPSHOT_NAME_BYTES_MAX).contains(&name.len())
+                && !name.iter().any(u8::is_ascii_control)
+        }
+        [MEMBER, peer @ ..] => (1..=PEER_BYTES_MAX).contains(&peer.len()),
+        [POLICY, path @ ..] => TreePath::from_bytes(path).is_ok(),
+        [tag, ..] => *tag > POLICY,
+        [] => false,
+    };
+    if holds {
+        Ok(())
+    } else {
+        Err(NameError::Forbidden)
     }
 }
 

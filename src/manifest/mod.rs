@@ -15,8 +15,8 @@ mod view;
 pub use context::{CausalContext, Dot, HybridTime, WRITERS_MAX, WriterNumber};
 pub use entry::{
     ATTRIBUTE_NAME_BYTES_MAX, ATTRIBUTE_VALUE_BYTES_MAX, ATTRIBUTES_BYTES_MAX, ATTRIBUTES_MAX,
-    Entry, EntryError, Kind, TARGET_BYTES_MAX, Timestamp, VERSIONS_BYTES_MAX, VERSIONS_MAX,
-    Version, Versions,
+    Entry, EntryError, Kind, MOVE_WRITERS_MAX, MOVED_MAX, RECORD_BYTES_MAX, TARGET_BYTES_MAX,
+    Timestamp, VERSIONS_BYTES_MAX, VERSIONS_MAX, Version, Versions,
 };
 pub use key::{InternalKey, Key, NAME_BYTES_MAX, Name, NameError, PATH_BYTES_MAX, TreePath};
 pub use merge::{Merged, merge, merge_versions};

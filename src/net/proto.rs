@@ -29,7 +29,7 @@ pub const REQUEST_BLOCKS_MAX: u64 = 16;
 pub const HAVE_RANGES_MAX: usize = 1024;
 
 /// The protocol version that [`PeerHello`] carries.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// Most addresses told of one member.
 pub const ADDRESSES_MAX: usize = 16;
 /// Most members told in one status.

@@ -13,12 +13,12 @@ use rustix::fs::FlockOperation;
 use super::{StoreError, failed};
 
 /// The format that this version reads and writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Bytes read at most from the small files of the folder.
 const SMALL_FILE_BYTES_MAX: u64 = 64;
 
-/// Refuses a folder of a later version; touches nothing. A folder without a format is a new one.
+/// Refuses a folder of another format; touches nothing. A folder without a format is a new one.
 pub(super) fn check_format(dir: &Path) -> Result<(), StoreError> {
     let path = dir.join("format");
     let text = match read_small(&path) {
@@ -30,7 +30,7 @@ pub(super) fn check_format(dir: &Path) -> Result<(), StoreError> {
         .trim()
         .parse()
         .map_err(|_| StoreError::Damaged(format!("{} holds no version", path.display())))?;
-    if found > FORMAT {
+    if found != FORMAT {
         return Err(StoreError::Format {
             dir: dir.to_owned(),
             found,

@@ -71,8 +71,8 @@ pub enum StoreError {
         /// Who has it; 0 when unknown.
         pid: u32,
     },
-    /// Written by a later version.
-    #[error("{} has format {found}, this version knows up to {known}", dir.display())]
+    /// Written by a version with other formats.
+    #[error("{} has format {found}, this version reads {known} only: {}", dir.display(), advice(*found, *known))]
     Format {
         /// The state folder.
         dir: PathBuf,
@@ -101,6 +101,16 @@ pub enum StoreError {
     /// A record doesn't decode.
     #[error("a record of the index is damaged: {0}")]
     Damaged(String),
+}
+
+/// What to do about a folder of another format.
+fn advice(found: u32, known: u32) -> &'static str {
+    if found > known {
+        "use the version of p2pfs that wrote it, or a later one"
+    } else {
+        "formats were not final then; mount the cluster with a new state folder, and copy what only this one has with the \
+         version that wrote it"
+    }
 }
 
 impl From<sled::Error> for StoreError {
@@ -239,8 +249,8 @@ impl Store {
     /// down, reading and hashing what had not been synced.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] when another process has it; [`StoreError::Format`], with nothing touched, when a later
-    /// version wrote it.
+    /// [`StoreError::Locked`] when another process has it; [`StoreError::Format`], with nothing touched, when a
+    /// version with other formats wrote it.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         folder::check_format(dir)?;
         folder::make(dir)?;

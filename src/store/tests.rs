@@ -170,18 +170,25 @@ fn a_second_open_is_refused_and_names_the_process() {
 }
 
 #[test]
-fn a_folder_of_a_later_version_is_refused_and_left_untouched() {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("format"), "2\n").unwrap();
-    let before = fs::metadata(dir.path()).unwrap();
-    match Store::open(dir.path()) {
-        Err(StoreError::Format { found, known, .. }) => assert_eq!((found, known), (2, 1)),
-        other => panic!("{:?}", other.err()),
+fn a_folder_of_another_format_is_refused_and_left_untouched() {
+    for (other, advice) in [
+        (1, "a new state folder"),
+        (3, "the version of p2pfs that wrote"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("format"), format!("{other}\n")).unwrap();
+        let before = fs::metadata(dir.path()).unwrap();
+        let error = Store::open(dir.path()).err().unwrap();
+        assert!(error.to_string().contains(advice), "{error}");
+        match error {
+            StoreError::Format { found, known, .. } => assert_eq!((found, known), (other, 2)),
+            error => panic!("{error:?}"),
+        }
+        let after = fs::metadata(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(before.ctime_nsec(), after.ctime_nsec());
+        assert_eq!(before.mode(), after.mode());
     }
-    let after = fs::metadata(dir.path()).unwrap();
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    assert_eq!(before.ctime_nsec(), after.ctime_nsec());
-    assert_eq!(before.mode(), after.mode());
 }
 
 #[test]

@@ -99,7 +99,7 @@ impl Core {
             true => self.details(&path, children)?,
             false => {
                 let plain = |(name, shown): (Name, Shown)| {
-                    let hidden = matches!(shown.entry.kind, Kind::Link(_) | Kind::Writer { .. });
+                    let hidden = matches!(shown.entry.kind, Kind::Link(_));
                     (!hidden).then(|| (name, Facts::of(&shown)))
                 };
                 children.into_iter().filter_map(plain).collect()

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::manifest::tree::testing::{self, dot, hex, path, unhex};
 
 pub(in crate::manifest) fn any_kind() -> impl Strategy<Value = Kind> {
     prop_oneof![
@@ -19,6 +20,18 @@ pub(in crate::manifest) fn any_kind() -> impl Strategy<Value = Kind> {
         (any::<bool>(), prop_oneof![Just(0), any::<u32>()])
             .prop_map(|(block, number)| Kind::Device { block, number }),
         any::<[u8; 16]>().prop_map(Kind::Link),
+        prop::collection::btree_map(any::<u64>(), 1_u64.., 0..3).prop_map(|seen| {
+            let seen = seen
+                .into_iter()
+                .map(|(writer, sequence)| dot(writer, sequence));
+            let mut context = CausalContext::default();
+            seen.for_each(|dot| context.add(dot));
+            Kind::Move {
+                to: path("a/b"),
+                seen: context,
+            }
+        }),
+        prop::collection::vec(any::<u8>(), 0..20).prop_map(Kind::Record),
     ]
 }
 
@@ -35,7 +48,7 @@ fn any_entry() -> impl Strategy<Value = Entry> {
         &[0xfb, 0, 0, 0, 0, 0, 0, 0, 0],
     ];
     let item = prop::sample::select(&ITEMS[..]);
-    let unknown = prop::collection::btree_map(13_u64.., item.prop_map(<[u8]>::to_vec), 0..3);
+    let unknown = prop::collection::btree_map(16_u64.., item.prop_map(<[u8]>::to_vec), 0..3);
     let time = prop_oneof![Just(0), any::<i64>()];
     (any_kind(), mode, id(), id(), time, attributes, unknown).prop_map(
         |(kind, mode, owner, group, modified, attributes, unknown)| Entry {
@@ -47,16 +60,16 @@ fn any_entry() -> impl Strategy<Value = Entry> {
 }
 
 fn any_version() -> impl Strategy<Value = Version> {
-    (0_u64..4, 1_u64..4, any::<u64>(), any_entry()).prop_map(|(writer, sequence, time, entry)| {
-        Version {
-            dot: Dot {
-                writer: WriterNumber(writer),
-                sequence,
-            },
-            time: HybridTime(time),
-            entry,
-        }
-    })
+    let moved = prop::collection::btree_set((0_u64..4, 1_u64..4), 0..3);
+    (0_u64..4, 1_u64..4, any::<u64>(), any_entry(), moved).prop_map(
+        |(writer, sequence, time, entry, moved)| Version {
+            moved: moved
+                .into_iter()
+                .map(|(writer, sequence)| dot(writer, sequence))
+                .collect(),
+            ..testing::version(writer, sequence, time, entry)
+        },
+    )
 }
 
 fn any_versions() -> impl Strategy<Value = Versions> {
@@ -109,46 +122,131 @@ fn file(size: u64) -> Entry {
     Entry::new(kind, 0o644, 0, 0, Timestamp(0))
 }
 fn alone(entry: Entry) -> Versions {
-    let dot = Dot {
-        writer: WriterNumber(1),
-        sequence: 2,
-    };
-    let time = HybridTime(3);
-    Versions::new(vec![Version { dot, time, entry }]).unwrap()
+    Versions::new(vec![testing::version(1, 2, 3, entry)]).unwrap()
 }
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+
+/// Checks that versions have this encoding, and are what it decodes to.
+fn is_encoded(versions: &Versions, text: &str) {
+    assert_eq!(hex(&versions.encode()), text.replace(' ', ""));
+    assert_eq!(Versions::decode(&unhex(text)).as_ref(), Ok(versions));
 }
 
 #[test]
-fn golden_bytes() {
-    let plain = alone(Entry::implied_directory());
-    assert_eq!(hex(&plain.encode()), "8184010203a10001");
+fn golden_bytes_of_every_kind() {
+    let content = "ab".repeat(32);
+    let context = |dots: &[(u64, u64)]| {
+        let mut context = CausalContext::default();
+        for &(writer, sequence) in dots {
+            context.add(dot(writer, sequence));
+        }
+        context
+    };
+    let device = |block, number| Kind::Device { block, number };
+    let Kind::File(sized) = file(1000).kind else {
+        panic!("a file is no file")
+    };
+    let empty = Object { size: 0, ..sized };
+    for (kind, mode, fields) in [
+        (Kind::File(empty), 0o644, format!("a2 0000 025820{content}")),
+        (
+            Kind::File(sized),
+            0o644,
+            format!("a3 0000 011903e8 025820{content}"),
+        ),
+        (Kind::Directory, 0o755, "a1 0001".into()),
+        (
+            Kind::Symlink(b"a/b".to_vec()),
+            0o777,
+            "a2 0002 0343612f62".into(),
+        ),
+        (Kind::Fifo, 0o644, "a1 0003".into()),
+        (Kind::Socket, 0o644, "a1 0004".into()),
+        (device(false, 0), 0o644, "a1 0005".into()),
+        (device(false, 259), 0o644, "a2 0005 04190103".into()),
+        (device(true, 8), 0o644, "a2 0006 0408".into()),
+        (
+            Kind::Link([7; 16]),
+            0o644,
+            format!("a2 0007 0550{}", "07".repeat(16)),
+        ),
+        (
+            Kind::Writer {
+                peer: vec![1, 2],
+                node: "nö".into(),
+            },
+            0o644,
+            "a3 0008 06420102 07636ec3b6".into(),
+        ),
+        (
+            Kind::Move {
+                to: path("c/d"),
+                seen: context(&[]),
+            },
+            0o644,
+            "a3 0009 0d43632f64 0ea0".into(),
+        ),
+        (
+            Kind::Move {
+                to: path("c"),
+                seen: context(&[(1, 2), (u64::MAX, 300)]),
+            },
+            0o644,
+            "a3 0009 0d4163 0ea2 0102 1bffffffffffffffff19012c".into(),
+        ),
+        (Kind::Record(Vec::new()), 0o644, "a2 000a 0f40".into()),
+        (Kind::Record(vec![1; 3]), 0o644, "a2 000a 0f43010101".into()),
+    ] {
+        let entry = Entry::new(kind, mode, 0, 0, Timestamp(0));
+        is_encoded(&alone(entry), &format!("81 84 01 02 03 {fields}"));
+    }
+}
 
+#[test]
+fn golden_bytes_of_every_optional_field() {
     let mut full = file(1000);
     full.mode = 0o4755;
     full.owner = 1000;
     full.group = 100;
     full.modified = Timestamp(-2);
     full.attributes.insert(b"k".to_vec(), b"v".to_vec());
-    full.unknown.insert(13, vec![0x81, 0x01]);
+    full.attributes.insert(b"kk".to_vec(), Vec::new());
+    full.unknown.insert(16, vec![0x81, 0x01]);
+    full.unknown.insert(300, vec![0xf6]);
     let content = "ab".repeat(32);
-    let expected = format!(
-        "8184010203a9000001 1903e8 025820{content} 08 1909ed 091903e8 0a1864 0b21 0ca1416b4176 0d8101"
+    is_encoded(
+        &alone(full),
+        &format!(
+            "81 84 01 02 03 aa 0000 011903e8 025820{content} 081909ed 091903e8 0a1864 0b21 \
+             0ca2416b4176426b6b40 108101 19012cf6"
+        ),
     );
-    assert_eq!(hex(&alone(full).encode()), expected.replace(' ', ""));
+    // Modes that are none of the defaults of other kinds.
+    let directory = |mode| alone(Entry::new(Kind::Directory, mode, 0, 0, Timestamp(1)));
+    is_encoded(&directory(0o755), "81 84 01 02 03 a2 0001 0b01");
+    is_encoded(&directory(0o644), "81 84 01 02 03 a3 0001 081901a4 0b01");
+}
+
+#[test]
+fn golden_bytes_of_versions() {
+    let version = |writer, sequence, time, moved: &[Dot]| Version {
+        moved: moved.to_vec(),
+        ..testing::version(writer, sequence, time, Entry::implied_directory())
+    };
+    let list = vec![
+        version(2, 1, u64::MAX, &[]),
+        version(1, 300, 3, &[dot(1, 1), dot(1, 2), dot(9, 1)]),
+        version(1, 2, 3, &[]),
+    ];
+    is_encoded(
+        &Versions::new(list).unwrap(),
+        "83 84 01 02 03 a10001 85 01 19012c 03 a10001 83 820101 820102 820901 \
+         84 02 01 1bffffffffffffffff a10001",
+    );
 }
 
 #[test]
 fn other_encodings_of_the_same_are_refused() {
-    let decode = |text: &str| {
-        let digits: Vec<_> = text.bytes().filter(|byte| *byte != b' ').collect();
-        let bytes: Vec<_> = digits
-            .chunks(2)
-            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-            .collect();
-        Versions::decode(&bytes)
-    };
+    let decode = |text: &str| Versions::decode(&unhex(text));
     assert!(decode("81 84 01 02 03 a1 00 01").is_ok());
     for (bad, why) in [
         ("81 84 1801 02 03 a1 00 01", "a number in two bytes"),
@@ -158,7 +256,40 @@ fn other_encodings_of_the_same_are_refused() {
         ("81 84 01 02 03 a2 00 01 04 01", "a field of another kind"),
         ("81 84 01 02 03 a2 00 01 00 01", "a field twice"),
         ("81 84 01 02 03 a2 09 01 00 01", "fields out of order"),
-        ("81 84 01 02 03 a1 00 09", "an unknown kind"),
+        ("81 84 01 02 03 a1 00 0b", "an unknown kind"),
+        ("81 85 01 02 03 a1 00 01 80", "an empty list of moved dots"),
+        (
+            "81 85 01 02 03 a1 00 01 82 82 01 02 82 01 01",
+            "moved dots out of order",
+        ),
+        (
+            "81 85 01 02 03 a1 00 01 82 82 01 01 82 01 01",
+            "a moved dot twice",
+        ),
+        (
+            "81 85 01 02 03 a1 00 01 81 82 01 00",
+            "a moved sequence of 0",
+        ),
+        ("81 85 01 02 03 a1 00 01 81 81 01", "half a moved dot"),
+        ("81 86 01 02 03 a1 00 01 81 82 01 01 00", "a sixth part"),
+        ("81 83 01 02 03", "no entry"),
+        (
+            "81 84 01 02 03 a2 00 09 0d 41 61",
+            "a move that saw nothing",
+        ),
+        (
+            "81 84 01 02 03 a3 00 09 0d 42 2f 61 0e a0",
+            "a move to a path with a slash in front",
+        ),
+        ("81 84 01 02 03 a3 00 09 0d 40 0e a0", "a move to the root"),
+        (
+            "81 84 01 02 03 a3 00 09 0d 41 61 0e a2 02 01 01 01",
+            "a context out of order",
+        ),
+        (
+            "81 84 01 02 03 a3 00 09 0d 41 61 0e a1 02 00",
+            "a context with a 0",
+        ),
         ("81 84 01 00 03 a1 00 01", "a sequence of 0"),
         ("81 84 01 02 03 a1 00 01 00", "bytes after the end"),
         ("80", "no version"),
@@ -175,12 +306,12 @@ fn other_encodings_of_the_same_are_refused() {
             "attributes out of order",
         ),
         (
-            "81 84 01 02 03 a2 00 01 0d 9f ff",
+            "81 84 01 02 03 a2 00 01 10 9f ff",
             "an indefinite unknown field",
         ),
         ("9b ffffffffffffffff", "a length that isn't there"),
         (
-            "81 84 01 02 03 a2 00 01 0d bb 8000000000000000",
+            "81 84 01 02 03 a2 00 01 10 bb 8000000000000000",
             "an absurd map",
         ),
     ] {
@@ -233,7 +364,7 @@ fn bounds_are_kept() {
         })
     };
     assert!(unknown(99, &[0x01]));
-    assert!(!unknown(12, &[0x01]));
+    assert!(!unknown(15, &[0x01]));
     assert!(!unknown(99, &[0x01, 0x01]));
     assert!(!unknown(99, &[0x82, 0x01]));
     let long = |length: u16| [&[0x59][..], &length.to_be_bytes(), &vec![0; length.into()]].concat();
@@ -255,18 +386,39 @@ fn bounds_are_kept() {
     assert!(!writer(1, ""));
     assert!(!writer(1, "a\nb"));
     assert!(!writer(1, &"n".repeat(65)));
+    let moving = |to: &str, writers: u64| {
+        let mut seen = CausalContext::default();
+        (0..writers).for_each(|writer| seen.add(dot(writer, 1)));
+        let kind = Kind::Move { to: path(to), seen };
+        ok(Entry::new(kind, 0o644, 0, 0, Timestamp(0)))
+    };
+    assert!(moving("a", 4096));
+    assert!(!moving("a", 4097));
+    assert!(!moving("", 1));
+    let record = |length: usize| {
+        let kind = Kind::Record(vec![0; length]);
+        ok(Entry::new(kind, 0o644, 0, 0, Timestamp(0)))
+    };
+    assert!(record(16 * 1024));
+    assert!(!record(16 * 1024 + 1));
+    let moved = |dots: &[Dot]| {
+        let mut version = testing::version(1, 1, 1, file(1));
+        version.moved = dots.to_vec();
+        let versions = Versions::new(vec![version]).unwrap();
+        let checked = versions.check().is_ok();
+        assert_eq!(Versions::decode(&versions.encode()).is_ok(), checked);
+        checked
+    };
+    let dots: Vec<_> = (1..=17).map(|sequence| dot(1, sequence)).collect();
+    assert!(moved(&dots[..16]));
+    assert!(!moved(&dots));
+    assert!(!moved(&[dot(2, 1), dot(1, 1)]));
+    assert!(!moved(&[dot(1, 0)]));
 }
 
 #[test]
 fn a_write_replaces_what_it_saw_and_leaves_the_rest() {
-    let version = |writer, sequence| Version {
-        dot: Dot {
-            writer: WriterNumber(writer),
-            sequence,
-        },
-        time: HybridTime(1),
-        entry: file(writer),
-    };
+    let version = |writer, sequence| testing::version(writer, sequence, 1, file(writer));
     let two = Versions::new(vec![version(1, 1), version(2, 1)]).unwrap();
     let seen = [version(1, 1).dot];
     let written = Versions::replace(Some(&two), &seen, Some(version(3, 1))).unwrap();

@@ -20,6 +20,14 @@ fn any_internal() -> impl Strategy<Value = InternalKey> {
     prop_oneof![
         any::<u64>().prop_map(|number| InternalKey::Writer(WriterNumber(number))),
         any::<[u8; 16]>().prop_map(InternalKey::File),
+        any_path()
+            .prop_filter("the root is not moved", |path| *path != TreePath::root())
+            .prop_map(InternalKey::Move),
+        prop::collection::vec(b' '..=b'~', 1..9).prop_map(InternalKey::Snapshot),
+        prop::collection::vec(any::<u8>(), 1..9).prop_map(InternalKey::Member),
+        any_path().prop_map(InternalKey::Policy),
+        (7_u8.., prop::collection::vec(any::<u8>(), 0..9))
+            .prop_map(|(tag, rest)| InternalKey::Unknown(tag, rest)),
     ]
 }
 
@@ -110,6 +118,16 @@ fn keys_look_as_documented() {
         file.as_bytes(),
         b"\0\x02\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07"
     );
+    for (internal, bytes) in [
+        (InternalKey::Move(path("a/b")), &b"\0\x03a/b"[..]),
+        (InternalKey::Snapshot(b"s 1".to_vec()), b"\0\x04s 1"),
+        (InternalKey::Member(vec![1, 2]), b"\0\x05\x01\x02"),
+        (InternalKey::Policy(TreePath::root()), b"\0\x06"),
+        (InternalKey::Policy(path("a/b")), b"\0\x06a/b"),
+        (InternalKey::Unknown(7, vec![0]), b"\0\x07\0"),
+    ] {
+        assert_eq!(Key::of_internal(&internal).as_bytes(), bytes);
+    }
 }
 
 #[test]
@@ -147,7 +165,19 @@ fn lengths_are_bounded() {
     assert!(Key::from_bytes(full_key.as_bytes().to_vec()).is_ok());
     let mut longer = b"/n/".to_vec();
     longer.extend(&full_key.as_bytes()[1..]);
-    assert_eq!(Key::from_bytes(longer), Err(NameError::TooLong));
+    assert!(Key::from_bytes(longer).is_err());
+    // Its move has the longest of all.
+    let moved = Key::of_internal(&InternalKey::Move(full));
+    assert_eq!(moved.as_bytes().len(), KEY_BYTES_MAX);
+    assert!(Key::from_bytes(moved.as_bytes().to_vec()).is_ok());
+    let unknown = |length| [&[0, 7][..], &vec![1; length]].concat();
+    assert!(Key::from_bytes(unknown(4096)).is_ok());
+    assert_eq!(Key::from_bytes(unknown(4097)), Err(NameError::TooLong));
+    let named = |tag: u8, length| [&[0, tag][..], &vec![b'n'; length]].concat();
+    for (tag, longest) in [(4, 255), (5, 64)] {
+        assert!(Key::from_bytes(named(tag, longest)).is_ok());
+        assert!(Key::from_bytes(named(tag, longest + 1)).is_err());
+    }
 }
 
 #[test]
@@ -165,7 +195,19 @@ fn malformed_keys_are_refused() {
         b"/a\0..",
         b"a\0b",
         b"\0\x01short",
-        b"\0\x03\0\0\0\0\0\0\0\0",
+        b"\0\x01",
+        b"\0\x03",
+        b"\0\x03/a",
+        b"\0\x03a/",
+        b"\0\x03a//b",
+        b"\0\x03..",
+        b"\0\x04",
+        b"\0\x04a\nb",
+        b"\0\x04\x7f",
+        b"\0\x05",
+        b"\0\x06/",
+        b"\0\x06a/",
+        b"\0\0",
         b"\0",
     ] {
         assert_eq!(

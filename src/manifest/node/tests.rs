@@ -1,11 +1,13 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::manifest::tree::testing::{Edits, Memory, directory, key, many, one, version, versions};
+use crate::manifest::{
+    CausalContext, Entry, InternalKey, Timestamp, TreePath, WriterNumber, empty_root,
+    tree::testing::{
+        self, Edits, Memory, directory, hex, key, many, one, path, unhex, version, versions,
+    },
+};
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 fn leaf() -> Vec<u8> {
     let row = |name: &str, sequence| {
         (
@@ -19,6 +21,10 @@ fn leaf() -> Vec<u8> {
 #[test]
 fn golden_bytes() {
     assert_eq!(hex(&Node::empty().1.encode()), "83020080");
+    assert_eq!(
+        empty_root().to_string(),
+        "fd4028a66a3370492994c09c0f3ac2cadaab890dcece331e9a8fce1405200ca4"
+    );
     let entry = "a50001 081901e8 091903e8 0a1903e8 0b05";
     let expected = format!(
         "830200 82 83 00 44 2f610062 81 84 10 01 09 {entry} 83 04 41 63 81 84 10 02 09 {entry}"
@@ -49,6 +55,72 @@ fn golden_bytes() {
         [NodeHash([0xaa; 32]), NodeHash([0xbb; 32])]
     );
     assert_eq!(inner.summary().keys, 7);
+}
+
+/// Keys of all kinds, in one leaf, with what they share written once.
+#[test]
+fn golden_bytes_of_keys() {
+    let internal = |key: InternalKey| Key::of_internal(&key);
+    let kind = |kind| Entry::new(kind, 0o644, 0, 0, Timestamp(0));
+    let record = || kind(Kind::Record(vec![9]));
+    let writer = Kind::Writer {
+        peer: vec![1],
+        node: "n".into(),
+    };
+    let Kind::File(content) = testing::file(0).kind else {
+        panic!("a file is no file")
+    };
+    let content = crate::content::Object {
+        content: crate::content::ContentId([0xab; 32]),
+        ..content
+    };
+    let moved = Kind::Move {
+        to: path("b"),
+        seen: CausalContext::default(),
+    };
+    let rows = [
+        (
+            internal(InternalKey::Writer(WriterNumber(0x0102))),
+            kind(writer),
+        ),
+        (
+            internal(InternalKey::File([7; 16])),
+            kind(Kind::File(content)),
+        ),
+        (internal(InternalKey::Move(path("a/b"))), kind(moved)),
+        (internal(InternalKey::Snapshot(b"s 1".to_vec())), record()),
+        (internal(InternalKey::Member(vec![1, 2])), record()),
+        (internal(InternalKey::Policy(TreePath::root())), record()),
+        (internal(InternalKey::Policy(path("a/b"))), record()),
+        (internal(InternalKey::Unknown(7, Vec::new())), record()),
+        (internal(InternalKey::Unknown(255, vec![0])), record()),
+        (key("c"), kind(Kind::Fifo)),
+        (key("c/d"), kind(Kind::Fifo)),
+        (key("c/de"), kind(Kind::Fifo)),
+        (key("c/d/e"), kind(Kind::Fifo)),
+    ];
+    let rows = rows.map(|(key, entry)| (key, versions([version(1, 1, 1, entry)])));
+    let leaf = Versions::into_node(0, rows.to_vec()).encode();
+    let expected = format!(
+        "83 02 00 8d \
+         83 00 4a 00010000000000000102 81 84010101 a3 0008 064101 07616e \
+         83 01 51 02{} 81 84010101 a2 0000 025820{} \
+         83 01 44 03612f62 81 84010101 a3 0009 0d4162 0ea0 \
+         83 01 44 04732031 81 84010101 a2 000a 0f4109 \
+         83 01 43 050102 81 84010101 a2 000a 0f4109 \
+         83 01 41 06 81 84010101 a2 000a 0f4109 \
+         83 02 43 612f62 81 84010101 a2 000a 0f4109 \
+         83 01 41 07 81 84010101 a2 000a 0f4109 \
+         83 01 42 ff00 81 84010101 a2 000a 0f4109 \
+         83 00 43 2f0063 81 84010101 a1 0003 \
+         83 01 43 630064 81 84010101 a1 0003 \
+         83 04 41 65 81 84010101 a1 0003 \
+         83 02 44 2f640065 81 84010101 a1 0003",
+        "07".repeat(16),
+        "ab".repeat(32),
+    );
+    assert_eq!(hex(&leaf), expected.replace(' ', ""));
+    assert_eq!(Node::decode(&unhex(&expected)).unwrap().encode(), leaf);
 }
 
 /// Where nodes are cut is part of the format: this root must never change.
@@ -95,16 +167,65 @@ fn unordered_and_misshapen_nodes_are_refused() {
     let level = |level| Child::into_node(level, vec![(key("a"), child.clone())]).encode();
     assert!(Node::decode(&level(LEVEL_MAX)).is_ok());
     assert!(Node::decode(&level(LEVEL_MAX + 1)).is_err());
-    // A table row under a path.
-    let kind = Kind::Writer {
-        peer: vec![1],
-        node: "n".to_owned(),
-    };
-    let mut writer = directory();
-    writer.kind = kind;
-    let row = vec![(key("a"), versions([version(1, 1, 1, writer)]))];
-    assert!(Node::decode(&Versions::into_node(0, row).encode()).is_err());
     assert!(Node::decode(&vec![0; NODE_BYTES_MAX + 1]).is_err());
+}
+
+/// Each internal key has its kind, and no path has one of these.
+#[test]
+fn kinds_stand_under_their_own_keys_alone() {
+    let kinds = [
+        Kind::Writer {
+            peer: vec![1],
+            node: "n".into(),
+        },
+        Kind::Move {
+            to: path("b"),
+            seen: CausalContext::default(),
+        },
+        Kind::Record(vec![1]),
+        testing::file(1).kind,
+        Kind::Directory,
+    ];
+    let keys = [
+        (
+            Key::of_internal(&InternalKey::Writer(WriterNumber(1))),
+            [0].as_slice(),
+        ),
+        (Key::of_internal(&InternalKey::Move(path("a"))), &[1]),
+        (
+            Key::of_internal(&InternalKey::Snapshot(b"s".to_vec())),
+            &[2],
+        ),
+        (Key::of_internal(&InternalKey::Member(vec![1])), &[2]),
+        (Key::of_internal(&InternalKey::Policy(path("a"))), &[2]),
+        (Key::of_internal(&InternalKey::Unknown(7, vec![1])), &[2]),
+        (Key::of_internal(&InternalKey::File([1; 16])), &[3]),
+        (key("a"), &[3, 4]),
+    ];
+    for (key, admitted) in keys {
+        for (index, kind) in kinds.iter().enumerate() {
+            let entry = Entry::new(kind.clone(), 0o644, 0, 0, Timestamp(0));
+            let row = versions([version(1, 1, 1, entry)]);
+            let edits = Edits::from([(key.clone(), Some(row.clone()))]);
+            let applied = crate::manifest::apply(&Memory::default(), empty_root(), &edits);
+            let leaf = Versions::into_node(0, vec![(key.clone(), row)]).encode();
+            let admitted = admitted.contains(&index);
+            assert_eq!(Node::decode(&leaf).is_ok(), admitted, "{key:?} {kind:?}");
+            assert_eq!(applied.is_ok(), admitted, "{key:?} {kind:?}");
+        }
+    }
+    // Keys that no decoder takes are not put either.
+    for bad in [
+        InternalKey::Move(TreePath::root()),
+        InternalKey::Snapshot(Vec::new()),
+        InternalKey::Unknown(0, vec![1]),
+    ] {
+        let entry = Entry::new(kinds[2].clone(), 0o644, 0, 0, Timestamp(0));
+        let row = versions([version(1, 1, 1, entry)]);
+        let edits = Edits::from([(Key::of_internal(&bad), Some(row))]);
+        let applied = crate::manifest::apply(&Memory::default(), empty_root(), &edits);
+        assert!(matches!(applied, Err(TreeError::Bounds(..))), "{bad:?}");
+    }
 }
 
 /// Few bytes that stand for long keys unfold only so far; and edits make no node that others would refuse.

@@ -67,6 +67,9 @@ pub fn apply(
 
 fn check(key: &Key, versions: &Versions) -> Result<(), TreeError> {
     let refuse = |what| Err(TreeError::Bounds(shown_key(key), what));
+    if key.path().is_none() && Key::from_bytes(key.as_bytes().to_vec()).is_err() {
+        return refuse("its key is out of bounds");
+    }
     if let Err(error) = versions.check() {
         return refuse(error.0);
     }

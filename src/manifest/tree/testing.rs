@@ -84,6 +84,20 @@ impl Memory {
     }
 }
 
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+/// Bytes from hexadecimal digits, with spaces anywhere.
+pub(crate) fn unhex(text: &str) -> Vec<u8> {
+    let digits: Vec<_> = text.bytes().filter(|byte| *byte != b' ').collect();
+    let pairs = digits
+        .chunks(2)
+        .map(|pair| std::str::from_utf8(pair).unwrap());
+    pairs
+        .map(|pair| u8::from_str_radix(pair, 16).unwrap())
+        .collect()
+}
+
 pub(crate) type Edits = BTreeMap<Key, Option<Versions>>;
 
 pub(crate) fn path(text: &str) -> TreePath {
@@ -115,6 +129,7 @@ pub(crate) fn version(writer: u64, sequence: u64, time: u64, entry: Entry) -> Ve
         dot: dot(writer, sequence),
         time: HybridTime(time),
         entry,
+        moved: Vec::new(),
     }
 }
 pub(crate) fn versions(list: impl Into<Vec<Version>>) -> Versions {
