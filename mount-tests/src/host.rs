@@ -273,6 +273,12 @@ impl Host {
         ip(&["-n", hub, "link", "set", port, state]).expect("the bridge's port is there");
     }
 
+    /// Plugs it into another bridge of the hub. Its own link stays up.
+    pub(crate) fn plug_into(&self, bridge: &str) {
+        let (hub, port) = &self.0.port;
+        ip(&["-n", hub, "link", "set", port, "master", bridge]).expect("the bridge is there");
+    }
+
     /// Limits what it sends, such as `200mbit`.
     pub fn limit(&self, rate: &str) {
         let words = format!(

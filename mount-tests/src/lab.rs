@@ -8,6 +8,11 @@ use crate::{
     system::{clear, dir_of, ip, new_tag, require},
 };
 
+/// The bridge that hosts are plugged into.
+const BRIDGE: &str = "bridge";
+/// The one for those that are apart from the rest.
+const APART: &str = "apart";
+
 /// Hosts on one network. Everything of it goes when it is dropped.
 pub struct Lab {
     tag: String,
@@ -34,8 +39,10 @@ impl Lab {
         let hub = lab.hub();
         for command in [
             format!("netns add {hub}"),
-            format!("-n {hub} link add bridge type bridge"),
-            format!("-n {hub} link set bridge up"),
+            format!("-n {hub} link add {BRIDGE} type bridge"),
+            format!("-n {hub} link set {BRIDGE} up"),
+            format!("-n {hub} link add {APART} type bridge"),
+            format!("-n {hub} link set {APART} up"),
         ] {
             run_ip(&command);
         }
@@ -51,7 +58,7 @@ impl Lab {
         for command in [
             format!("netns add {namespace}"),
             format!("link add eth0 netns {namespace} type veth peer name port{number} netns {hub}"),
-            format!("-n {hub} link set port{number} master bridge"),
+            format!("-n {hub} link set port{number} master {BRIDGE}"),
             format!("-n {hub} link set port{number} up"),
             format!("-n {namespace} addr add {address}/24 dev eth0"),
             format!("-n {namespace} link set eth0 up"),
@@ -63,6 +70,20 @@ impl Lab {
         let host = Host::new(name, namespace, address, port, &self.dir);
         self.hosts.borrow_mut().push(host.clone());
         host
+    }
+
+    /// Cuts the network in two: these hosts reach each other and nobody else. No link goes down: what is sent to the other
+    /// side is lost without a word, as behind a switch that failed.
+    pub fn split_off(&self, hosts: &[&Host]) {
+        hosts.iter().for_each(|host| host.plug_into(APART));
+    }
+
+    /// Makes one network of it again.
+    pub fn heal(&self) {
+        self.hosts
+            .borrow()
+            .iter()
+            .for_each(|host| host.plug_into(BRIDGE));
     }
 
     fn hub(&self) -> String {
@@ -138,6 +159,28 @@ mod tests {
         a.reconnect();
         crate::eventually(crate::SOON, "the line is back", || b.inside(fetch));
         server.join().unwrap();
+    }
+
+    #[test]
+    fn a_split_network_carries_nothing_across_until_it_heals() {
+        let lab = Lab::new();
+        let (a, b, c) = (lab.host("a"), lab.host("b"), lab.host("c"));
+        let listeners = [&a, &b].map(|host| {
+            let address = (host.ip(), 4001);
+            host.inside(move || TcpListener::bind(address).unwrap())
+        });
+        let reach = |from: &Host, to: &Host| {
+            let address = (to.ip(), 4001).into();
+            from.inside(move || {
+                TcpStream::connect_timeout(&address, Duration::from_millis(300)).map(drop)
+            })
+        };
+        lab.split_off(&[&b, &c]);
+        assert!(reach(&c, &a).is_err());
+        reach(&c, &b).unwrap();
+        lab.heal();
+        crate::eventually(crate::SOON, "the network is one", || reach(&c, &a));
+        drop(listeners);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod lab;
 mod mount;
 mod run;
 mod system;
+mod tree;
 mod wait;
 
 pub use binary::p2pfs;
@@ -24,6 +25,7 @@ pub use host::{Host, Process};
 pub use lab::Lab;
 pub use mount::Mount;
 pub use run::Finished;
+pub use tree::Item;
 pub use wait::{LONG, SOON, eventually, until};
 
 use std::path::Path;

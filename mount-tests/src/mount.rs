@@ -50,13 +50,20 @@ impl Mount {
     /// Does something with a path in it, under the watchdog.
     #[track_caller]
     pub fn with<T>(&self, below: &str, operation: impl FnOnce(&Path) -> T) -> T {
+        self.with_within(OPERATION_WITHIN, below, operation)
+    }
+
+    /// Does something that may take so long.
+    #[track_caller]
+    pub fn with_within<T>(
+        &self,
+        within: Duration,
+        below: &str,
+        operation: impl FnOnce(&Path) -> T,
+    ) -> T {
         let path = self.path(below);
-        guarded(
-            self.host.lab(),
-            &path.display().to_string(),
-            OPERATION_WITHIN,
-            || operation(&path),
-        )
+        let what = path.display().to_string();
+        guarded(self.host.lab(), &what, within, || operation(&path))
     }
 
     /// Reads a file.
@@ -221,7 +228,13 @@ impl Mount {
     /// Waits until nothing local is unpublished.
     #[track_caller]
     pub fn publishes(&self) {
-        until(SOON, "everything is published", || {
+        self.publishes_within(SOON);
+    }
+
+    /// Waits until nothing local is unpublished.
+    #[track_caller]
+    pub fn publishes_within(&self, within: Duration) {
+        until(within, "everything is published", || {
             self.status()["manifest"]["unpublished"] == 0
         });
     }

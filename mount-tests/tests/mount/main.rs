@@ -1,12 +1,18 @@
 //! End-to-end tests of p2pfs; the harness is the library beside them.
 #![allow(clippy::unwrap_used)]
 
+mod apart;
+mod attacker;
 mod ending;
 mod faults;
 mod joining;
 mod manners;
+mod member;
+mod partition;
+mod pushes;
 mod reading;
 mod recovery;
+mod scale;
 mod security;
 mod working;
 

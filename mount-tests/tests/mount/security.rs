@@ -1,11 +1,8 @@
 //! Strangers, forgers and read-only members who want more. The attackers speak the protocol themselves, over libp2p, from
 //! a host of the lab.
 
-mod attacker;
-
 use std::time::Duration;
 
-use attacker::{Attacker, now_ns};
 use p2pfs::{
     cluster::{Certificate, ClusterId, ClusterKeys, Head, ParsedCluster, ProofRole},
     content::{ContentId, Object},
@@ -15,9 +12,12 @@ use p2pfs::{
 use p2pfs_mount_tests::{Mount, SOON, noise, until};
 use serde_bytes::ByteBuf;
 
-use super::pair;
+use super::{
+    attacker::{self, Attacker, now_ns},
+    pair,
+};
 
-fn keys(id: &str) -> ClusterKeys {
+pub(super) fn keys(id: &str) -> ClusterKeys {
     id.parse::<ParsedCluster>().unwrap().id.keys()
 }
 
@@ -33,7 +33,7 @@ fn object(bytes: &[u8]) -> Object {
 }
 
 /// Waits until a sentence stands in the log of a mount.
-fn logs(mount: &Mount, text: &str) {
+pub(super) fn logs(mount: &Mount, text: &str) {
     until(
         SOON,
         &format!("{} logs {text:?}", mount.host().name()),

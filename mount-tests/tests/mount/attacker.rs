@@ -41,13 +41,13 @@ struct ListenerProof {
 }
 
 #[derive(Serialize, Deserialize)]
-enum SyncCall {
+pub(super) enum SyncCall {
     Request(u64, SyncRequest),
     Push(Push),
 }
 
 #[derive(Serialize, Deserialize)]
-struct SyncReply(u64, SyncAnswer);
+pub(super) struct SyncReply(pub(super) u64, pub(super) SyncAnswer);
 
 #[derive(Serialize, Deserialize)]
 enum BlockCall {
@@ -149,6 +149,11 @@ impl Attacker {
             asked: 0,
             swarm,
         }
+    }
+
+    /// What else it speaks.
+    pub(super) fn control(&self) -> Control {
+        self.control.clone()
     }
 
     pub(super) fn identity(&self) -> Keypair {
@@ -286,7 +291,7 @@ impl Attacker {
     }
 }
 
-async fn write(stream: &mut Stream, message: &impl Serialize) -> Option<()> {
+pub(super) async fn write(stream: &mut Stream, message: &impl Serialize) -> Option<()> {
     let mut frame = cbor4ii::serde::to_vec(vec![0; 4], message).unwrap();
     let length = u32::try_from(frame.len() - 4).unwrap();
     frame[..4].copy_from_slice(&length.to_be_bytes());
@@ -295,16 +300,18 @@ async fn write(stream: &mut Stream, message: &impl Serialize) -> Option<()> {
 }
 
 async fn read<T: DeserializeOwned>(stream: &mut Stream) -> Option<T> {
-    let message = async {
-        let mut length = [0; 4];
-        stream.read_exact(&mut length).await.ok()?;
-        let length = u32::from_be_bytes(length) as usize;
-        assert!(length <= MESSAGE_BYTES_MAX);
-        let mut bytes = vec![0; length];
-        stream.read_exact(&mut bytes).await.ok()?;
-        Some(cbor4ii::serde::from_slice(&bytes).expect("the message is what the protocol says"))
-    };
-    timeout(STEP_WITHIN, message).await.ok()?
+    timeout(STEP_WITHIN, next(stream)).await.ok()?
+}
+
+/// The next message, however long it takes; none when the stream ends.
+pub(super) async fn next<T: DeserializeOwned>(stream: &mut Stream) -> Option<T> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).await.ok()?;
+    let length = u32::from_be_bytes(length) as usize;
+    assert!(length <= MESSAGE_BYTES_MAX);
+    let mut bytes = vec![0; length];
+    stream.read_exact(&mut bytes).await.ok()?;
+    Some(cbor4ii::serde::from_slice(&bytes).expect("the message is what the protocol says"))
 }
 
 /// What a trap caught.
