@@ -29,6 +29,8 @@ mod plan;
 mod recent;
 mod records;
 mod replica;
+#[cfg(test)]
+mod simulation;
 mod state;
 #[cfg(test)]
 mod tests;

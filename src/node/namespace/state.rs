@@ -187,12 +187,16 @@ impl State {
                 .map_err(|error| NamespaceError::Failed(format!("a kept head: {error}")))?;
             let head = known(&head, bytes);
             let digest = head.digest();
+            state.saw(head.time);
             state.heads.offer(head, false);
             state.seen_heads.put(digest, ());
         }
         let pending = records.pending()?;
         state.pending_kept = !pending.is_empty();
         if state.writer.is_some() {
+            // Kept without the clock, which may have been set back since.
+            let times = pending.iter().map(|(_, pending)| pending.time);
+            state.saw(times.max().unwrap_or_default());
             state.overlay.restore(pending);
         }
         Ok(state)

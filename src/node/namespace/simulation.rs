@@ -1,0 +1,745 @@
+//! Many replicas under everything that happens to them: partitions, messages that are lost, doubled and late, old heads shown
+//! again, crashes, years offline, clocks that differ, restored backups and clones. Virtual time, one seed.
+//!
+//! `P2PFS_SEED` replays one run, `P2PFS_RUNS` sets how many are made; each failure names its seed.
+
+mod disk;
+mod oracle;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use libp2p::{PeerId, identity::Keypair};
+use parking_lot::Mutex;
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+
+use self::{
+    disk::MemoryDisk,
+    oracle::{Deed, Oracle},
+};
+use super::{
+    Edit, NamespaceError,
+    commit::Step as Commit,
+    merge::{Effort, Step as Merge},
+    replica::{Event, Moment, Replica},
+};
+use crate::{
+    cluster::{ClusterId, ClusterKeys},
+    content::{ContentId, Object},
+    manifest::{self, Entry, Key, Kind, Name, NodeHash, NodeSource, Shown, Timestamp, TreePath},
+    net::proto::Push,
+};
+
+const SECOND: u64 = 1_000_000_000;
+const HOUR: u64 = 3600 * SECOND;
+/// 2026.
+const START_NS: u64 = 1_767_225_600 * SECOND;
+/// Rounds of everybody meeting somebody in which all must agree.
+const SETTLING_ROUNDS_MAX: usize = 60;
+
+#[derive(Clone, Copy)]
+struct Plan {
+    peers: usize,
+    steps: usize,
+    /// Whether machines are cloned, and rolled back, without a sign of it: what they had published in between may be gone.
+    clones: bool,
+}
+
+struct Peer {
+    disk: MemoryDisk,
+    /// `None` while it is down.
+    replica: Option<Replica<MemoryDisk>>,
+    events: Arc<Mutex<VecDeque<Event>>>,
+    identity: Keypair,
+    skew_ns: i64,
+    /// Peers in the same cell reach each other.
+    cell: u8,
+    /// Done here, and not known to be on the disk.
+    open: Vec<Deed>,
+    backup: Option<MemoryDisk>,
+}
+
+#[derive(Clone)]
+enum Message {
+    Push(PeerId, Push),
+    Heads(PeerId, Vec<Vec<u8>>),
+}
+
+struct World {
+    plan: Plan,
+    random: StdRng,
+    keys: ClusterKeys,
+    origin: Instant,
+    now_ns: u64,
+    peers: Vec<Peer>,
+    /// By time of arrival.
+    flights: BTreeMap<(u64, u64), (usize, Message)>,
+    sent: u64,
+    old_heads: Vec<Vec<u8>>,
+    contents: u64,
+    signed: usize,
+    oracle: Oracle,
+    quiet: bool,
+}
+
+fn file(content: u64) -> Entry {
+    let object = Object {
+        content: ContentId(*blake3::hash(&content.to_le_bytes()).as_bytes()),
+        size: content,
+    };
+    Entry::new(Kind::File(object), 0o644, 0, 0, Timestamp(1))
+}
+
+fn content_of(entry: &Entry) -> Option<u64> {
+    match &entry.kind {
+        Kind::File(object) => Some(object.size),
+        _ => None,
+    }
+}
+
+fn at(path: &str) -> TreePath {
+    TreePath::parse(path.as_bytes()).unwrap()
+}
+
+impl World {
+    fn new(plan: Plan, seed: u64) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let peers = (0..plan.peers).map(|_| Peer {
+            disk: MemoryDisk::default(),
+            replica: None,
+            events: Arc::default(),
+            identity: Keypair::ed25519_from_bytes(random.random::<[u8; 32]>()).unwrap(),
+            skew_ns: 0,
+            cell: 0,
+            open: Vec::new(),
+            backup: None,
+        });
+        let mut world = Self {
+            plan,
+            peers: peers.collect(),
+            random,
+            keys: ClusterId::generate([7; 32]).keys(),
+            origin: Instant::now(),
+            now_ns: START_NS,
+            flights: BTreeMap::new(),
+            sent: 0,
+            old_heads: Vec::new(),
+            contents: 0,
+            signed: 0,
+            oracle: Oracle::default(),
+            quiet: false,
+        };
+        for number in 0..plan.peers {
+            world.start(number, false);
+        }
+        let now = world.moment(0);
+        world.peers[0]
+            .replica
+            .as_ref()
+            .unwrap()
+            .create(now)
+            .unwrap();
+        let first = world.peers[0].replica.as_ref().unwrap().heads();
+        for number in 1..plan.peers {
+            world.arrive(number, Message::Heads(world.peer_id(0), first.clone()));
+        }
+        world
+    }
+
+    fn chance(&mut self, of: f64) -> bool {
+        self.random.random_bool(of)
+    }
+    fn pick(&mut self) -> usize {
+        self.random.random_range(0..self.plan.peers)
+    }
+    fn moment(&self, number: usize) -> Moment {
+        Moment {
+            at: self.origin + Duration::from_nanos(self.now_ns - START_NS),
+            wall_ns: self
+                .now_ns
+                .saturating_add_signed(self.peers[number].skew_ns),
+        }
+    }
+    fn peer_id(&self, number: usize) -> PeerId {
+        match &self.peers[number].replica {
+            Some(replica) => replica.state.read().identity.public().to_peer_id(),
+            None => self.peers[number].identity.public().to_peer_id(),
+        }
+    }
+    fn reach(&self, one: usize, other: usize) -> bool {
+        self.peers[one].cell == self.peers[other].cell
+            && self.peers[one].replica.is_some()
+            && self.peers[other].replica.is_some()
+    }
+
+    fn start(&mut self, number: usize, is_copy: bool) {
+        let seed = self.random.random();
+        let peer = &mut self.peers[number];
+        peer.events.lock().clear();
+        let events = peer.events.clone();
+        let replica = Replica::open(
+            peer.disk.clone(),
+            self.keys.clone(),
+            peer.identity.clone(),
+            format!("node {number}"),
+            seed,
+            move |event| events.lock().push_back(event),
+        )
+        .unwrap();
+        if is_copy {
+            replica.leave_identity_to_the_original().unwrap();
+        }
+        peer.replica = Some(replica);
+    }
+
+    fn crash(&mut self, number: usize) {
+        let unflushed = self.peers[number].disk.unflushed();
+        let kept = self.random.random_range(0..=unflushed);
+        let peer = &mut self.peers[number];
+        peer.replica = None;
+        peer.disk.crash(kept);
+        // What was not acknowledged may be there or not.
+        peer.open.clear();
+    }
+
+    /// Brings nodes from whoever can be reached and has them. Whether any came.
+    fn fetch(&self, number: usize, nodes: &[NodeHash]) -> bool {
+        let Some(replica) = &self.peers[number].replica else {
+            return false;
+        };
+        let others =
+            (0..self.plan.peers).filter(|&other| other != number && self.reach(number, other));
+        let others: Vec<_> = others
+            .filter_map(|other| self.peers[other].replica.as_ref())
+            .collect();
+        let found = nodes.iter().filter_map(|hash| {
+            let mut given = others
+                .iter()
+                .filter_map(|other| other.nodes.encoded(hash).unwrap());
+            given.next().map(|bytes| bytes.to_vec())
+        });
+        !replica
+            .nodes
+            .take(nodes, found.collect())
+            .unwrap()
+            .is_empty()
+    }
+
+    /// Asks a replica until it has what it needs; `None` where that can't be had.
+    fn ask<T>(
+        &self,
+        number: usize,
+        ask: impl Fn(&Replica<MemoryDisk>) -> Result<T, NamespaceError>,
+    ) -> Option<T> {
+        loop {
+            match ask(self.peers[number].replica.as_ref()?) {
+                Ok(answer) => return Some(answer),
+                Err(NamespaceError::Missing(nodes)) if self.fetch(number, &nodes) => {}
+                Err(NamespaceError::Missing(_) | NamespaceError::NoHead) => return None,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Runs a peer's committer and merger as far as they get now.
+    fn run(&mut self, number: usize) {
+        for _ in 0..8 {
+            let now = self.moment(number);
+            let Some(replica) = &self.peers[number].replica else {
+                return;
+            };
+            self.settle_merges(number, now);
+            let due = replica.commit_due(now.at).is_some_and(|due| due <= now.at);
+            let committed = due && self.commit(number, now);
+            if committed {
+                self.acknowledge(number);
+            }
+            if !self.pass_on(number) && !committed {
+                return;
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, number: usize) {
+        let peer = &mut self.peers[number];
+        let Some(replica) = &peer.replica else { return };
+        if !replica.state.read().overlay.waits(u64::MAX) {
+            for deed in peer.open.drain(..) {
+                self.oracle.acknowledged(&deed);
+            }
+        }
+    }
+
+    fn commit(&self, number: usize, now: Moment) -> bool {
+        let Some(replica) = &self.peers[number].replica else {
+            return false;
+        };
+        loop {
+            match replica.commit(now).unwrap() {
+                Commit::Done => return true,
+                Commit::Idle => return false,
+                Commit::Missing(nodes) => {
+                    if !self.fetch(number, &nodes) {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
+    fn settle_merges(&self, number: usize, now: Moment) {
+        let Some(replica) = &self.peers[number].replica else {
+            return;
+        };
+        while let Merge::Missing(nodes) = replica.prove_first(now).unwrap() {
+            if !self.fetch(number, &nodes) {
+                break;
+            }
+        }
+        let heads = replica.state.read().heads.to_merge();
+        for head in heads {
+            let mut effort = Effort::default();
+            while let Merge::Missing(nodes) = replica.merge(&head.digest(), effort, now).unwrap() {
+                if effort.unreachable {
+                    break;
+                }
+                effort.rounds += 1;
+                effort.nodes += nodes.len();
+                effort.unreachable = !self.fetch(number, &nodes);
+            }
+        }
+    }
+
+    /// Sends what was published. Whether anything happened.
+    fn pass_on(&mut self, number: usize) -> bool {
+        let events: Vec<_> = self.peers[number].events.lock().drain(..).collect();
+        let from = self.peer_id(number);
+        for event in &events {
+            match event {
+                Event::Published(published) => {
+                    self.signed += 1;
+                    self.old_heads.push(published.head.encode());
+                    for other in 0..self.plan.peers {
+                        // Not everybody is connected to everybody.
+                        let connected =
+                            self.plan.peers <= 8 || self.chance(8.0 / self.plan.peers as f64);
+                        if other != number && connected && self.reach(number, other) {
+                            self.send(other, Message::Push(from, published.push.clone()));
+                        }
+                    }
+                }
+                Event::Offence(peer, reason) => panic!("{peer} was blamed: {reason}"),
+                _ => {}
+            }
+        }
+        !events.is_empty()
+    }
+
+    fn send(&mut self, to: usize, message: Message) {
+        let copies = match self.random.random_range(0..10) {
+            0 if !self.quiet => 0,
+            1 => 2,
+            _ => 1,
+        };
+        for _ in 0..copies {
+            let delay = self.random.random_range(1_000_000..3 * SECOND);
+            self.sent += 1;
+            self.flights
+                .insert((self.now_ns + delay, self.sent), (to, message.clone()));
+        }
+    }
+
+    fn arrive(&mut self, to: usize, message: Message) {
+        let now = self.moment(to);
+        let Some(replica) = &self.peers[to].replica else {
+            return;
+        };
+        match message {
+            Message::Push(
+                from,
+                Push::Manifest {
+                    head,
+                    base,
+                    changes,
+                },
+            ) => {
+                // One from too far ahead is refused.
+                let _ = replica.admit_push(from, head.into_vec(), base, changes, now);
+            }
+            Message::Push(..) => {}
+            Message::Heads(from, heads) => {
+                let _ = replica.admit(Some(from), heads, now);
+            }
+        }
+        self.run(to);
+    }
+
+    fn meet(&mut self, one: usize, other: usize) {
+        if one == other || !self.reach(one, other) {
+            return;
+        }
+        for (from, to) in [(one, other), (other, one)] {
+            let heads = self.peers[from].replica.as_ref().map(Replica::heads);
+            let heads = Message::Heads(self.peer_id(from), heads.unwrap_or_default());
+            self.arrive(to, heads);
+        }
+    }
+
+    fn pass_time(&mut self, by_ns: u64) {
+        let until = self.now_ns + by_ns;
+        while let Some(flight) = self
+            .flights
+            .first_entry()
+            .filter(|next| next.key().0 <= until)
+        {
+            self.now_ns = self.now_ns.max(flight.key().0);
+            let (to, message) = flight.remove();
+            self.arrive(to, message);
+        }
+        self.now_ns = until;
+    }
+
+    fn step(&mut self) {
+        let number = self.pick();
+        match self.random.random_range(0..1000) {
+            0..500 => self.edit(number),
+            500..700 => {
+                let other = self.pick();
+                self.meet(number, other);
+            }
+            700..900 => {
+                let time = self.random.random_range(10_000_000..4 * SECOND);
+                self.pass_time(time);
+                self.run(number);
+            }
+            900..920 => {
+                self.crash(number);
+                if self.chance(0.8) {
+                    self.start(number, false);
+                }
+            }
+            920..940 if self.peers[number].replica.is_none() => self.start(number, false),
+            940..955 => self.peers[number].cell = self.random.random_range(0..3),
+            955..965 => self.peers.iter_mut().for_each(|peer| peer.cell = 0),
+            965..975 => {
+                let minutes = if self.chance(0.8) { 4 } else { 60 };
+                let limit = (minutes * 60 * SECOND) as i64;
+                self.peers[number].skew_ns = self.random.random_range(-limit..=limit);
+            }
+            975..985 => {
+                if let Some(old) = self.old_heads.choose(&mut self.random).cloned() {
+                    let from = self.peer_id(0);
+                    self.arrive(number, Message::Heads(from, vec![old]));
+                }
+            }
+            985..988 => self.pass_time(365 * 24 * HOUR / 4),
+            988..992 => {
+                // What is synced without a head.
+                if let Some(replica) = &self.peers[number].replica {
+                    replica.keep_pending().unwrap();
+                    let peer = &mut self.peers[number];
+                    for deed in peer.open.drain(..) {
+                        self.oracle.acknowledged(&deed);
+                    }
+                }
+            }
+            992..996 => self.peers[number].backup = Some(self.peers[number].disk.copy()),
+            996..1000 if self.plan.clones => {
+                if let Some(backup) = self.peers[number].backup.take() {
+                    let noticed = self.chance(0.5);
+                    self.crash(number);
+                    self.peers[number].disk = backup;
+                    self.start(number, noticed);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn edit(&mut self, number: usize) {
+        let folder = at(["", "d", "d/e", "f"].choose(&mut self.random).unwrap());
+        let Some(listed) = self.ask(number, |replica| replica.children(&folder)) else {
+            return;
+        };
+        let files: Vec<(Name, Shown)> = listed
+            .into_iter()
+            .filter(|(_, shown)| content_of(&shown.entry).is_some())
+            .collect();
+        let name = Name::new(format!("{}.txt", self.random.random_range(0..6))).unwrap();
+        let fresh = folder.join(&name).unwrap();
+        let there = files.choose(&mut self.random).cloned();
+        let mut deed = Deed::default();
+        let mut edits = Vec::new();
+        let edit = |path: TreePath, entry, seen| Edit {
+            path,
+            entry,
+            seen,
+            held: false,
+        };
+        match (self.random.random_range(0..10), there) {
+            (0..2, Some((name, shown))) => {
+                deed.replaces = content_of(&shown.entry);
+                edits.push(edit(folder.join(&name).unwrap(), None, shown.seen));
+            }
+            (2..4, Some((name, shown))) => {
+                // Over whatever has the name.
+                let Some(over) = self.ask(number, |replica| replica.get(&fresh)) else {
+                    return;
+                };
+                let from = folder.join(&name).unwrap();
+                if from == fresh
+                    || over
+                        .as_ref()
+                        .is_some_and(|over| content_of(&over.entry).is_none())
+                {
+                    return;
+                }
+                deed.renames = content_of(&shown.entry);
+                deed.replaces = over.as_ref().and_then(|over| content_of(&over.entry));
+                let seen = over.map(|over| over.seen).unwrap_or_default();
+                edits.push(edit(fresh, Some(shown.entry.clone()), seen));
+                edits.push(edit(from, None, shown.seen));
+            }
+            (4..7, Some((name, shown))) => {
+                self.contents += 1;
+                deed.writes = Some(self.contents);
+                deed.replaces = content_of(&shown.entry);
+                let entry = Some(file(self.contents));
+                edits.push(edit(folder.join(&name).unwrap(), entry, shown.seen));
+            }
+            _ => {
+                let Some(over) = self.ask(number, |replica| replica.get(&fresh)) else {
+                    return;
+                };
+                self.contents += 1;
+                deed.writes = Some(self.contents);
+                deed.replaces = over.as_ref().and_then(|over| content_of(&over.entry));
+                let seen = over.map(|over| over.seen).unwrap_or_default();
+                edits.push(edit(fresh, Some(file(self.contents)), seen));
+            }
+        }
+        let now = self.moment(number);
+        let Some(replica) = &self.peers[number].replica else {
+            return;
+        };
+        replica.change(edits, now).unwrap();
+        self.oracle.done(&deed);
+        self.peers[number].open.push(deed);
+        if self.chance(0.5) {
+            self.run(number);
+        }
+    }
+
+    /// Everybody comes up, reaches everybody and has the right time, until all agree.
+    fn settle(&mut self) {
+        self.quiet = true;
+        for number in 0..self.plan.peers {
+            self.peers[number].cell = 0;
+            self.peers[number].skew_ns = 0;
+            if self.peers[number].replica.is_none() {
+                self.start(number, false);
+            }
+        }
+        // Heads from ahead are acceptable by now.
+        self.pass_time(2 * HOUR);
+        let before = self.signed;
+        for _ in 0..SETTLING_ROUNDS_MAX {
+            for number in 0..self.plan.peers {
+                self.run(number);
+                for _ in 0..3 {
+                    let other = self.pick();
+                    self.meet(number, other);
+                }
+            }
+            self.pass_time(5 * SECOND);
+            if self.agree() {
+                let signed = self.signed - before;
+                let bound = 4 * self.plan.peers + 20;
+                assert!(signed <= bound, "merge heads storm: {signed}");
+                return;
+            }
+        }
+        for number in 0..self.plan.peers {
+            let replica = self.peers[number].replica.as_ref().unwrap();
+            let state = replica.state.read();
+            println!(
+                "{number}: root {:?} covers {:?} heads {} to merge {} redo {:?} waits {}",
+                state.root,
+                state.covers,
+                state.heads.iter().count(),
+                state.heads.to_merge().len(),
+                state.redo,
+                state.overlay.waits(u64::MAX),
+            );
+        }
+        panic!("they do not come to agree");
+    }
+
+    fn agree(&self) -> bool {
+        let mut first = None;
+        self.peers.iter().all(|peer| {
+            let Some(replica) = &peer.replica else {
+                return false;
+            };
+            let state = replica.state.read();
+            let mine = (state.root, state.covers.clone());
+            let same = *first.get_or_insert_with(|| mine.clone()) == mine;
+            // A head that was lost with its tree, by a roll-back, can't be merged by anybody.
+            let waiting = state.heads.to_merge();
+            let lost = waiting.iter().filter(|head| !self.exists(head.root));
+            let lost = if self.plan.clones { lost.count() } else { 0 };
+            same && waiting.len() == lost
+                && state.heads.iter().count() == 1 + lost
+                && state.redo.is_none()
+                && !state.overlay.waits(u64::MAX)
+        })
+    }
+
+    /// Whether somebody has each node of a tree.
+    fn exists(&self, root: NodeHash) -> bool {
+        if root == manifest::empty_root() {
+            return true;
+        }
+        let replicas = self.peers.iter().filter_map(|peer| peer.replica.as_ref());
+        let mut found = replicas.filter_map(|replica| replica.nodes.node(&root).unwrap());
+        let node = found.next();
+        node.is_some_and(|node| node.children().iter().all(|child| self.exists(*child)))
+    }
+
+    /// All contents that the state of a peer holds, conflict copies included.
+    fn contents(&self, number: usize) -> BTreeSet<u64> {
+        let rows = self.ask(number, |replica| {
+            let root = replica.state.read().root.ok_or(NamespaceError::NoHead)?;
+            let [near, far] = Key::below(&TreePath::root());
+            let mut rows = manifest::scan(&replica.nodes, root, near, usize::MAX)?;
+            rows.extend(manifest::scan(&replica.nodes, root, far, usize::MAX)?);
+            Ok(rows)
+        });
+        let rows = rows.expect("everybody reaches everybody");
+        rows.iter()
+            .flat_map(|(_, versions)| versions.as_slice())
+            .filter_map(|version| content_of(&version.entry))
+            .collect()
+    }
+}
+
+fn simulate(plan: Plan, seed: u64) {
+    let mut world = World::new(plan, seed);
+    for _ in 0..plan.steps {
+        world.step();
+    }
+    world.settle();
+    let there = world.contents(0);
+    if !plan.clones {
+        assert_eq!(
+            world.oracle.lost(&there),
+            Vec::<u64>::new(),
+            "acknowledged writes are gone"
+        );
+        assert_eq!(
+            world.oracle.risen(&there),
+            Vec::<u64>::new(),
+            "deleted contents are back"
+        );
+    }
+}
+
+fn run(plan: Plan, runs: u64) {
+    let number = |name| {
+        std::env::var(name)
+            .ok()
+            .map(|value: String| value.parse().expect("a number"))
+    };
+    let seeds = match (number("P2PFS_SEED"), number("P2PFS_RUNS")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, runs_wanted) => 0..runs_wanted.unwrap_or(runs),
+    };
+    for seed in seeds {
+        let result = std::panic::catch_unwind(|| simulate(plan, seed));
+        if let Err(panic) = result {
+            eprintln!("replay with P2PFS_SEED={seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_after_a_crash_leaves_no_entry_newer_than_its_head() {
+    let disk = MemoryDisk::default();
+    let identity = Keypair::ed25519_from_bytes([1; 32]).unwrap();
+    let open = || {
+        let keys = ClusterId::generate([7; 32]).keys();
+        let name = "a".to_owned();
+        Replica::open(disk.clone(), keys, identity.clone(), name, [2; 32], |_| {}).unwrap()
+    };
+    let now = |wall_ns| Moment {
+        at: Instant::now(),
+        wall_ns,
+    };
+    let replica = open();
+    replica.create(now(START_NS)).unwrap();
+    let edit = Edit {
+        path: at("x"),
+        entry: Some(file(1)),
+        seen: Vec::new(),
+        held: false,
+    };
+    replica.change(vec![edit], now(START_NS + HOUR)).unwrap();
+    replica.keep_pending().unwrap();
+    drop(replica);
+    disk.crash(0);
+    let replica = open();
+    replica.commit(now(START_NS + SECOND)).unwrap();
+    let state = replica.state.read();
+    let head = state.heads.iter().next().unwrap();
+    let newest = manifest::summary(&replica.nodes, head.root).unwrap().newest;
+    assert_eq!(
+        manifest::summary(&replica.nodes, head.root).unwrap().files,
+        1
+    );
+    assert!(newest <= head.time);
+}
+
+#[test]
+fn replicas_agree_and_lose_nothing() {
+    let plan = Plan {
+        peers: 4,
+        steps: 300,
+        clones: false,
+    };
+    run(plan, 20);
+}
+
+#[test]
+fn many_writers_agree_and_settle_on_one_head() {
+    let plan = Plan {
+        peers: 24,
+        steps: 300,
+        clones: false,
+    };
+    run(plan, 2);
+}
+
+#[test]
+fn restored_backups_and_clones_come_to_agree() {
+    let plan = Plan {
+        peers: 4,
+        steps: 300,
+        clones: true,
+    };
+    run(plan, 20);
+}
+
+#[test]
+#[ignore = "takes minutes: run it with --release"]
+fn two_hundred_writers_agree_and_settle_on_one_head() {
+    let plan = Plan {
+        peers: 200,
+        steps: 1500,
+        clones: false,
+    };
+    run(plan, 1);
+}

@@ -1,0 +1,141 @@
+//! A disk in memory that loses, at a crash, what was not flushed.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::{
+    manifest::NodeHash,
+    node::namespace::disk::{Disk, Pairs},
+    store::StoreError,
+};
+
+#[derive(Clone)]
+enum Put {
+    Setting(String, Option<Vec<u8>>),
+    Head(Vec<u8>, Option<Vec<u8>>),
+    Nodes(Vec<(NodeHash, Bytes)>),
+    Root(u64, Vec<u8>, u64),
+}
+
+#[derive(Clone, Default)]
+struct Content {
+    settings: BTreeMap<String, Vec<u8>>,
+    heads: BTreeMap<Vec<u8>, Vec<u8>>,
+    nodes: BTreeMap<NodeHash, Bytes>,
+    roots: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Content {
+    fn take(&mut self, put: Put) {
+        match put {
+            Put::Setting(name, Some(value)) => {
+                self.settings.insert(name, value);
+            }
+            Put::Setting(name, None) => {
+                self.settings.remove(&name);
+            }
+            Put::Head(key, Some(record)) => {
+                self.heads.insert(key, record);
+            }
+            Put::Head(key, None) => {
+                self.heads.remove(&key);
+            }
+            Put::Nodes(nodes) => self.nodes.extend(nodes),
+            Put::Root(minute, record, oldest) => {
+                self.roots.insert(minute, record);
+                self.roots = self.roots.split_off(&oldest);
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    now: Content,
+    /// As of the last flush.
+    flushed: Content,
+    /// What was put since, in order.
+    since: Vec<Put>,
+}
+
+/// See the module. Clones are the same disk.
+#[derive(Clone, Default)]
+pub(super) struct MemoryDisk(Arc<Mutex<Inner>>);
+
+impl MemoryDisk {
+    fn put(&self, put: Put) {
+        let mut inner = self.0.lock();
+        inner.now.take(put.clone());
+        inner.since.push(put);
+    }
+
+    /// How much was put since the last flush.
+    pub(super) fn unflushed(&self) -> usize {
+        self.0.lock().since.len()
+    }
+
+    /// The process is killed: of what was not flushed, the first `kept` puts are there.
+    pub(super) fn crash(&self, kept: usize) {
+        let inner = &mut *self.0.lock();
+        for put in inner.since.drain(..).take(kept) {
+            inner.flushed.take(put);
+        }
+        inner.now = inner.flushed.clone();
+    }
+
+    /// Another disk with what is on this one for certain.
+    pub(super) fn copy(&self) -> Self {
+        let content = self.0.lock().flushed.clone();
+        Self(Arc::new(Mutex::new(Inner {
+            now: content.clone(),
+            flushed: content,
+            since: Vec::new(),
+        })))
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn setting(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.0.lock().now.settings.get(name).cloned())
+    }
+    fn set_setting(&self, name: &str, value: Option<&[u8]>) -> Result<(), StoreError> {
+        self.put(Put::Setting(name.to_owned(), value.map(<[u8]>::to_vec)));
+        Ok(())
+    }
+    fn heads(&self) -> Result<Pairs, StoreError> {
+        Ok(self.0.lock().now.heads.clone().into_iter().collect())
+    }
+    fn put_head(&self, key: &[u8], record: &[u8]) -> Result<(), StoreError> {
+        self.put(Put::Head(key.to_vec(), Some(record.to_vec())));
+        Ok(())
+    }
+    fn remove_head(&self, key: &[u8]) -> Result<(), StoreError> {
+        self.put(Put::Head(key.to_vec(), None));
+        Ok(())
+    }
+    fn node(&self, hash: &NodeHash) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.0.lock().now.nodes.get(hash).cloned())
+    }
+    fn put_nodes(&self, nodes: &[(NodeHash, Vec<u8>)]) -> Result<(), StoreError> {
+        let nodes = nodes.iter();
+        let nodes = nodes.map(|(hash, bytes)| (*hash, Bytes::copy_from_slice(bytes)));
+        self.put(Put::Nodes(nodes.collect()));
+        Ok(())
+    }
+    fn put_root(&self, minute: u64, record: &[u8], oldest: u64) -> Result<(), StoreError> {
+        self.put(Put::Root(minute, record.to_vec(), oldest));
+        Ok(())
+    }
+    fn roots(&self) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+        Ok(self.0.lock().now.roots.clone().into_iter().collect())
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        let inner = &mut *self.0.lock();
+        for put in inner.since.drain(..) {
+            inner.flushed.take(put);
+        }
+        Ok(())
+    }
+}

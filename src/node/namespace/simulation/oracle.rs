@@ -1,0 +1,72 @@
+//! What must be, and must not be, in the end: every content is written once, so that it tells which write it came from.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What happened to one content.
+#[derive(Clone, Debug, Default)]
+struct Fate {
+    /// Its write was acknowledged: it is on a disk.
+    acknowledged: bool,
+    /// A deletion, or a write in its place, saw it.
+    superseded: bool,
+    /// And was acknowledged.
+    gone: bool,
+    /// It was given another name: that is a write of its own, which a deletion of the old name has not seen.
+    renamed: bool,
+}
+
+/// A local change, by the contents that it writes and replaces.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Deed {
+    pub(super) writes: Option<u64>,
+    pub(super) replaces: Option<u64>,
+    pub(super) renames: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Oracle(BTreeMap<u64, Fate>);
+
+impl Oracle {
+    pub(super) fn done(&mut self, deed: &Deed) {
+        if let Some(content) = deed.writes {
+            self.0.entry(content).or_default();
+        }
+        if let Some(content) = deed.replaces {
+            self.0.entry(content).or_default().superseded = true;
+        }
+        if let Some(content) = deed.renames {
+            self.0.entry(content).or_default().renamed = true;
+        }
+    }
+
+    pub(super) fn acknowledged(&mut self, deed: &Deed) {
+        if let Some(content) = deed.writes {
+            self.0.entry(content).or_default().acknowledged = true;
+        }
+        if let Some(content) = deed.replaces {
+            self.0.entry(content).or_default().gone = true;
+        }
+    }
+
+    /// What was acknowledged and is neither there nor was replaced by anybody who saw it.
+    pub(super) fn lost(&self, there: &BTreeSet<u64>) -> Vec<u64> {
+        let lost = |content: &u64, fate: &Fate| {
+            fate.acknowledged && !fate.superseded && !there.contains(content)
+        };
+        let all = self.0.iter();
+        all.filter(|(content, fate)| lost(content, fate))
+            .map(|(content, _)| *content)
+            .collect()
+    }
+
+    /// What was certainly replaced by somebody who saw it, and is there all the same.
+    pub(super) fn risen(&self, there: &BTreeSet<u64>) -> Vec<u64> {
+        let fates = there
+            .iter()
+            .filter_map(|content| Some((content, self.0.get(content)?)));
+        fates
+            .filter(|(_, fate)| fate.gone && !fate.renamed)
+            .map(|(content, _)| *content)
+            .collect()
+    }
+}
