@@ -13,7 +13,10 @@ use super::{
     trackers::Trackers,
 };
 use crate::{
-    net::{Net, NetConfig, proto::PeerHello},
+    net::{
+        Net, NetConfig,
+        proto::{PROTOCOL, PeerHello},
+    },
     store::Store,
 };
 
@@ -44,7 +47,7 @@ pub async fn create(
         return Ok(Vec::new());
     }
     let hello = PeerHello {
-        protocol: 1,
+        protocol: PROTOCOL,
         node: node_name,
         version: env!("CARGO_PKG_VERSION").into(),
         epoch: keys.epoch(),

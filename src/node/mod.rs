@@ -30,7 +30,10 @@ use crate::{
     cluster::{ClusterKeys, Role},
     control::{self, Control, ControlError, types},
     fs,
-    net::{Net, NetConfig, NetError, proto::PeerHello},
+    net::{
+        Net, NetConfig, NetError,
+        proto::{PROTOCOL, PeerHello},
+    },
     store::{Store, StoreError},
     transfer::Transfers,
 };
@@ -177,7 +180,7 @@ impl Node {
         // Set before the network is up: the first request may come at once.
         let _ = late.namespace.set(namespace.clone());
         let hello = PeerHello {
-            protocol: 1,
+            protocol: PROTOCOL,
             node: config.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             epoch: keys.epoch(),

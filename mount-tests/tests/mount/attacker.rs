@@ -11,7 +11,9 @@ use libp2p::{
 use libp2p_stream::Control;
 use p2pfs::{
     cluster::{ClusterKeys, MembershipProof, Nonce, ProofRole},
-    net::proto::{BLOCKS, BlockRequest, HELLO, PeerHello, Push, SYNC, SyncAnswer, SyncRequest},
+    net::proto::{
+        BLOCKS, BlockRequest, HELLO, PROTOCOL, PeerHello, Push, SYNC, SyncAnswer, SyncRequest,
+    },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
@@ -214,7 +216,7 @@ impl Attacker {
         write(&mut stream, hello).await?;
         let theirs: ListenerProof = read(&mut stream).await?;
         let own = PeerHello {
-            protocol: 1,
+            protocol: PROTOCOL,
             node: "attacker".into(),
             version: "0".into(),
             epoch: 0,
@@ -361,7 +363,7 @@ pub(super) async fn trap(listen: String, victims: [String; 2], ready: Sender<Str
             trapped.let_in += 1;
         }
         let hello = PeerHello {
-            protocol: 1,
+            protocol: PROTOCOL,
             node: "trap".into(),
             version: "0".into(),
             epoch: 0,

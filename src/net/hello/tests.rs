@@ -6,7 +6,7 @@ use rand::Rng;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
 
 use super::*;
-use crate::cluster::ClusterId;
+use crate::{cluster::ClusterId, net::proto::PROTOCOL};
 
 type Line = Compat<tokio::io::DuplexStream>;
 
@@ -21,7 +21,7 @@ fn cluster() -> ClusterKeys {
 
 fn hello(node: &str) -> PeerHello {
     PeerHello {
-        protocol: 1,
+        protocol: PROTOCOL,
         node: node.into(),
         version: "test".into(),
         epoch: 0,
@@ -264,7 +264,7 @@ fn hellos_that_make_no_sense_are_refused() {
         hello(&"n".repeat(65)),
         hello("new\nline"),
         PeerHello {
-            protocol: 2,
+            protocol: PROTOCOL + 1,
             ..hello("x")
         },
         PeerHello {
