@@ -42,7 +42,7 @@ pub fn merge_versions(
     Versions::new(of_a.chain(of_b).cloned().collect())
 }
 
-fn list(versions: Option<&Versions>) -> &[Version] {
+pub(super) fn list(versions: Option<&Versions>) -> &[Version] {
     versions.map_or(&[], Versions::as_slice)
 }
 

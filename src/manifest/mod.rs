@@ -6,9 +6,12 @@
 mod cbor;
 mod context;
 mod entry;
+#[cfg(test)]
+mod histories;
 mod key;
 mod merge;
 mod node;
+mod parts;
 mod tree;
 mod view;
 
@@ -21,8 +24,9 @@ pub use entry::{
 pub use key::{InternalKey, Key, NAME_BYTES_MAX, Name, NameError, PATH_BYTES_MAX, TreePath};
 pub use merge::{Merged, merge, merge_versions};
 pub use node::{NODE_BYTES_MAX, Node, NodeError, NodeHash, Summary};
+pub use parts::{View, folder_newest, versions};
 pub use tree::{
-    Applied, Change, MISSING_MAX, NodeSource, TreeError, apply, diff, empty_root, folder_newest,
-    get, range_summary, scan, summary,
+    Applied, Change, MISSING_MAX, NodeSource, TreeError, apply, diff, empty_root, get,
+    range_summary, scan, summary,
 };
 pub use view::{Shown, children, find_copy, lookup, may_be_copy, shown};

@@ -13,7 +13,7 @@ mod tests;
 use std::{ops::Range, sync::Arc};
 
 use super::{
-    HybridTime, Key, Node, NodeHash, Summary, Versions,
+    Key, Node, NodeHash, Summary, Versions,
     node::{Child, Rows, Value},
 };
 
@@ -154,8 +154,8 @@ pub(super) enum Step {
 /// What a walk meets, in order of keys.
 pub(super) trait Visitor {
     /// A child that may hold keys of the range: its first key, a bound that all its keys are below (`None`: it is the
-    /// last of the map), and what it holds. No node is read for this.
-    fn child(&mut self, first: &Key, upper: Option<&Key>, summary: &Summary) -> Step;
+    /// last of the map), and what is known of it. No node is read for this.
+    fn child(&mut self, first: &Key, upper: Option<&Key>, child: &Child) -> Step;
     /// A row of the range.
     fn row(&mut self, key: &Key, versions: &Versions) -> Step;
     /// A child that was to be entered is not here. The walk goes on, to name what else is needed.
@@ -222,7 +222,7 @@ impl<S: NodeSource, V: Visitor> Walk<'_, S, V> {
                 break;
             }
             let upper = rows.get(index + 1).map(|(next, _)| next).or(upper);
-            match self.visitor.child(first, upper, &child.summary) {
+            match self.visitor.child(first, upper, child) {
                 Step::Enter => {}
                 Step::Skip => continue,
                 Step::Stop => return Ok(false),
@@ -275,7 +275,7 @@ pub fn scan(
         }
     }
     impl Visitor for Scan {
-        fn child(&mut self, _first: &Key, _upper: Option<&Key>, _summary: &Summary) -> Step {
+        fn child(&mut self, _first: &Key, _upper: Option<&Key>, _child: &Child) -> Step {
             self.step()
         }
         fn row(&mut self, key: &Key, versions: &Versions) -> Step {
@@ -318,9 +318,9 @@ pub fn range_summary(
         total: Summary,
     }
     impl Visitor for Sum<'_> {
-        fn child(&mut self, first: &Key, upper: Option<&Key>, summary: &Summary) -> Step {
+        fn child(&mut self, first: &Key, upper: Option<&Key>, child: &Child) -> Step {
             if is_inside(self.range, first, upper) {
-                self.total.add(summary);
+                self.total.add(&child.summary);
                 return Step::Skip;
             }
             Step::Enter
@@ -338,16 +338,6 @@ pub fn range_summary(
     Ok(sum.total)
 }
 
-/// When the newest of a folder's direct entries was written; `None` for a folder without any.
-pub fn folder_newest(
-    source: &impl NodeSource,
-    root: NodeHash,
-    folder: &super::TreePath,
-) -> Result<Option<HybridTime>, TreeError> {
-    let summary = range_summary(source, root, &Key::children_of(folder))?;
-    Ok((summary.keys > 0).then_some(summary.newest))
-}
-
 /// Whether a range holds any key: one descent.
 pub(super) fn any_in(
     source: &impl NodeSource,
@@ -356,7 +346,7 @@ pub(super) fn any_in(
 ) -> Result<bool, TreeError> {
     struct Any<'a>(&'a Range<Vec<u8>>, bool);
     impl Visitor for Any<'_> {
-        fn child(&mut self, first: &Key, _upper: Option<&Key>, _summary: &Summary) -> Step {
+        fn child(&mut self, first: &Key, _upper: Option<&Key>, _child: &Child) -> Step {
             // A child's first key is a key of the map.
             if first.as_bytes() >= self.0.start.as_slice() {
                 self.1 = true;

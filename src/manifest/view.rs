@@ -1,18 +1,17 @@
 //! How versions look as files: which one is shown under the name, and what the conflict copies are called.
 //!
-//! All of it derives from the map alone, so that peers with equal maps show equal folders.
+//! All of it derives from the map alone, so that peers with equal maps show equal folders; and a [`View`] of several states
+//! shows what the map would that merging them gives.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Range,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Dot, Entry, HybridTime, InternalKey, Key, Kind, Name, NodeHash, NodeSource, Summary, TreeError,
-    TreePath, Version, Versions, WriterNumber, get,
-    key::{NAME_BYTES_MAX, after_prefix},
-    scan,
-    tree::{MISSING_MAX, Step, Visitor, any_in, walk},
+    Dot, Entry, HybridTime, InternalKey, Key, Kind, Name, NodeSource, TreeError, TreePath, Version,
+    Versions, View, WriterNumber,
+    key::NAME_BYTES_MAX,
+    merge::list,
+    parts::{child_folders, complete, gather, lives_below, rows, versions},
+    tree::MISSING_MAX,
 };
 
 /// What the names of all conflict copies have in them.
@@ -107,10 +106,10 @@ pub fn shown(versions: &Versions) -> (Shown, Vec<Shown>) {
 /// Folders that exist only through what lives below them are found by looking at the edges of each, not inside.
 pub fn children(
     source: &impl NodeSource,
-    root: NodeHash,
+    view: &View,
     folder: &TreePath,
 ) -> Result<Vec<(Name, Shown)>, TreeError> {
-    let listed = listing(source, root, folder, &[])?.into_iter();
+    let listed = listing(source, view, folder, &[])?.into_iter();
     Ok(listed.map(|(name, item)| (name, item.shown)).collect())
 }
 
@@ -119,37 +118,36 @@ pub fn children(
 /// listing of the folder's names that start alike.
 pub fn lookup(
     source: &impl NodeSource,
-    root: NodeHash,
+    view: &View,
     path: &TreePath,
 ) -> Result<Option<Shown>, TreeError> {
     let Some(key) = Key::of_path(path) else {
         return Ok(Some(Shown::implied_directory()));
     };
     let mut missing = BTreeSet::new();
-    let versions = gather(&mut missing, get(source, root, &key))?.flatten();
+    let versions = gather(&mut missing, versions(source, view, &key))?.flatten();
     let entry = versions.map(|versions| shown(&versions).0);
     if let Some(entry) = &entry
         && entry.entry.kind == Kind::Directory
     {
         return Ok(Some(entry.clone()));
     }
-    for range in Key::below(path) {
-        if gather(&mut missing, any_in(source, root, &range))? == Some(true) {
-            return Ok(Some(Shown::implied_directory()));
-        }
-    }
+    let lives = gather(&mut missing, lives_below(source, view, path))?;
     complete(missing)?;
+    if lives == Some(true) {
+        return Ok(Some(Shown::implied_directory()));
+    }
     if entry.is_some() {
         return Ok(entry);
     }
-    Ok(find_copy(source, root, path)?.map(|(_, copy)| copy))
+    Ok(find_copy(source, view, path)?.map(|(_, copy)| copy))
 }
 
 /// The conflict copy that is shown at a path, and under which name of the same folder its versions stand; `None` when the
 /// path is not that of a conflict copy.
 pub fn find_copy(
     source: &impl NodeSource,
-    root: NodeHash,
+    view: &View,
     path: &TreePath,
 ) -> Result<Option<(Name, Shown)>, TreeError> {
     let Some((folder, name)) = path.split() else {
@@ -163,7 +161,7 @@ pub fn find_copy(
     let Some(start) = marker.and_then(|marker| bytes.get(..marker)) else {
         return Ok(None);
     };
-    let mut listed = listing(source, root, &folder, start)?;
+    let mut listed = listing(source, view, &folder, start)?;
     let item = listed.remove(name);
     Ok(item.and_then(|item| Some((item.copy_of?, item.shown))))
 }
@@ -177,23 +175,25 @@ struct Item {
 /// What is shown in a folder under names that start with `start`, and the copies of what is.
 fn listing(
     source: &impl NodeSource,
-    root: NodeHash,
+    view: &View,
     folder: &TreePath,
     start: &[u8],
 ) -> Result<BTreeMap<Name, Item>, TreeError> {
     let mut missing = BTreeSet::new();
     let range = Key::children_starting(folder, start);
-    let rows = gather(&mut missing, scan(source, root, range, usize::MAX))?;
-    let implied = gather(&mut missing, child_folders(source, root, folder, start))?;
+    let rows = gather(&mut missing, rows(source, view, &range))?;
+    let folders = gather(&mut missing, child_folders(source, view, folder, start))?;
     complete(missing)?;
-    let (rows, implied) = (rows.unwrap_or_default(), implied.unwrap_or_default());
+    let rows = rows.unwrap_or_default().into_iter();
+    let rows = rows.filter_map(|(key, versions)| Some((key.name()?, versions)));
+    let rows = rows.collect();
+    let implied = implied_folders(source, view, folder, &rows, folders.unwrap_or_default())?;
 
     let mut items = BTreeMap::new();
     let mut copies = Vec::new();
-    for (key, versions) in &rows {
-        let Some(name) = key.name() else { continue };
+    for (name, versions) in &rows {
         let mut groups = groups(versions);
-        let own = !implied.contains(&name) || groups.first().is_some_and(Group::is_directory);
+        let own = !implied.contains(name) || groups.first().is_some_and(Group::is_directory);
         let shown = if own && !groups.is_empty() {
             groups.remove(0).shown()
         } else {
@@ -201,7 +201,7 @@ fn listing(
         };
         copies.extend(groups.into_iter().map(|group| (name.clone(), group)));
         let copy_of = None;
-        items.insert(name, Item { shown, copy_of });
+        items.insert(name.clone(), Item { shown, copy_of });
     }
     for name in implied {
         items.entry(name).or_insert_with(|| Item {
@@ -211,7 +211,7 @@ fn listing(
     }
 
     let writers = copies.iter().map(|(_, group)| group.newest.dot.writer);
-    let nodes = node_names(source, root, writers.collect())?;
+    let nodes = node_names(source, view, writers.collect())?;
     // The next number to try, by the first two names that a copy could have: where these are equal, so are all further
     // ones. Names are only ever taken, so that what was taken once need not be tried again.
     let mut numbers: BTreeMap<[Option<Name>; 2], u32> = BTreeMap::new();
@@ -235,114 +235,47 @@ fn listing(
     Ok(items)
 }
 
-/// Takes a result, or notes what it lacks.
-fn gather<T>(
-    missing: &mut BTreeSet<NodeHash>,
-    result: Result<T, TreeError>,
-) -> Result<Option<T>, TreeError> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(TreeError::Missing(nodes)) => {
-            missing.extend(nodes);
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn complete(missing: BTreeSet<NodeHash>) -> Result<(), TreeError> {
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(TreeError::Missing(
-        missing.into_iter().take(MISSING_MAX).collect(),
-    ))
-}
-
-/// Names, starting with `start`, of the folder's direct children that have something below them.
-fn child_folders(
+/// Of the folder's direct children that have something below them in some part, those of which something survives, or
+/// that are shown as directories in any case.
+fn implied_folders(
     source: &impl NodeSource,
-    root: NodeHash,
+    view: &View,
     folder: &TreePath,
-    start: &[u8],
+    rows: &BTreeMap<Name, Versions>,
+    candidates: BTreeMap<Name, bool>,
 ) -> Result<BTreeSet<Name>, TreeError> {
-    struct Folders {
-        /// How much of a key comes before the child's name.
-        prefix: usize,
-        names: BTreeSet<Name>,
-    }
-    impl Folders {
-        /// What the keys below one child folder start with, as this key does: up to the byte after the child's name.
-        fn branch<'k>(&self, key: &'k [u8]) -> Option<&'k [u8]> {
-            let rest = key.get(self.prefix..)?;
-            let length = rest.iter().position(|byte| matches!(byte, 0 | b'/'))?;
-            key.get(..=self.prefix + length)
+    let mut missing = BTreeSet::new();
+    let mut names = BTreeSet::new();
+    for (name, survives) in candidates {
+        let mut own = list(rows.get(&name)).iter();
+        let is_directory = own.any(|version| version.entry.kind == Kind::Directory);
+        let lives = || match folder.join(&name) {
+            Ok(path) => lives_below(source, view, &path),
+            // What is below it has a longer path.
+            Err(_) => Ok(false),
+        };
+        if survives || is_directory || gather(&mut missing, lives())? == Some(true) {
+            names.insert(name);
         }
-        fn note(&mut self, branch: &[u8]) {
-            let name = branch.get(self.prefix..branch.len() - 1);
-            if let Some(Ok(name)) = name.map(Name::new) {
-                self.names.insert(name);
-            }
+        if missing.len() >= MISSING_MAX {
+            break;
         }
     }
-    impl Visitor for Folders {
-        fn child(&mut self, first: &Key, upper: Option<&Key>, _summary: &Summary) -> Step {
-            // A child node whose keys all lie in one branch tells nothing more than its first key does.
-            let (Some(branch), Some(upper)) = (self.branch(first.as_bytes()), upper) else {
-                return Step::Enter;
-            };
-            let end = after_prefix(branch);
-            if end.is_none_or(|end| upper.as_bytes() > end.as_slice()) {
-                return Step::Enter;
-            }
-            self.note(branch);
-            Step::Skip
-        }
-        fn row(&mut self, key: &Key, _versions: &Versions) -> Step {
-            if let Some(branch) = self.branch(key.as_bytes()) {
-                self.note(branch);
-            }
-            Step::Enter
-        }
-    }
-    let [_, deeper] = Key::below(folder);
-    let prefix = if folder.names().is_empty() {
-        // The deeper keys of the root are those that don't have the 0 right after the first `/`.
-        1
-    } else {
-        deeper.start.len()
-    };
-    let range = if start.is_empty() {
-        deeper
-    } else {
-        starting(&deeper, prefix, start)
-    };
-    let mut folders = Folders {
-        prefix,
-        names: BTreeSet::new(),
-    };
-    walk(source, root, &range, &mut folders)?;
-    Ok(folders.names)
-}
-
-/// The part of the range where the bytes after the first `prefix` ones start with `start`.
-fn starting(range: &Range<Vec<u8>>, prefix: usize, start: &[u8]) -> Range<Vec<u8>> {
-    let first = [range.start.get(..prefix).unwrap_or_default(), start].concat();
-    let end = after_prefix(&first).unwrap_or_else(|| range.end.clone());
-    first..end
+    complete(missing)?;
+    Ok(names)
 }
 
 /// Node names of writers, from their table; the number in hexadecimal for those that aren't in it.
 fn node_names(
     source: &impl NodeSource,
-    root: NodeHash,
+    view: &View,
     writers: BTreeSet<WriterNumber>,
 ) -> Result<BTreeMap<WriterNumber, String>, TreeError> {
     let mut missing = BTreeSet::new();
     let mut names = BTreeMap::new();
     for writer in writers {
         let key = Key::of_internal(&InternalKey::Writer(writer));
-        let row = gather(&mut missing, get(source, root, &key))?.flatten();
+        let row = gather(&mut missing, versions(source, view, &key))?.flatten();
         let name = match row.map(|versions| shown(&versions).0.entry.kind) {
             Some(Kind::Writer { node, .. }) => node.replace('/', "_"),
             _ => format!("{:016x}", writer.0),

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::{testing::*, *};
 use crate::manifest::{
-    Entry, HybridTime, InternalKey, Kind, Timestamp, TreePath, node::levels_started,
+    Entry, HybridTime, InternalKey, Kind, Timestamp, TreePath, View, folder_newest,
+    node::levels_started,
 };
 
 type Model = BTreeMap<Key, Versions>;
@@ -237,10 +238,10 @@ fn an_edit_touches_only_its_path_and_nodes_average_8_kib() {
     let rows = scan(&memory, root, Key::children_of(&folder), usize::MAX).unwrap();
     assert_eq!(rows.len(), 100);
     assert!(memory.reads.get() < 12, "{}", memory.reads.get());
-    let newest = folder_newest(&memory, root, &folder).unwrap();
+    let newest = folder_newest(&memory, &View::of(root), &folder).unwrap();
     assert_eq!(newest, Some(HybridTime(1_700_000_000_000_029_823)));
     assert_eq!(
-        folder_newest(&memory, root, &TreePath::root()).unwrap(),
+        folder_newest(&memory, &View::of(root), &TreePath::root()).unwrap(),
         None
     );
 }

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::manifest::{
-    Timestamp,
+    NodeHash, Timestamp,
     tree::testing::{Edits, Memory, directory, dot, file, key, many, path, version, versions},
 };
 
@@ -29,9 +29,9 @@ fn put(name: &str, list: impl Into<Vec<Version>>) -> (Key, Option<Versions>) {
 }
 /// Every name that a listing shows is found by itself, and says the same.
 fn check_lookups(memory: &Memory, root: NodeHash, folder: &TreePath) -> Vec<(Name, Shown)> {
-    let (listed, ..) = memory.fetching(|memory| children(memory, root, folder));
+    let (listed, ..) = memory.fetching(|memory| children(memory, &View::of(root), folder));
     for (name, shown) in &listed {
-        let found = lookup(memory, root, &folder.join(name).unwrap()).unwrap();
+        let found = lookup(memory, &View::of(root), &folder.join(name).unwrap()).unwrap();
         assert_eq!(found.as_ref(), Some(shown), "{name:?}");
     }
     listed
@@ -102,14 +102,17 @@ fn a_conflict_copy_is_named_after_node_and_time_and_found_by_that_name() {
     );
     assert_eq!(listed[1].1.seen, [dot(1, 4)]);
     let copy = path("notes.tar (conflict, attic, 2024-03-01 12.34.56).gz");
-    let (original, shown) = find_copy(&memory, root, &copy).unwrap().unwrap();
+    let (original, shown) = find_copy(&memory, &View::of(root), &copy).unwrap().unwrap();
     assert_eq!(
         (original.as_bytes(), shown.entry),
         (&b"notes.tar.gz"[..], file(1))
     );
-    assert_eq!(find_copy(&memory, root, &path("other")).unwrap(), None);
+    assert_eq!(
+        find_copy(&memory, &View::of(root), &path("other")).unwrap(),
+        None
+    );
     let never = path("other (conflict, attic, 2024-03-01 12.34.56)");
-    assert_eq!(lookup(&memory, root, &never).unwrap(), None);
+    assert_eq!(lookup(&memory, &View::of(root), &never).unwrap(), None);
 }
 
 #[test]
@@ -169,7 +172,8 @@ fn very_many_copies_with_one_cut_name_are_numbered_one_after_the_other() {
     let list = || [version(1, 1, TIME, file(1)), version(2, 1, TIME, file(2))];
     let rows = (0..COPIES).map(|number| put(&format!("{long}{number:04}"), list()));
     let root = memory.build(&Edits::from_iter(rows.chain([writer(1, "attic")])));
-    let (listed, ..) = memory.fetching(|memory| children(memory, root, &TreePath::root()));
+    let (listed, ..) =
+        memory.fetching(|memory| children(memory, &View::of(root), &TreePath::root()));
     let listed: BTreeSet<String> = names(&listed).into_iter().collect();
     assert_eq!(listed.len(), 2 * COPIES);
     let note = "(conflict, attic, 2024-03-01 12.34.56";
@@ -214,9 +218,12 @@ fn a_folder_exists_while_something_lives_below_it() {
     assert_eq!(names(&deep), ["c"]);
     assert_eq!(names(&check_lookups(&memory, root, &path("a!"))), ["b"]);
     for nothing in ["a/c", "a/b/c/d", "b", "a/b/c/file/x"] {
-        assert_eq!(lookup(&memory, root, &path(nothing)).unwrap(), None);
+        assert_eq!(
+            lookup(&memory, &View::of(root), &path(nothing)).unwrap(),
+            None
+        );
     }
-    let (top, ..) = memory.fetching(|memory| lookup(memory, root, &TreePath::root()));
+    let (top, ..) = memory.fetching(|memory| lookup(memory, &View::of(root), &TreePath::root()));
     assert_eq!(top, Some(Shown::implied_directory()));
 }
 
@@ -234,14 +241,19 @@ fn listing_folders_does_not_read_what_is_in_them() {
         .collect();
     let root = memory.build(&edits);
     memory.reads.set(0);
-    let listed = children(&memory, root, &TreePath::root()).unwrap();
+    let listed = children(&memory, &View::of(root), &TreePath::root()).unwrap();
     assert_eq!(names(&listed), ["d0", "d1", "d2"]);
     assert!(memory.reads.get() < 20, "{}", memory.reads.get());
     memory.reads.set(0);
-    assert!(lookup(&memory, root, &path("d1/n12345")).unwrap().is_some());
+    assert!(
+        lookup(&memory, &View::of(root), &path("d1/n12345"))
+            .unwrap()
+            .is_some()
+    );
     assert!(memory.reads.get() < 14, "{}", memory.reads.get());
     let root = memory.build(&many(5_000));
-    let (listed, rounds, _) = memory.fetching(|memory| children(memory, root, &path("folder 012")));
+    let (listed, rounds, _) =
+        memory.fetching(|memory| children(memory, &View::of(root), &path("folder 012")));
     assert_eq!(listed.len(), 100);
     assert!(rounds <= 4, "{rounds}");
 }
@@ -328,4 +340,32 @@ fn times_are_utc() {
     ] {
         assert_eq!(utc(HybridTime(seconds * 1_000_000_000)), text);
     }
+}
+
+/// What lives below a directory may be here while the directory's own entry is not.
+#[test]
+fn a_directory_whose_own_entry_is_not_here_yet_is_asked_for() {
+    let memory = Memory::default();
+    let mut edits = many(5_000);
+    edits.insert(
+        key("folder 012"),
+        Some(versions([version(1, 1, 1, directory())])),
+    );
+    let root = memory.build(&edits);
+    let view = View::of(root);
+    let folder = path("folder 012");
+    memory.hide_all();
+    // Looking at the folder's files brings their nodes and no others.
+    while let Err(TreeError::Missing(nodes)) = children(&memory, &view, &folder) {
+        let mut hidden = memory.hidden.borrow_mut();
+        nodes.iter().for_each(|node| {
+            hidden.remove(node);
+        });
+    }
+    match lookup(&memory, &view, &folder) {
+        Err(TreeError::Missing(_)) => {}
+        other => panic!("{other:?}"),
+    }
+    let (found, ..) = memory.fetching(|memory| lookup(memory, &view, &folder));
+    assert_eq!(found.unwrap().entry, directory());
 }

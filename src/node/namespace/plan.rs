@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::overlay::Pending;
 use crate::manifest::{
     self, Change, Dot, Entry, InternalKey, Key, Kind, MISSING_MAX, Name, NodeHash, NodeSource,
-    Timestamp, TreeError, TreePath, Version, Versions, WriterNumber,
+    Timestamp, TreeError, TreePath, Version, Versions, View, WriterNumber,
 };
 
 /// New versions under keys; `None` where nothing is left.
@@ -100,7 +100,7 @@ fn origin(
     let Some((folder, name)) = path.split() else {
         return Ok(None);
     };
-    let found = manifest::find_copy(source, root, path)?;
+    let found = manifest::find_copy(source, &View::of(root), path)?;
     let found = found.filter(|(_, copy)| copy.seen.iter().any(|dot| dots.contains(dot)));
     let original = match found {
         Some((original, _)) => Some(original),

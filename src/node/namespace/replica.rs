@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     cluster::ClusterKeys,
-    manifest::{self, Dot, Name, Shown, Timestamp, TreePath},
+    manifest::{self, Dot, Name, Shown, Timestamp, TreePath, View},
     net::proto::{HEADS_MAX, NAMED_MAX},
 };
 
@@ -131,7 +131,7 @@ impl<D: Disk> Replica<D> {
         if let Some(shown) = state.overlay.entry(path) {
             return Ok(Some(shown));
         }
-        let tree = manifest::lookup(&self.nodes, root, path)?;
+        let tree = manifest::lookup(&self.nodes, &View::of(root), path)?;
         Ok(state.overlay.over(path, tree))
     }
 
@@ -139,7 +139,7 @@ impl<D: Disk> Replica<D> {
     pub(super) fn children(&self, folder: &TreePath) -> Result<Vec<(Name, Shown)>, NamespaceError> {
         let state = self.state.read();
         let root = state.root.ok_or(NamespaceError::NoHead)?;
-        let tree = manifest::children(&self.nodes, root, folder)?;
+        let tree = manifest::children(&self.nodes, &View::of(root), folder)?;
         Ok(state.overlay.over_children(folder, tree))
     }
 
@@ -188,7 +188,7 @@ impl<D: Disk> Replica<D> {
         let own = self.get(folder)?;
         let state = self.state.read();
         let root = state.root.ok_or(NamespaceError::NoHead)?;
-        let newest = manifest::folder_newest(&self.nodes, root, folder)?
+        let newest = manifest::folder_newest(&self.nodes, &View::of(root), folder)?
             .unwrap_or_default()
             .max(state.overlay.folder_modified(folder).unwrap_or_default())
             .max(state.removals.get(folder).copied().unwrap_or_default());
