@@ -6,6 +6,9 @@ use super::{
 };
 
 /// The differences, in order of keys; at most `limit` of them. Reads the nodes whose hashes differ, on both sides.
+///
+/// # Errors
+/// [`TreeError::Misplaced`] for a node of the new tree alone: one of the old tree is trouble of whoever has that tree.
 pub fn diff(
     source: &impl NodeSource,
     old: NodeHash,
@@ -18,7 +21,7 @@ pub fn diff(
     }
     let (mut a, mut b) = match (load(source, &old)?, load(source, &new)?) {
         (Some(a), Some(b)) => {
-            a.check_root(&old)?;
+            a.check_root(&old).map_err(here)?;
             b.check_root(&new)?;
             (Cursor::new(a), Cursor::new(b))
         }
@@ -37,13 +40,16 @@ pub fn diff(
                 let head = head.as_ref();
                 head.is_some_and(|head| below(head.key, until.as_ref()))
             };
-            let cursor = match (behind(&a.head()), behind(&b.head())) {
-                (true, _) => &mut a,
-                (_, true) => &mut b,
-                _ => continue,
-            };
+            let (in_a, in_b) = (behind(&a.head()), behind(&b.head()));
+            if !in_a && !in_b {
+                continue;
+            }
             missing.until = Some(until);
-            cursor.pass(source, &mut missing)?;
+            if in_a {
+                a.pass(source, &mut missing).map_err(here)?;
+            } else {
+                b.pass(source, &mut missing)?;
+            }
             continue;
         }
         let (first, second) = (a.head(), b.head());
@@ -82,7 +88,7 @@ pub fn diff(
         let rows = (row(first, from_a), row(second, from_b));
         if let (None, None) = rows {
             if from_a {
-                a.enter(source, &mut missing)?;
+                a.enter(source, &mut missing).map_err(here)?;
             }
             if from_b {
                 b.enter(source, &mut missing)?;
@@ -112,6 +118,14 @@ pub fn diff(
         Ok(changes)
     } else {
         Err(TreeError::Missing(missing.hashes))
+    }
+}
+
+/// What is said of the old tree.
+fn here(error: TreeError) -> TreeError {
+    match error {
+        TreeError::Misplaced(_) => TreeError::Source(format!("of the state here, {error}")),
+        error => error,
     }
 }
 

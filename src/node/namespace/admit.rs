@@ -95,8 +95,14 @@ impl<D: Disk> Replica<D> {
     /// Decodes and verifies a head; `None` for one that was looked at before.
     fn check(&self, bytes: &[u8], now: Moment) -> Result<Option<KnownHead>, HeadError> {
         let digest = *blake3::hash(bytes).as_bytes();
-        if self.state.write().seen_heads.get(&digest).is_some() {
-            return Ok(None);
+        {
+            let mut state = self.state.write();
+            if state.seen_heads.get(&digest).is_some() {
+                if state.heads.shown_again(&digest) {
+                    self.tell(Event::ToMerge);
+                }
+                return Ok(None);
+            }
         }
         let head = Head::decode(bytes)?;
         head.verify(&self.keys, now.wall_ns)?;

@@ -7,7 +7,8 @@ use serde_bytes::ByteBuf;
 use super::{
     NamespaceError, Published,
     disk::Disk,
-    heads::Offered,
+    heads::{KnownHead, Offered},
+    overlay::Pending,
     plan::{self, Edits},
     records::OwnHead,
     replica::{Event, Moment, Replica},
@@ -50,7 +51,7 @@ impl<D: Disk> Replica<D> {
     pub(super) fn commit_due(&self, now: Instant) -> Option<Instant> {
         let state = self.state.read();
         state.writer.as_ref()?;
-        if state.redo.is_some() || state.overlay.waits(u64::MAX) {
+        if state.redo.is_some() || (state.overlay.waits(u64::MAX) && !state.waits_for_merge) {
             return Some(now);
         }
         state.join_due
@@ -85,6 +86,9 @@ impl<D: Disk> Replica<D> {
         };
         if pending.is_empty() && !joins {
             self.plan_join(&mut self.state.write(), now.at);
+            return Ok(Step::Idle);
+        }
+        if self.follows_unmerged(&pending) {
             return Ok(Step::Idle);
         }
         let dot = self.next_dot(1)?;
@@ -123,6 +127,23 @@ impl<D: Disk> Replica<D> {
         )?;
         self.tell(Event::Published(Arc::new(published)));
         Ok(Step::Done)
+    }
+
+    /// Whether changes replace what a head brought that is shown and not merged yet. A head that is signed now would not have
+    /// seen what it replaces: it waits until that is merged, all of it, since changes may belong together.
+    fn follows_unmerged(&self, pending: &[(manifest::TreePath, Pending)]) -> bool {
+        let mut state = self.state.write();
+        let covers = state.covers.clone();
+        let seen = pending.iter().flat_map(|(_, pending)| &pending.seen);
+        let unseen: BTreeSet<Dot> = seen.copied().filter(|dot| !covers.covers(*dot)).collect();
+        let brings = |head: &KnownHead| unseen.iter().any(|dot| head.covers.covers(*dot));
+        state.waits_for_merge = !unseen.is_empty() && state.heads.need(brings);
+        if state.waits_for_merge {
+            drop(state);
+            self.tell(Event::ToMerge);
+            return true;
+        }
+        false
     }
 
     /// `turn` is held. Adds this writer's row to the table of writers, unless it is there.
@@ -225,8 +246,7 @@ impl<D: Disk> Replica<D> {
         self.records.flush()?;
         {
             let mut state = self.state.write();
-            state.root = Some(head.root);
-            state.covers = head.covers.clone();
+            state.set_state(head.root, head.covers.clone());
             if let Some(writer) = &mut state.writer {
                 writer.own.insert(sequence, own);
             }
@@ -256,7 +276,7 @@ impl<D: Disk> Replica<D> {
     /// `turn` is held. Changes that leave the tree as it is need no head.
     fn forget_pending(
         &self,
-        pending: &[(manifest::TreePath, super::overlay::Pending)],
+        pending: &[(manifest::TreePath, Pending)],
         dot: Dot,
     ) -> Result<(), NamespaceError> {
         let mut state = self.state.write();

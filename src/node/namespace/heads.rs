@@ -4,6 +4,9 @@
 //! is still to be merged stays beside it, since that one may turn out to be nothing that can be merged; of one writer's heads
 //! the last one counts.
 
+use std::time::Instant;
+
+use super::pace::BackOff;
 use crate::manifest::{CausalContext, Dot, HybridTime, NodeHash, WriterNumber};
 
 /// What of a verified head matters here.
@@ -65,8 +68,22 @@ pub(super) enum Way {
 struct Held {
     head: KnownHead,
     in_state: bool,
+    /// Merging it would fetch much, and can wait until then: what of it is looked at is shown all the same.
+    later: Option<Instant>,
+    /// It is needed now, whatever that takes.
+    urgent: bool,
+    /// Attempts to merge it that failed.
+    tries: BackOff,
     /// The writes that other heads contradict.
     clashes: Vec<Dot>,
+}
+
+impl Held {
+    /// When it is to be merged; `None` for now.
+    fn due(&self) -> Option<Instant> {
+        let later = self.later.filter(|_| !self.urgent);
+        later.into_iter().chain(self.tries.until()).max()
+    }
 }
 
 /// The known heads that are needed, in order of (writer, sequence).
@@ -124,6 +141,9 @@ impl HeadSet {
         self.0.push(Held {
             head,
             in_state,
+            later: None,
+            urgent: false,
+            tries: BackOff::default(),
             clashes,
         });
         self.0.sort_by_key(|held| (held.head.dot(), held.head.root));
@@ -142,12 +162,83 @@ impl HeadSet {
         removed.into_iter().map(|held| held.head).collect()
     }
 
-    /// Those that the state lacks, the most knowing first: once it is in, the others may be too.
-    pub(super) fn to_merge(&self) -> Vec<KnownHead> {
-        let missing = self.0.iter().filter(|held| !held.in_state);
-        let mut heads: Vec<_> = missing.map(|held| held.head.clone()).collect();
+    /// Those that the state lacks and that are to be merged now, the most knowing first: once it is in, the others may be
+    /// too.
+    pub(super) fn to_merge(&self, now: Instant) -> Vec<KnownHead> {
+        let is_due = |held: &&Held| !held.in_state && held.due().is_none_or(|due| due <= now);
+        let mut heads: Vec<_> = self
+            .0
+            .iter()
+            .filter(is_due)
+            .map(|held| held.head.clone())
+            .collect();
         heads.sort_by_key(|head| std::cmp::Reverse(head.time));
         heads
+    }
+
+    /// Those that the state lacks.
+    #[cfg(test)]
+    pub(super) fn unmerged(&self) -> impl Iterator<Item = &KnownHead> {
+        let unmerged = self.0.iter().filter(|held| !held.in_state);
+        unmerged.map(|held| &held.head)
+    }
+
+    /// When the next of those that wait is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let waiting = self.0.iter().filter(|held| !held.in_state);
+        waiting.filter_map(Held::due).min()
+    }
+
+    /// Whether a head that was not merged yet can wait: unless it did so already, or is needed.
+    pub(super) fn can_wait(&self, digest: &[u8; 32]) -> bool {
+        let held = self.0.iter().find(|held| held.head.digest() == *digest);
+        held.is_some_and(|held| held.later.is_none() && !held.urgent)
+    }
+
+    pub(super) fn put_off(&mut self, digest: &[u8; 32], until: Instant) {
+        for held in &mut self.0 {
+            if held.head.digest() == *digest {
+                held.later = Some(until);
+            }
+        }
+    }
+
+    /// Notes that a head could not be merged; it is tried again ever more rarely.
+    pub(super) fn failed(&mut self, digest: &[u8; 32], now: Instant) {
+        for held in &mut self.0 {
+            if held.head.digest() == *digest {
+                held.tries.failed(now);
+            }
+        }
+    }
+
+    /// Somebody showed a head that is known: whoever it is may give what was missing. Whether that is worth a try.
+    pub(super) fn shown_again(&mut self, digest: &[u8; 32]) -> bool {
+        let mut worth = false;
+        for held in &mut self.0 {
+            if held.head.digest() == *digest && !held.in_state && held.tries.until().is_some() {
+                held.tries.reset();
+                worth = true;
+            }
+        }
+        worth
+    }
+
+    /// Has those that are not merged yet and fit merged now. Whether there are any.
+    pub(super) fn need(&mut self, fits: impl Fn(&KnownHead) -> bool) -> bool {
+        let mut any = false;
+        for held in &mut self.0 {
+            if !held.in_state && fits(&held.head) {
+                held.urgent = true;
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Whether a writer's own last word is among those that stand beside others.
+    pub(super) fn has_of(&self, writer: WriterNumber) -> bool {
+        self.iter().any(|head| head.writer == writer)
     }
 
     /// The head of this name.
@@ -297,11 +388,15 @@ mod tests {
         let next = head(3, 2, 4, &[(1, 1), (2, 1), (3, 2)]);
         assert_eq!(taken(set.offer(next.clone(), false)), (1, false));
         assert_eq!(set.offer(covering, false), Offered::Covered);
-        let order: Vec<_> = set.to_merge().iter().map(|head| head.root.0[0]).collect();
+        let order: Vec<_> = set
+            .to_merge(Instant::now())
+            .iter()
+            .map(|head| head.root.0[0])
+            .collect();
         assert_eq!(order, [4, 2]);
         let mut refused = set.clone();
         refused.remove_where(|head| *head == next);
-        assert_eq!(refused.to_merge().len(), 1);
+        assert_eq!(refused.unmerged().count(), 1);
         assert_eq!(set.set_in_state(&next.digest()).len(), 2);
         assert_eq!(set.iter().count(), 1);
     }

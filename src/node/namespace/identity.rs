@@ -73,6 +73,8 @@ impl<D: Disk> Replica<D> {
         state.redo = redo;
         state.join_due = None;
         state.seen_heads.clear();
+        state.parts.clear();
+        state.waits_for_merge = false;
         drop(state);
         self.tell(Event::ToCommit);
         Ok(())

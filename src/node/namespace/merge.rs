@@ -16,12 +16,17 @@ use super::{
     disk::Disk,
     heads::{KnownHead, Way},
     replica::{Event, Moment, Replica},
-    state::{State, removed_from},
+    state::{ShownPart, State, removed_from},
 };
 use crate::manifest::{
     self, CausalContext, Change, InternalKey, Key, NodeHash, TreeError, Version, WriterNumber,
 };
 
+/// A head whose merging takes more nodes than this can wait a while: another member may merge it, and what is looked at is
+/// shown as if it were merged. Those whose own work stands beside it don't leave it to others.
+const EAGER_NODES_MAX: usize = 16;
+const EAGER_NODES_OF_AUTHORS_MAX: usize = 4096;
+const LATER: Duration = Duration::from_secs(30);
 /// What is fetched at most to tell how a head that is taken over differs: the kernel's caches want it, and can do
 /// without.
 const DIFFERENCE_ROUNDS_MAX: usize = 16;
@@ -66,6 +71,27 @@ impl<D: Disk> Replica<D> {
         now: Moment,
     ) -> Result<Step, NamespaceError> {
         let _turn = self.turn.lock();
+        let step = self.merge_here(digest, effort, now)?;
+        // What its hash names and is no node will not become one.
+        if let Step::Missing(nodes) = &step
+            && let Some(bad) = nodes.iter().find(|node| self.nodes.is_bad(node))
+        {
+            let head = self.state.read().heads.get(digest).cloned();
+            if let Some(head) = head {
+                self.refuse(&head, &format!("{bad} is not a valid manifest node"), now)?;
+            }
+            return Ok(Step::Done);
+        }
+        Ok(step)
+    }
+
+    /// `turn` is held.
+    fn merge_here(
+        &self,
+        digest: &[u8; 32],
+        effort: Effort,
+        now: Moment,
+    ) -> Result<Step, NamespaceError> {
         let (head, way, root, covers) = {
             let state = self.state.read();
             let (Some(root), Some(head)) = (state.root, state.heads.get(digest)) else {
@@ -125,9 +151,37 @@ impl<D: Disk> Replica<D> {
                 self.become_state(digest, merged.root, joined, Some(&merged.changes), now)?;
                 Ok(Step::Done)
             }
-            Err(TreeError::Missing(nodes)) => Ok(Step::Missing(nodes)),
+            Err(TreeError::Missing(nodes)) => {
+                if matches!(way, Way::Merge) && self.put_off(&head, effort.nodes + nodes.len(), now)
+                {
+                    return Ok(Step::Done);
+                }
+                Ok(Step::Missing(nodes))
+            }
             Err(error) => self.refuse_or_fail(&head, error, now),
         }
+    }
+
+    /// `turn` is held. Shows a head without merging it, where that would fetch so many nodes that it had better wait.
+    fn put_off(&self, head: &KnownHead, nodes: usize, now: Moment) -> bool {
+        let mut state = self.state.write();
+        let digest = head.digest();
+        let own = state.writer.as_ref().map(|writer| writer.number);
+        let enough = match own {
+            Some(own) if state.heads.has_of(own) => EAGER_NODES_OF_AUTHORS_MAX,
+            _ => EAGER_NODES_MAX,
+        };
+        if nodes <= enough || !state.heads.can_wait(&digest) {
+            return false;
+        }
+        state.heads.put_off(&digest, now.at + LATER);
+        state.parts.push(ShownPart {
+            root: head.root,
+            covers: head.covers.clone(),
+        });
+        drop(state);
+        self.tell(Event::Changed(RemoteChanges::All));
+        true
     }
 
     /// Looks at the root node of the first head that was seen, whose state is shown since. One that is not what it must be
@@ -140,7 +194,12 @@ impl<D: Disk> Replica<D> {
             head.cloned()
         };
         let reason = match first.as_ref().map(|head| self.check_root(head)) {
-            Some(Err(NamespaceError::Missing(nodes))) => return Ok(Step::Missing(nodes)),
+            Some(Err(NamespaceError::Missing(nodes))) => {
+                if !nodes.iter().any(|node| self.nodes.is_bad(node)) {
+                    return Ok(Step::Missing(nodes));
+                }
+                Some("its root is not a valid manifest node".into())
+            }
             Some(checked) => checked?,
             None => None,
         };
@@ -151,7 +210,7 @@ impl<D: Disk> Replica<D> {
             state.covers = CausalContext::default();
             drop(state);
             self.refuse(&head, &reason, now)?;
-            let next = self.state.read().heads.to_merge().into_iter().next();
+            let next = self.state.read().heads.to_merge(now.at).into_iter().next();
             match next {
                 Some(next) => self.show_first(&next, now)?,
                 None => {
@@ -235,6 +294,7 @@ impl<D: Disk> Replica<D> {
         let digest = head.digest();
         let mut state = self.state.write();
         state.heads.remove_where(|known| known.digest() == digest);
+        state.parts.retain(|part| part.root != head.root);
         self.records.remove_head(head)?;
         let from = state.showed.get(&digest);
         self.plan_join(&mut state, now.at);
@@ -271,8 +331,7 @@ impl<D: Disk> Replica<D> {
         record.covers = covers.clone();
         self.records.save_state(&record)?;
         self.records.note_root(now.wall_ns, root)?;
-        state.root = Some(root);
-        state.covers = covers;
+        state.set_state(root, covers);
         state.first = None;
         let dropped = state.heads.set_in_state(digest);
         if let Some(changes) = changes {

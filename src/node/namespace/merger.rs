@@ -1,10 +1,16 @@
 //! The merger's task: brings the nodes that it takes to merge the heads of others.
+//!
+//! Heads whose nodes are here never wait for those whose nodes nobody gives: each is fetched for beside the others, and has
+//! pauses of its own.
 
 use std::{
-    sync::Arc,
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
+use futures::{StreamExt, stream::FuturesUnordered};
+use libp2p::PeerId;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -14,6 +20,7 @@ use super::{
     pace::BackOff,
     replica::Moment,
 };
+use crate::manifest::NodeHash;
 
 /// Rounds of fetching for one head; each brings up to 1024 nodes.
 const ROUNDS_MAX: usize = 1024;
@@ -21,6 +28,8 @@ const ROUNDS_MAX: usize = 1024;
 const FETCH_MAX: Duration = Duration::from_secs(10);
 /// What a head changes is told in full if that can be found out in this time.
 const LATE_AFTER: Duration = Duration::from_secs(3);
+/// Heads that are fetched for at once.
+const FETCHES_MAX: usize = 4;
 
 /// Merges until `closing`.
 pub(super) async fn run(shared: Arc<Shared>, closing: CancellationToken) {
@@ -30,85 +39,157 @@ pub(super) async fn run(shared: Arc<Shared>, closing: CancellationToken) {
     }
 }
 
+/// What is fetched for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Goal {
+    /// The root of the first head that was seen.
+    First,
+    /// The head of this name.
+    Head([u8; 32]),
+}
+
+struct Attempt {
+    effort: Effort,
+    begun: Instant,
+    fetching: bool,
+}
+
+impl Attempt {
+    fn new() -> Self {
+        Self {
+            effort: Effort::default(),
+            begun: Instant::now(),
+            fetching: false,
+        }
+    }
+}
+
 async fn merge_forever(shared: &Arc<Shared>) {
-    let mut back_off = BackOff::default();
+    let mut attempts: BTreeMap<Goal, Attempt> = BTreeMap::new();
+    let mut fetches = FuturesUnordered::new();
+    let mut first = BackOff::default();
     loop {
+        let due = shared.replica.state.read().heads.next_due();
+        let due = due.into_iter().chain(first.until()).min();
         let retry = async {
-            match back_off.until() {
-                Some(until) => tokio::time::sleep_until(until.into()).await,
+            match due {
+                Some(due) => tokio::time::sleep_until(due.into()).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             () = shared.signals.merge_wake.notified() => {}
             () = retry => {}
+            Some((goal, brought)) = fetches.next() => note(shared, &mut attempts, goal, brought),
         }
-        let mut failed = false;
-        if let Err(error) = shared.prove_first().await {
-            tracing::info!(%error, "the first head waits to be looked at");
-            failed = true;
+        if shared.signals.merge_all.swap(false, Ordering::AcqRel) {
+            shared.replica.need_all();
         }
-        let heads = shared.replica.state.read().heads.to_merge();
-        for head in heads {
-            if let Err(error) = shared.merge(&head).await {
-                tracing::info!(
-                    writer = format_args!("{:016x}", head.writer.0),
-                    sequence = head.sequence,
-                    %error,
-                    "a head waits to be merged"
-                );
-                failed = true;
+        let now = Instant::now();
+        let heads = shared.replica.state.read().heads.to_merge(now);
+        let heads = heads.into_iter().map(Some);
+        let goals = first
+            .until()
+            .is_none_or(|until| until <= now)
+            .then_some(None)
+            .into_iter()
+            .chain(heads);
+        for head in goals {
+            let goal = head
+                .as_ref()
+                .map_or(Goal::First, |head| Goal::Head(head.digest()));
+            let attempt = attempts.entry(goal).or_insert_with(Attempt::new);
+            if attempt.fetching {
+                continue;
+            }
+            let failure = match shared.step(goal, attempt.effort).await {
+                Ok(Step::Missing(nodes)) if attempt.effort.unreachable => Some(format!(
+                    "nobody gave any of the {} manifest nodes that it takes",
+                    nodes.len()
+                )),
+                Ok(Step::Missing(_)) if attempt.effort.rounds >= ROUNDS_MAX => {
+                    Some("it takes more manifest nodes than are fetched in one go".into())
+                }
+                Ok(Step::Missing(nodes)) => {
+                    if fetches.len() < FETCHES_MAX {
+                        attempt.fetching = true;
+                        let from = head.as_ref().and_then(|head| shared.showed(head));
+                        fetches.push(fetch(shared.clone(), goal, nodes, from));
+                    }
+                    continue;
+                }
+                Ok(Step::Done | Step::Later) => None,
+                Err(error) => Some(error.to_string()),
+            };
+            attempts.remove(&goal);
+            match (failure, head) {
+                (Some(reason), Some(head)) => {
+                    tracing::info!(
+                        writer = format_args!("{:016x}", head.writer.0),
+                        sequence = head.sequence,
+                        reason,
+                        "a head waits to be merged"
+                    );
+                    let mut state = shared.replica.state.write();
+                    state.heads.failed(&head.digest(), now);
+                }
+                (Some(reason), None) => {
+                    tracing::info!(reason, "the first head waits to be looked at");
+                    first.failed(now);
+                }
+                (None, None) => first.reset(),
+                (None, Some(_)) => {}
             }
         }
-        if failed {
-            back_off.failed(Instant::now());
-        } else {
-            back_off.reset();
-        }
     }
+}
+
+/// Notes how a fetch went.
+fn note(
+    shared: &Shared,
+    attempts: &mut BTreeMap<Goal, Attempt>,
+    goal: Goal,
+    brought: Result<usize, NamespaceError>,
+) {
+    let Some(attempt) = attempts.get_mut(&goal) else {
+        return;
+    };
+    attempt.fetching = false;
+    let brought = brought.unwrap_or_else(|error| {
+        tracing::warn!(%error, "manifest nodes could not be kept");
+        0
+    });
+    attempt.effort.rounds += 1;
+    attempt.effort.nodes += brought;
+    // It may still do without.
+    attempt.effort.unreachable = brought == 0;
+    attempt.effort.late = attempt.begun.elapsed() > LATE_AFTER;
+    // Others may have waited for this one to make room.
+    shared.signals.merge_wake.notify_one();
+}
+
+async fn fetch(
+    shared: Arc<Shared>,
+    goal: Goal,
+    nodes: Vec<NodeHash>,
+    from: Option<PeerId>,
+) -> (Goal, Result<usize, NamespaceError>) {
+    (goal, shared.bring(nodes, from, FETCH_MAX).await)
 }
 
 impl Shared {
-    async fn prove_first(self: &Arc<Self>) -> Result<(), NamespaceError> {
-        loop {
-            let shared = self.clone();
-            let step = blocking(move || shared.replica.prove_first(Moment::now()));
-            let Step::Missing(nodes) = step.await? else {
-                return Ok(());
-            };
-            if self.bring(nodes, None, FETCH_MAX).await? == 0 {
-                return Err(unreachable(1));
-            }
-        }
+    /// One attempt with what is here.
+    async fn step(self: &Arc<Self>, goal: Goal, effort: Effort) -> Result<Step, NamespaceError> {
+        let shared = self.clone();
+        blocking(move || match goal {
+            Goal::First => shared.replica.prove_first(Moment::now()),
+            Goal::Head(digest) => shared.replica.merge(&digest, effort, Moment::now()),
+        })
+        .await
     }
 
-    async fn merge(self: &Arc<Self>, head: &KnownHead) -> Result<(), NamespaceError> {
-        let digest = head.digest();
-        let from = self.replica.state.write().showed.get(&digest);
-        let mut effort = Effort::default();
-        let begun = Instant::now();
-        while effort.rounds < ROUNDS_MAX {
-            let shared = self.clone();
-            let step = blocking(move || shared.replica.merge(&digest, effort, Moment::now()));
-            let Step::Missing(nodes) = step.await? else {
-                return Ok(());
-            };
-            if effort.unreachable {
-                return Err(unreachable(nodes.len()));
-            }
-            let brought = self.bring(nodes, from, FETCH_MAX).await?;
-            effort.rounds += 1;
-            effort.nodes += brought;
-            // It may still do without.
-            effort.unreachable = brought == 0;
-            effort.late = begun.elapsed() > LATE_AFTER;
-        }
-        Err(NamespaceError::Unreachable(
-            "the merge needs more nodes than are fetched in one go".into(),
-        ))
+    /// Who showed a head: the first to ask for its nodes.
+    fn showed(&self, head: &KnownHead) -> Option<PeerId> {
+        self.replica.state.write().showed.get(&head.digest())
     }
-}
-
-fn unreachable(count: usize) -> NamespaceError {
-    NamespaceError::Unreachable(format!("nobody gave any of {count} nodes"))
 }

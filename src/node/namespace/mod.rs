@@ -182,6 +182,8 @@ struct Signals {
     commit_wake: Notify,
     /// There may be something to merge.
     merge_wake: Notify,
+    /// All of it, those included that could wait.
+    merge_all: AtomicBool,
     head_known: watch::Sender<bool>,
     published: broadcast::Sender<Arc<Published>>,
     remote_changes: broadcast::Sender<RemoteChanges>,
@@ -203,6 +205,10 @@ impl Signals {
             }
             Event::ToCommit => self.commit_wake.notify_one(),
             Event::ToMerge => self.merge_wake.notify_one(),
+            Event::ToMergeAll => {
+                self.merge_all.store(true, Ordering::Release);
+                self.merge_wake.notify_one();
+            }
             Event::Offence(peer, reason) => self.fetcher.offence(peer, &reason),
         }
     }
@@ -243,6 +249,7 @@ impl Namespace {
         let signals = Arc::new(Signals {
             commit_wake: Notify::new(),
             merge_wake: Notify::new(),
+            merge_all: AtomicBool::new(false),
             head_known: watch::Sender::new(false),
             published: broadcast::Sender::new(ANNOUNCED_MAX),
             remote_changes: broadcast::Sender::new(ANNOUNCED_MAX),

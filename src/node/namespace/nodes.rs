@@ -16,10 +16,15 @@ const DECODED_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// Larger nodes are decoded each time they are read, and push no others out.
 const DECODED_NODE_BYTES_MAX: usize = 256 * 1024;
 
+/// Names of invalid nodes that are remembered.
+const BAD_MAX: usize = 4096;
+
 /// The nodes that are here.
 pub(super) struct Nodes<D> {
     disk: D,
     decoded: Mutex<Recent<NodeHash, Arc<Node>>>,
+    /// Names of what was fetched and is no valid node.
+    bad: Mutex<Recent<NodeHash, ()>>,
 }
 
 impl<D: Disk> Nodes<D> {
@@ -27,6 +32,7 @@ impl<D: Disk> Nodes<D> {
         Self {
             disk,
             decoded: Mutex::new(Recent::new(DECODED_BYTES_MAX)),
+            bad: Mutex::new(Recent::new(BAD_MAX)),
         }
     }
 
@@ -59,11 +65,19 @@ impl<D: Disk> Nodes<D> {
                     self.remember(hash, Arc::new(node), bytes.len());
                     good.push((hash, bytes));
                 }
-                Err(error) => tracing::warn!(%hash, %error, "a manifest node is not valid"),
+                Err(error) => {
+                    tracing::warn!(%hash, %error, "a manifest node is not valid");
+                    self.bad.lock().put(hash, ());
+                }
             }
         }
         self.disk.put_nodes(&good)?;
         Ok(good.into_iter().map(|(hash, _)| hash).collect())
+    }
+
+    /// Whether what this hash names was seen and is no valid node.
+    pub(super) fn is_bad(&self, hash: &NodeHash) -> bool {
+        self.bad.lock().get(hash).is_some()
     }
 
     fn remember(&self, hash: NodeHash, node: Arc<Node>, bytes: usize) {

@@ -40,7 +40,7 @@ impl Pace {
 }
 
 /// Waits between attempts that doubles from one to 60 seconds.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct BackOff {
     failures: u32,
     until: Option<Instant>,

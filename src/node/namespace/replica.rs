@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     cluster::ClusterKeys,
-    manifest::{self, Dot, Name, Shown, Timestamp, TreePath, View},
+    manifest::{self, Dot, Name, Shown, Timestamp, TreeError, TreePath, View},
     net::proto::{HEADS_MAX, NAMED_MAX},
 };
 
@@ -60,6 +60,8 @@ pub(super) enum Event {
     ToCommit,
     /// There may be something to merge.
     ToMerge,
+    /// What is shown of a head that is not merged yet turned out to be bad: [`Replica::need_all`] is to be called.
+    ToMergeAll,
     /// A peer showed a head of its own making that is not what a head must be.
     Offence(PeerId, String),
 }
@@ -121,25 +123,46 @@ impl<D: Disk> Replica<D> {
             .map_err(|error| NamespaceError::Failed(error.to_string()))
     }
 
+    /// Reads what is shown. Where a tree is not what it must be, the heads that are shown and not merged are merged now: the
+    /// one whose tree it is will be refused.
+    fn look<T>(
+        &self,
+        view: &View,
+        read: impl Fn(&View) -> Result<T, TreeError>,
+    ) -> Result<T, TreeError> {
+        let read = read(view);
+        if matches!(read, Err(TreeError::Misplaced(_))) && view.roots().count() > 1 {
+            self.tell(Event::ToMergeAll);
+        }
+        read
+    }
+
+    /// Has all heads merged, whatever that takes.
+    pub(super) fn need_all(&self) {
+        if self.state.write().heads.need(|_| true) {
+            self.tell(Event::ToMerge);
+        }
+    }
+
     /// See [`super::Namespace::get`].
     pub(super) fn get(&self, path: &TreePath) -> Result<Option<Shown>, NamespaceError> {
         let state = self.state.read();
-        let root = state.root.ok_or(NamespaceError::NoHead)?;
+        let view = state.view().ok_or(NamespaceError::NoHead)?;
         if path.names().is_empty() {
             return Ok(Some(Shown::implied_directory()));
         }
         if let Some(shown) = state.overlay.entry(path) {
             return Ok(Some(shown));
         }
-        let tree = manifest::lookup(&self.nodes, &View::of(root), path)?;
+        let tree = self.look(&view, |view| manifest::lookup(&self.nodes, view, path))?;
         Ok(state.overlay.over(path, tree))
     }
 
     /// The direct children of a folder in byte order of their names.
     pub(super) fn children(&self, folder: &TreePath) -> Result<Vec<(Name, Shown)>, NamespaceError> {
         let state = self.state.read();
-        let root = state.root.ok_or(NamespaceError::NoHead)?;
-        let tree = manifest::children(&self.nodes, &View::of(root), folder)?;
+        let view = state.view().ok_or(NamespaceError::NoHead)?;
+        let tree = self.look(&view, |view| manifest::children(&self.nodes, view, folder))?;
         Ok(state.overlay.over_children(folder, tree))
     }
 
@@ -187,8 +210,11 @@ impl<D: Disk> Replica<D> {
     pub(super) fn folder_modified(&self, folder: &TreePath) -> Result<Timestamp, NamespaceError> {
         let own = self.get(folder)?;
         let state = self.state.read();
-        let root = state.root.ok_or(NamespaceError::NoHead)?;
-        let newest = manifest::folder_newest(&self.nodes, &View::of(root), folder)?
+        let view = state.view().ok_or(NamespaceError::NoHead)?;
+        let newest = self
+            .look(&view, |view| {
+                manifest::folder_newest(&self.nodes, view, folder)
+            })?
             .unwrap_or_default()
             .max(state.overlay.folder_modified(folder).unwrap_or_default())
             .max(state.removals.get(folder).copied().unwrap_or_default());

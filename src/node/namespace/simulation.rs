@@ -299,7 +299,7 @@ impl World {
                 break;
             }
         }
-        let heads = replica.state.read().heads.to_merge();
+        let heads = replica.state.read().heads.to_merge(now.at);
         for head in heads {
             let mut effort = Effort::default();
             while let Merge::Missing(nodes) = replica.merge(&head.digest(), effort, now).unwrap() {
@@ -570,7 +570,7 @@ impl World {
                 state.root,
                 state.covers,
                 state.heads.iter().count(),
-                state.heads.to_merge().len(),
+                state.heads.unmerged().count(),
                 state.redo,
                 state.overlay.waits(u64::MAX),
             );
@@ -588,10 +588,13 @@ impl World {
             let mine = (state.root, state.covers.clone());
             let same = *first.get_or_insert_with(|| mine.clone()) == mine;
             // A head that was lost with its tree, by a roll-back, can't be merged by anybody.
-            let waiting = state.heads.to_merge();
-            let lost = waiting.iter().filter(|head| !self.exists(head.root));
+            let waiting = state.heads.unmerged().count();
+            let lost = state
+                .heads
+                .unmerged()
+                .filter(|head| !self.exists(head.root));
             let lost = if self.plan.clones { lost.count() } else { 0 };
-            same && waiting.len() == lost
+            same && waiting == lost
                 && state.heads.iter().count() == 1 + lost
                 && state.redo.is_none()
                 && !state.overlay.waits(u64::MAX)

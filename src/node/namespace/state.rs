@@ -17,7 +17,9 @@ use super::{
 };
 use crate::{
     cluster::{Certificate, ClusterKeys, Head, Role},
-    manifest::{CausalContext, Dot, HybridTime, Key, NodeHash, TreePath, Versions, WriterNumber},
+    manifest::{
+        CausalContext, Dot, HybridTime, Key, NodeHash, TreePath, Versions, View, WriterNumber,
+    },
 };
 
 /// Heads that were looked at and need not be again.
@@ -42,11 +44,22 @@ pub(super) struct Writer {
     pub(super) confirmed: u64,
 }
 
+/// A head that is shown without being merged.
+#[derive(Clone)]
+pub(super) struct ShownPart {
+    pub(super) root: NodeHash,
+    pub(super) covers: CausalContext,
+}
+
 pub(super) struct State {
     /// The merged state; `None` before the first head.
     pub(super) root: Option<NodeHash>,
     /// What it has seen.
     pub(super) covers: CausalContext,
+    /// What is shown beside it: the heads whose merging can wait. They stay until the state has seen what they have.
+    pub(super) parts: Vec<ShownPart>,
+    /// Pending changes follow on from what a head brought that is not merged yet.
+    pub(super) waits_for_merge: bool,
     /// The head whose state is shown since the start, and whose root node was not looked at yet.
     pub(super) first: Option<[u8; 32]>,
     /// Later than everything seen or written.
@@ -169,6 +182,8 @@ impl State {
         let mut state = Self {
             root,
             covers,
+            parts: Vec::new(),
+            waits_for_merge: false,
             first: None,
             clock,
             heads: HeadSet::default(),
@@ -218,6 +233,23 @@ impl State {
             covers: self.covers.clone(),
             clock: self.clock,
         }
+    }
+
+    /// What is shown: the merged state, and heads whose merging can wait, as if they were merged.
+    pub(super) fn view(&self) -> Option<View> {
+        let state = (self.root?, self.covers.clone());
+        let parts = self.parts.iter();
+        let parts = parts.map(|part| (part.root, part.covers.clone()));
+        Some(View::new(std::iter::once(state).chain(parts)))
+    }
+
+    /// The state moves on; parts that it includes now need not be shown beside it.
+    pub(super) fn set_state(&mut self, root: NodeHash, covers: CausalContext) {
+        self.root = Some(root);
+        self.covers = covers;
+        let covers = &self.covers;
+        self.parts.retain(|part| !covers.includes(&part.covers));
+        self.waits_for_merge = false;
     }
 
     pub(super) fn has_head(&self) -> bool {

@@ -13,6 +13,7 @@ use crate::{
 };
 
 mod clones;
+mod lazy;
 mod sharing;
 mod single;
 
@@ -204,7 +205,7 @@ impl Member {
 
     /// Heads that are not in the state yet.
     fn unmerged(&self) -> usize {
-        self.ns.shared.replica.state.read().heads.to_merge().len()
+        self.ns.shared.replica.state.read().heads.unmerged().count()
     }
 
     async fn merged(&self) {

@@ -91,8 +91,10 @@ async fn held_files_are_visible_here_but_not_published() {
     a.write("y", 2).await;
     assert!(a.shows("x", 1).await);
     assert_eq!(a.ns.status().unpublished, 1);
-    let view = manifest::View::of(a.root());
-    let tree = |path| manifest::lookup(&a.ns.shared.replica.nodes, &view, &at(path)).unwrap();
+    let tree = |path| {
+        let view = manifest::View::of(a.root());
+        manifest::lookup(&a.ns.shared.replica.nodes, &view, &at(path)).unwrap()
+    };
     assert!(tree("x").is_none() && tree("y").is_some());
     a.edit(edit(false));
     a.ns.flush().await.unwrap();
