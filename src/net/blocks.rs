@@ -24,7 +24,6 @@ use bytes::Bytes;
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::{PeerId, Stream};
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::{AbortHandle, JoinSet},
@@ -36,7 +35,7 @@ use tracing::{debug, error};
 use super::{
     framing::{self, FrameError},
     peers::{Peer, Shared, Traffic},
-    proto::{BLOCK_ANSWER_BYTES_MAX, BLOCKS, BlockAnswer, BlockRequest, Have},
+    proto::{BLOCK_ANSWER_BYTES_MAX, BLOCKS, BlockAnswer, BlockCall, BlockHead, BlockRequest},
     streams,
 };
 
@@ -60,24 +59,6 @@ const MISSED_PAUSE: Duration = Duration::from_secs(60);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Pauses before a broken stream is opened again.
 const REOPEN_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
-
-/// From the side that opened the stream.
-#[derive(Serialize, Deserialize)]
-pub(super) enum Call {
-    Request(u64, BlockRequest),
-    /// The answer is no longer wanted. Comes too late more often than not, which does no harm.
-    Cancel(u64),
-}
-
-/// What comes before the bytes, if there are any.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Head {
-    Data { number: u64, length: u32 },
-    WrongSize { number: u64, size: u64, length: u32 },
-    DontHave { number: u64, have: Have },
-    Busy { number: u64 },
-    Cancelled { number: u64 },
-}
 
 struct Question {
     number: u64,
@@ -212,14 +193,14 @@ async fn run(
             let call = match job {
                 Job::Ask(question) if question.answer.is_closed() => None,
                 Job::Ask(question) => {
-                    let call = Call::Request(question.number, question.request.clone());
+                    let call = BlockCall::Request(question.number, question.request.clone());
                     waiting.lock().insert(question.number, question);
                     Some(call)
                 }
                 Job::Cancel(number) => waiting
                     .lock()
                     .contains_key(&number)
-                    .then_some(Call::Cancel(number)),
+                    .then_some(BlockCall::Cancel(number)),
             };
             if let Some(call) = call {
                 framing::write(&mut writer, &call, CALL_BYTES_MAX).await?;
@@ -230,13 +211,13 @@ async fn run(
     };
     let receiving = async {
         loop {
-            let head: Head = framing::read(&mut reader, HEAD_BYTES_MAX).await?;
+            let head: BlockHead = framing::read(&mut reader, HEAD_BYTES_MAX).await?;
             traffic.alive();
-            let (Head::Data { number, .. }
-            | Head::WrongSize { number, .. }
-            | Head::DontHave { number, .. }
-            | Head::Busy { number }
-            | Head::Cancelled { number }) = head;
+            let (BlockHead::Data { number, .. }
+            | BlockHead::WrongSize { number, .. }
+            | BlockHead::DontHave { number, .. }
+            | BlockHead::Busy { number }
+            | BlockHead::Cancelled { number }) = head;
             let Some(question) = waiting.lock().remove(&number) else {
                 return Err(FrameError::Malformed("an answer to no request".into()));
             };
@@ -248,16 +229,16 @@ async fn run(
             };
             let wanted = !question.answer.is_closed();
             let answer = match head {
-                Head::Data { length, .. } => read_data(&mut reader, length, wanted, count)
+                BlockHead::Data { length, .. } => read_data(&mut reader, length, wanted, count)
                     .await?
                     .map(BlockAnswer::Data),
-                Head::WrongSize { size, length, .. } => {
+                BlockHead::WrongSize { size, length, .. } => {
                     let proof = read_data(&mut reader, length, wanted, count).await?;
                     proof.map(|proof| BlockAnswer::WrongSize { size, proof })
                 }
-                Head::DontHave { have, .. } => Some(BlockAnswer::DontHave(have)),
-                Head::Busy { .. } => Some(BlockAnswer::Busy),
-                Head::Cancelled { .. } => None,
+                BlockHead::DontHave { have, .. } => Some(BlockAnswer::DontHave(have)),
+                BlockHead::Busy { .. } => Some(BlockAnswer::Busy),
+                BlockHead::Cancelled { .. } => None,
             };
             if let Some(answer) = answer {
                 answer
@@ -377,7 +358,7 @@ pub(super) async fn serve(
             peer.traffic.alive();
             while tasks.try_join_next().is_some() {}
             match call {
-                Call::Request(number, request) => {
+                BlockCall::Request(number, request) => {
                     request
                         .check()
                         .map_err(|reason| FrameError::Malformed(reason.into()))?;
@@ -406,7 +387,7 @@ pub(super) async fn serve(
                         return Err(FrameError::Malformed("a number twice".into()));
                     }
                 }
-                Call::Cancel(number) => {
+                BlockCall::Cancel(number) => {
                     let task = running.lock().remove(&number);
                     if let Some(task) = task {
                         task.abort();
@@ -420,7 +401,7 @@ pub(super) async fn serve(
         while let Some(outgoing) = answered.recv().await {
             match outgoing {
                 Outgoing::Cancelled(number) => {
-                    write_head(&mut writer, &Head::Cancelled { number }).await?;
+                    write_head(&mut writer, &BlockHead::Cancelled { number }).await?;
                 }
                 Outgoing::Answer(number, answer, held) => {
                     let within = time_for(&answer);
@@ -460,7 +441,10 @@ async fn answer(service: impl Future<Output = BlockAnswer>) -> BlockAnswer {
     }
 }
 
-async fn write_head<S: AsyncWrite + Unpin>(writer: &mut S, head: &Head) -> Result<(), FrameError> {
+async fn write_head<S: AsyncWrite + Unpin>(
+    writer: &mut S,
+    head: &BlockHead,
+) -> Result<(), FrameError> {
     timeout(WRITE_WITHIN, framing::write(writer, head, HEAD_BYTES_MAX))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
@@ -487,12 +471,12 @@ async fn write_answer<S: AsyncWrite + Unpin>(
     let (head, data) = match answer {
         BlockAnswer::Data(data) => {
             let length = length(&data);
-            (Head::Data { number, length }, data)
+            (BlockHead::Data { number, length }, data)
         }
         BlockAnswer::WrongSize { size, proof } => {
             let length = length(&proof);
             (
-                Head::WrongSize {
+                BlockHead::WrongSize {
                     number,
                     size,
                     length,
@@ -500,8 +484,8 @@ async fn write_answer<S: AsyncWrite + Unpin>(
                 proof,
             )
         }
-        BlockAnswer::DontHave(have) => (Head::DontHave { number, have }, Bytes::new()),
-        BlockAnswer::Busy => (Head::Busy { number }, Bytes::new()),
+        BlockAnswer::DontHave(have) => (BlockHead::DontHave { number, have }, Bytes::new()),
+        BlockAnswer::Busy => (BlockHead::Busy { number }, Bytes::new()),
     };
     let frame = framing::encode(&head, HEAD_BYTES_MAX)?;
     for piece in std::iter::once(&frame[..]).chain(data.chunks(PIECE_BYTES)) {

@@ -13,7 +13,7 @@ const FIRST_BYTES: usize = 16 * 1024;
 
 /// Why there is no message.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum FrameError {
+pub enum FrameError {
     /// The stream ended or broke: nobody's fault.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -22,8 +22,11 @@ pub(super) enum FrameError {
     Malformed(String),
 }
 
-/// Encodes a message with its length.
-pub(super) fn encode(message: &impl Serialize, bytes_max: usize) -> Result<Vec<u8>, FrameError> {
+/// Encodes a message with its length in front.
+///
+/// # Errors
+/// [`FrameError::Malformed`] when it has more than `bytes_max` bytes.
+pub fn encode(message: &impl Serialize, bytes_max: usize) -> Result<Vec<u8>, FrameError> {
     let frame = cbor4ii::serde::to_vec(vec![0; 4], message)
         .map_err(|error| FrameError::Malformed(error.to_string()))?;
     seal(frame, bytes_max)
@@ -42,8 +45,8 @@ fn seal(mut frame: Vec<u8>, bytes_max: usize) -> Result<Vec<u8>, FrameError> {
     }
 }
 
-/// Writes a message and flushes.
-pub(super) async fn write<S: AsyncWrite + Unpin>(
+/// Writes a message of at most `bytes_max` bytes and flushes.
+pub async fn write<S: AsyncWrite + Unpin>(
     stream: &mut S,
     message: &impl Serialize,
     bytes_max: usize,
@@ -53,8 +56,8 @@ pub(super) async fn write<S: AsyncWrite + Unpin>(
     Ok(())
 }
 
-/// Reads the bytes of one message.
-pub(super) async fn read_bytes<S: AsyncRead + Unpin>(
+/// Reads the bytes of one message, at most `bytes_max`. The caller bounds the time.
+pub async fn read_bytes<S: AsyncRead + Unpin>(
     stream: &mut S,
     bytes_max: usize,
 ) -> Result<Vec<u8>, FrameError> {
@@ -76,12 +79,12 @@ pub(super) async fn read_bytes<S: AsyncRead + Unpin>(
 }
 
 /// Decodes the bytes of one message.
-pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
     cbor4ii::serde::from_slice(bytes).map_err(|error| FrameError::Malformed(error.to_string()))
 }
 
-/// Reads one message.
-pub(super) async fn read<S: AsyncRead + Unpin, T: DeserializeOwned>(
+/// Reads one message of at most `bytes_max` bytes. The caller bounds the time.
+pub async fn read<S: AsyncRead + Unpin, T: DeserializeOwned>(
     stream: &mut S,
     bytes_max: usize,
 ) -> Result<T, FrameError> {

@@ -16,11 +16,10 @@
 
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::PeerId;
-use serde::{Deserialize, Serialize};
 
 use super::{
     framing::{self, FrameError},
-    proto::PeerHello,
+    proto::{Challenge, DialerProof, ListenerProof, PeerHello},
 };
 use crate::cluster::{ClusterKeys, MembershipProof, Nonce, ProofRole};
 
@@ -48,25 +47,6 @@ impl From<FrameError> for HelloError {
             FrameError::Malformed(reason) => Self::Refused(reason),
         }
     }
-}
-
-#[derive(Serialize, Deserialize)]
-pub(super) struct Challenge {
-    #[serde(with = "serde_bytes")]
-    pub(super) nonce: Nonce,
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-pub(super) struct DialerProof {
-    #[serde(with = "serde_bytes")]
-    pub(super) nonce: Nonce,
-    pub(super) proof: MembershipProof,
-}
-
-#[derive(Serialize, Deserialize)]
-pub(super) struct ListenerProof {
-    pub(super) proof: MembershipProof,
-    pub(super) hello: PeerHello,
 }
 
 /// What one side brings to the handshake.

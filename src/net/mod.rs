@@ -14,7 +14,7 @@ mod addresses;
 mod blocks;
 mod book;
 mod counters;
-mod framing;
+pub mod framing;
 mod hello;
 mod peers;
 pub mod proto;

@@ -1,10 +1,14 @@
 //! Messages between members. Length-prefixed CBOR; every list and blob has the bound that its doc names.
 
+use std::{fmt, marker::PhantomData};
+
 use bytes::Bytes;
 use libp2p::StreamProtocol;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_bytes::ByteBuf;
 
 use crate::{
+    cluster::{MembershipProof, Nonce},
     content::{BlockSet, Object},
     manifest::NodeHash,
 };
@@ -43,6 +47,33 @@ const CHANGES_BYTES_MAX: usize = 256 * 1024;
 /// Most changes of one push.
 pub const CHANGES_MAX: usize = 8192;
 
+/// The listener's first message of the handshake: nothing of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Challenge {
+    /// Random.
+    #[serde(with = "serde_bytes")]
+    pub nonce: Nonce,
+}
+
+/// The dialer's answer: it proves first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DialerProof {
+    /// Random.
+    #[serde(with = "serde_bytes")]
+    pub nonce: Nonce,
+    /// Of the dialer's membership.
+    pub proof: MembershipProof,
+}
+
+/// What the listener says only to a proven member; [`PeerHello`] is the dialer's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerProof {
+    /// Of the listener's membership.
+    pub proof: MembershipProof,
+    /// Of itself.
+    pub hello: PeerHello,
+}
+
 /// What a node says of itself once membership is proven.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerHello {
@@ -56,15 +87,28 @@ pub struct PeerHello {
     pub epoch: u64,
 }
 
+/// From the side that opened a sync stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SyncCall {
+    /// A question, with the number that its answer will carry; not 0.
+    Request(u64, SyncRequest),
+    /// No question.
+    Push(Push),
+}
+
+/// From the other side of a sync stream: the answer to the question of this number. The number 0 says why the stream ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncReply(pub u64, pub SyncAnswer);
+
 /// A request on a sync stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SyncRequest {
     /// The heads that no other head covers.
     Heads,
     /// Manifest nodes, at most [`NAMED_MAX`].
-    Nodes(Vec<NodeHash>),
+    Nodes(#[serde(deserialize_with = "at_most::<_, _, NAMED_MAX>")] Vec<NodeHash>),
     /// Which of these objects are there, at most [`NAMED_MAX`].
-    Have(Vec<Object>),
+    Have(#[serde(deserialize_with = "at_most::<_, _, NAMED_MAX>")] Vec<Object>),
     /// Current load, and addresses of other members.
     Status,
 }
@@ -84,18 +128,19 @@ pub enum Have {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SyncAnswer {
     /// Encoded heads ([`crate::cluster::Head::encode`]), at most [`HEADS_MAX`].
-    Heads(Vec<serde_bytes::ByteBuf>),
+    Heads(#[serde(deserialize_with = "at_most::<_, _, HEADS_MAX>")] Vec<ByteBuf>),
     /// Encodings in the order asked, empty for a node that isn't there; may stop early where the message would grow past
     /// its bound, and the rest is asked for again.
-    Nodes(Vec<serde_bytes::ByteBuf>),
+    Nodes(#[serde(deserialize_with = "at_most::<_, _, NAMED_MAX>")] Vec<ByteBuf>),
     /// In the order asked.
-    Have(Vec<Have>),
+    Have(#[serde(deserialize_with = "at_most::<_, _, NAMED_MAX>")] Vec<Have>),
     /// Load and members.
     Status {
         /// Block answers being worked on now.
         load: u32,
         /// Members and where they listen: (peer id bytes, multiaddr bytes), at most 64 of 16.
-        members: Vec<(serde_bytes::ByteBuf, Vec<serde_bytes::ByteBuf>)>,
+        #[serde(deserialize_with = "members")]
+        members: Vec<(ByteBuf, Vec<ByteBuf>)>,
     },
     /// Could not be answered; at most 256 bytes.
     Error(String),
@@ -107,17 +152,64 @@ pub enum Push {
     /// MANIFEST_UPDATED.
     Manifest {
         /// The encoded head.
-        head: serde_bytes::ByteBuf,
+        head: ByteBuf,
         /// The root that `changes` apply to.
         base: NodeHash,
         /// Changed keys with their encoded versions (empty: deleted); left out when larger than 256 KiB, or more than
         /// [`CHANGES_MAX`].
-        changes: Option<Vec<(serde_bytes::ByteBuf, serde_bytes::ByteBuf)>>,
+        changes: Option<Vec<(ByteBuf, ByteBuf)>>,
     },
     /// Blocks that this peer has newly verified.
     Have(Object, BlockSet),
     /// This peer goes away now.
     Leaving,
+}
+
+/// From the side that opened a block stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlockCall {
+    /// A request, with the number that its answer will carry.
+    Request(u64, BlockRequest),
+    /// The answer is no longer wanted. Comes too late more often than not, which does no harm.
+    Cancel(u64),
+}
+
+/// From the other side of a block stream: what comes before the bytes of an answer, if there are any.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlockHead {
+    /// [`BlockAnswer::Data`]: the bytes follow.
+    Data {
+        /// Of the request.
+        number: u64,
+        /// Bytes that follow, at most [`BLOCK_ANSWER_BYTES_MAX`].
+        length: u32,
+    },
+    /// [`BlockAnswer::WrongSize`]: the proof follows.
+    WrongSize {
+        /// Of the request.
+        number: u64,
+        /// The true size.
+        size: u64,
+        /// Bytes that follow, at most [`BLOCK_ANSWER_BYTES_MAX`].
+        length: u32,
+    },
+    /// [`BlockAnswer::DontHave`].
+    DontHave {
+        /// Of the request.
+        number: u64,
+        /// What is there.
+        have: Have,
+    },
+    /// [`BlockAnswer::Busy`].
+    Busy {
+        /// Of the request.
+        number: u64,
+    },
+    /// The request was taken back in time.
+    Cancelled {
+        /// Of the request.
+        number: u64,
+    },
 }
 
 /// A request on a block stream.
@@ -147,6 +239,54 @@ pub enum BlockAnswer {
     },
     /// Too much to do at the moment.
     Busy,
+}
+
+/// A list that is refused as soon as it has more than `N` items: an empty byte string takes one byte on the wire and 24 in
+/// memory, so a bound on the bytes of a message is none on what it unfolds to.
+struct AtMost<T, const N: usize>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for AtMost<T, N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Items<T, const N: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const N: usize> de::Visitor<'de> for Items<T, N> {
+            type Value = Vec<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a list of at most {N} items")
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T>, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    if items.len() >= N {
+                        return Err(de::Error::invalid_length(N + 1, &self));
+                    }
+                    items.push(item);
+                }
+                Ok(items)
+            }
+        }
+        deserializer
+            .deserialize_seq(Items::<T, N>(PhantomData))
+            .map(Self)
+    }
+}
+
+fn at_most<'de, D, T, const N: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    AtMost::<T, N>::deserialize(deserializer).map(|list| list.0)
+}
+
+/// A list of peers with their addresses, both bounded.
+fn members<'de, D>(deserializer: D) -> Result<Vec<(ByteBuf, Vec<ByteBuf>)>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    type Member = (ByteBuf, AtMost<ByteBuf, ADDRESSES_MAX>);
+    let members = AtMost::<Member, MEMBERS_MAX>::deserialize(deserializer)?.0;
+    let plain = |(peer, addresses): Member| (peer, addresses.0);
+    Ok(members.into_iter().map(plain).collect())
 }
 
 /// Refuses with a reason.
@@ -277,5 +417,44 @@ impl BlockAnswer {
             Self::DontHave(have) => have.check(),
             Self::Busy => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reply with a list of `count` empty items, encoded.
+    fn reply(variant: &str, count: u32) -> Vec<u8> {
+        let mut bytes = vec![0x82, 1, 0xa1, 0x60 | variant.len() as u8];
+        bytes.extend(variant.as_bytes());
+        bytes.push(0x9a);
+        bytes.extend(count.to_be_bytes());
+        bytes.extend(vec![0x40; count as usize]);
+        bytes
+    }
+
+    #[test]
+    fn a_message_of_many_small_items_is_refused_before_it_unfolds() {
+        let decode = |bytes: &[u8]| cbor4ii::serde::from_slice::<SyncReply>(bytes);
+        for (variant, max) in [("Heads", HEADS_MAX), ("Nodes", NAMED_MAX)] {
+            assert!(decode(&reply(variant, max as u32)).is_ok());
+            let error = decode(&reply(variant, 4_000_000)).unwrap_err();
+            assert!(error.to_string().contains("at most"), "{error}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_a_member_are_bounded_while_they_are_read() {
+        let status = |addresses: usize| SyncAnswer::Status {
+            load: 1,
+            members: vec![(ByteBuf::new(), vec![ByteBuf::new(); addresses])],
+        };
+        let decode = |answer: &SyncAnswer| {
+            let bytes = cbor4ii::serde::to_vec(Vec::new(), answer).unwrap();
+            cbor4ii::serde::from_slice::<SyncAnswer>(&bytes)
+        };
+        assert_eq!(decode(&status(16)).unwrap(), status(16));
+        assert!(decode(&status(17)).is_err());
     }
 }

@@ -25,7 +25,6 @@ use bytes::Bytes;
 use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::{PeerId, Stream};
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinSet,
@@ -37,7 +36,9 @@ use tracing::debug;
 use super::{
     framing::{self, FrameError},
     peers::{Note, Peer, Shared, Traffic},
-    proto::{CALL_BYTES_MAX, Push, SYNC, SYNC_BYTES_MAX, SyncAnswer, SyncRequest},
+    proto::{
+        CALL_BYTES_MAX, Push, SYNC, SYNC_BYTES_MAX, SyncAnswer, SyncCall, SyncReply, SyncRequest,
+    },
     streams,
 };
 
@@ -57,17 +58,6 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 const REOPEN_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 /// The number that no question has; its answer says why the stream ends.
 const FAREWELL: u64 = 0;
-
-/// From the side that opened the stream.
-#[derive(Serialize, Deserialize)]
-pub(super) enum Call {
-    Request(u64, SyncRequest),
-    Push(Push),
-}
-
-/// From the other side.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Reply(pub(super) u64, pub(super) SyncAnswer);
 
 /// A question on its way.
 struct Question {
@@ -136,7 +126,7 @@ impl SyncClient {
 pub(super) fn encode_push(push: Push) -> Result<Bytes, FrameError> {
     push.check()
         .map_err(|reason| FrameError::Malformed(reason.into()))?;
-    Ok(framing::encode(&Call::Push(push), CALL_BYTES_MAX)?.into())
+    Ok(framing::encode(&SyncCall::Push(push), CALL_BYTES_MAX)?.into())
 }
 
 /// Starts the asking side of a peer; it ends with `gone`.
@@ -195,7 +185,7 @@ async fn run(
                     if question.answer.is_closed() {
                         continue;
                     }
-                    let call = Call::Request(question.number, question.request.clone());
+                    let call = SyncCall::Request(question.number, question.request.clone());
                     let frame = framing::encode(&call, CALL_BYTES_MAX)?;
                     waiting.lock().insert(question.number, question);
                     writer.write_all(&frame).await?;
@@ -218,7 +208,7 @@ async fn run(
             traffic.alive();
             let counter = &shared.counters.manifest_received;
             counter.fetch_add(bytes.len() as u64, Relaxed);
-            let Reply(number, answer) = framing::decode(&bytes)?;
+            let SyncReply(number, answer) = framing::decode(&bytes)?;
             if let (FAREWELL, SyncAnswer::Error(reason)) = (number, &answer) {
                 return Err(io::Error::other(format!("refused: {reason:.256}")).into());
             }
@@ -264,7 +254,7 @@ pub(super) async fn serve(
             let bytes = framing::read_bytes(&mut reader, CALL_BYTES_MAX).await?;
             peer.traffic.alive();
             match framing::decode(&bytes)? {
-                Call::Request(number, request) => {
+                SyncCall::Request(number, request) => {
                     let unfit = request.check().err();
                     let unfit = unfit.or((number == FAREWELL).then_some("it has no number"));
                     if let Some(reason) = unfit {
@@ -287,7 +277,7 @@ pub(super) async fn serve(
                         let _ = answers.send((frame, (place, room))).await;
                     });
                 }
-                Call::Push(push) => {
+                SyncCall::Push(push) => {
                     let counter = &shared.counters.manifest_received;
                     counter.fetch_add(bytes.len() as u64, Relaxed);
                     push.check()
@@ -340,10 +330,10 @@ pub(super) async fn serve(
 }
 
 fn encode_answer(number: u64, answer: SyncAnswer) -> Vec<u8> {
-    framing::encode(&Reply(number, answer), SYNC_BYTES_MAX).unwrap_or_else(|error| {
+    framing::encode(&SyncReply(number, answer), SYNC_BYTES_MAX).unwrap_or_else(|error| {
         tracing::error!(%error, "an answer that cannot be sent");
         let excuse = SyncAnswer::Error("the answer is too large".into());
-        framing::encode(&Reply(number, excuse), SYNC_BYTES_MAX).unwrap_or_default()
+        framing::encode(&SyncReply(number, excuse), SYNC_BYTES_MAX).unwrap_or_default()
     })
 }
 

@@ -6,8 +6,8 @@ use libp2p::{Stream, SwarmBuilder, noise, swarm::NetworkBehaviour, tcp, tls, yam
 use super::*;
 use crate::net::{
     framing,
-    hello::{Challenge, DialerProof, Party},
-    sync::{Call, Reply},
+    hello::Party,
+    proto::{BlockCall, Challenge, DialerProof, SyncCall, SyncReply},
 };
 
 #[derive(NetworkBehaviour)]
@@ -111,7 +111,7 @@ impl Raw {
     }
 }
 
-fn frame(call: &Call) -> Vec<u8> {
+fn frame(call: &SyncCall) -> Vec<u8> {
     framing::encode(call, 1 << 30).unwrap()
 }
 
@@ -119,7 +119,7 @@ fn frame(call: &Call) -> Vec<u8> {
 async fn without_hello_sync_and_blocks_say_not_a_byte() {
     let (victim, service) = start(&cluster(), "victim").await;
     let raw = Raw::connect(&victim).await;
-    let ask = frame(&Call::Request(1, SyncRequest::Heads));
+    let ask = frame(&SyncCall::Request(1, SyncRequest::Heads));
     let (sync, blocks) = futures::join!(raw.everything(SYNC, &ask), raw.everything(BLOCKS, &ask));
     assert!(sync.is_empty() && blocks.is_empty());
     assert_eq!(service.asked.load(SeqCst), 0);
@@ -192,7 +192,7 @@ async fn a_message_that_is_too_large_is_answered_with_an_error_and_a_block() {
     let mut stream = raw.open_taken(SYNC).await;
     stream.write_all(&[0, 255, 255, 255]).await.unwrap();
     stream.flush().await.unwrap();
-    let Reply(number, answer) = framing::read(&mut stream, 4096).await.unwrap();
+    let SyncReply(number, answer) = framing::read(&mut stream, 4096).await.unwrap();
     assert!(number == 0 && matches!(answer, SyncAnswer::Error(_)));
     raw.is_thrown_out_by(&victim).await;
 }
@@ -212,7 +212,7 @@ async fn members_that_take_no_answers_hold_only_their_share_of_memory() {
     for _ in 0..2 {
         let mut stream = raw.open_taken(SYNC).await;
         for number in 1..=12 {
-            let call = frame(&Call::Request(number, ask.clone()));
+            let call = frame(&SyncCall::Request(number, ask.clone()));
             stream.write_all(&call).await.unwrap();
         }
         stream.flush().await.unwrap();
@@ -248,12 +248,15 @@ async fn requests_beyond_their_bounds_end_in_a_block() {
         changes: Some(changes),
     };
     let blocks = |request| {
-        let call = crate::net::blocks::Call::Request(1, request);
+        let call = BlockCall::Request(1, request);
         (BLOCKS, framing::encode(&call, 1024).unwrap())
     };
     let offences = [
-        (SYNC, frame(&Call::Request(1, SyncRequest::Nodes(too_many)))),
-        (SYNC, frame(&Call::Push(push))),
+        (
+            SYNC,
+            frame(&SyncCall::Request(1, SyncRequest::Nodes(too_many))),
+        ),
+        (SYNC, frame(&SyncCall::Push(push))),
         (SYNC, vec![0, 8, 0, 1]),
         (SYNC, vec![0, 0, 0, 3, 255, 255, 255]),
         blocks(request(0, 17)),
