@@ -93,6 +93,7 @@ fn version(writer: u64, sequence: u64, kind: Kind) -> Version {
         },
         time: HybridTime(1_700_000_000_000_000_000 + sequence),
         entry: Entry::new(kind, 0o640, 1000, 1000, modified),
+        moved: Vec::new(),
     }
 }
 
@@ -108,6 +109,8 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         block: true,
         number: 0x0801,
     };
+    let mut moved = version(6, 1, file(3));
+    moved.moved = vec![moved.dot];
     let mut tagged = version(2, 9, Kind::Symlink(b"../there".to_vec()));
     tagged.entry.attributes = BTreeMap::from([(b"mime_type".to_vec(), b"text/plain".to_vec())]);
     tagged.entry.unknown = BTreeMap::from([(200, vec![0x82, 1, 0x61, b'x'])]);
@@ -120,6 +123,8 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         ],
         vec![tagged, version(3, 1, device), version(4, 1, Kind::Fifo)],
         vec![version(1, 1, Kind::Link([4; 16]))],
+        vec![moved],
+        vec![version(1, 1, Kind::Record(b"a record".to_vec()))],
     ];
     let lists = lists.into_iter().filter_map(Versions::new);
     let of_path = |text: &[u8]| {
@@ -127,21 +132,26 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
             .ok()
             .and_then(|path| Key::of_path(&path))
     };
-    let writer = Key::of_internal(&InternalKey::Writer(WriterNumber(77)));
-    let file = Key::of_internal(&InternalKey::File([4; 16]));
-    let keys = [
-        of_path(b"a"),
-        of_path(b"photos/2026/beach.jpg"),
-        Some(writer),
-        Some(file),
+    let folder = TreePath::parse(b"photos/2026").unwrap_or_default();
+    let internal = [
+        InternalKey::Writer(WriterNumber(77)),
+        InternalKey::File([4; 16]),
+        InternalKey::Move(folder.clone()),
+        InternalKey::Snapshot(b"before".to_vec()),
+        InternalKey::Member(vec![8; 38]),
+        InternalKey::Policy(folder),
+        InternalKey::Unknown(9, b"later".to_vec()),
     ];
+    let keys = [of_path(b"a"), of_path(b"photos/2026/beach.jpg")];
+    let keys = keys.into_iter().flatten();
+    let keys = keys.chain(internal.iter().map(Key::of_internal));
 
     let mut seeds: Vec<_> = crate::tree::real_nodes()
         .iter()
         .map(|node| seed(0, node))
         .collect();
     seeds.extend(lists.map(|versions| seed(1, &versions.encode())));
-    seeds.extend(keys.iter().flatten().map(|key| seed(2, key.as_bytes())));
+    seeds.extend(keys.map(|key| seed(2, key.as_bytes())));
     seeds.push(seed(3, b"/photos/2026/beach.jpg"));
     seeds
 }

@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use p2pfs::manifest::{
     CausalContext, Entry, HybridTime, Key, Kind, Node, NodeHash, NodeSource, Timestamp, TreeError,
-    TreePath, Version, Versions, apply, children, diff, empty_root, folder_newest, get, lookup,
-    merge, range_summary, scan,
+    TreePath, Version, Versions, View, apply, children, diff, empty_root, folder_newest, get,
+    lookup, merge, range_summary, scan,
 };
 use p2pfs::manifest::{Dot, WriterNumber};
 
@@ -42,6 +42,12 @@ pub(crate) fn run(mut data: &[u8]) {
     }
     let source = Forged(nodes);
     let (one, other) = (NodeHash([0; 32]), NodeHash([1; 32]));
+    let (mut ours, mut theirs) = (CausalContext::default(), CausalContext::default());
+    ours.add(dot(1, 5));
+    theirs.add(dot(2, 5));
+    // One state, and two that are looked at as if they were merged.
+    let both = [(one, ours.clone()), (other, theirs.clone())];
+    let states = [View::of(one), View::new(both)];
     let everything = Range {
         start: Vec::new(),
         end: vec![0xff],
@@ -60,10 +66,10 @@ pub(crate) fn run(mut data: &[u8]) {
             get(&source, one, key).ok().flatten().as_ref(),
             Some(versions)
         );
-        look_at(&source, one, key);
+        look_at(&source, &states, key);
         edit(&source, one, key, versions);
     }
-    look_around(&source, one, &TreePath::root());
+    look_around(&source, &states, &TreePath::root());
 
     for (old, new) in [
         (one, other),
@@ -76,27 +82,28 @@ pub(crate) fn run(mut data: &[u8]) {
             assert!(changes.iter().all(|change| change.old != change.new));
         }
     }
-    let (mut ours, mut theirs) = (CausalContext::default(), CausalContext::default());
-    ours.add(dot(1, 5));
-    theirs.add(dot(2, 5));
     let _ = merge(&source, (one, &ours), (other, &theirs));
     let _ = merge(&source, (other, &theirs), (one, &ours));
 }
 
-fn look_at(source: &Forged, root: NodeHash, key: &Key) {
+fn look_at(source: &Forged, states: &[View], key: &Key) {
     let Some(path) = key.path() else {
         return;
     };
-    let _ = lookup(source, root, &path);
+    for view in states {
+        let _ = lookup(source, view, &path);
+    }
     if let Some((folder, _)) = path.split() {
-        look_around(source, root, &folder);
+        look_around(source, states, &folder);
     }
 }
 
-fn look_around(source: &Forged, root: NodeHash, folder: &TreePath) {
-    let _ = folder_newest(source, root, folder);
-    if let Ok(children) = children(source, root, folder) {
-        assert!(children.is_sorted_by(|(a, _), (b, _)| a < b));
+fn look_around(source: &Forged, states: &[View], folder: &TreePath) {
+    for view in states {
+        let _ = folder_newest(source, view, folder);
+        if let Ok(children) = children(source, view, folder) {
+            assert!(children.is_sorted_by(|(a, _), (b, _)| a < b));
+        }
     }
 }
 
@@ -130,6 +137,7 @@ fn new(sequence: u64) -> Version {
         dot: dot(5, sequence),
         time: HybridTime(1_700_000_000_000_000_000 + sequence),
         entry: Entry::new(Kind::Directory, 0o755, 0, 0, Timestamp(0)),
+        moved: Vec::new(),
     }
 }
 
