@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 const MEMBER_KEY_CONTEXT: &str = "p2pfs member key v1";
 const SEALING_KEY_CONTEXT: &str = "p2pfs sealing key v1";
 const CONTENT_INDEX_KEY_CONTEXT: &str = "p2pfs content index key v1";
+const NODE_INDEX_KEY_CONTEXT: &str = "p2pfs node index key v1";
 
 /// The only key epoch so far; removing members will raise it.
 const EPOCH: u64 = 0;
@@ -45,6 +46,7 @@ pub struct ClusterKeys {
     member: SigningKey,
     sealing: Zeroizing<[u8; 32]>,
     content_index: Zeroizing<[u8; 32]>,
+    node_index: Zeroizing<[u8; 32]>,
 }
 
 impl ClusterKeys {
@@ -68,6 +70,7 @@ impl ClusterKeys {
             member: SigningKey::from_bytes(&derive(MEMBER_KEY_CONTEXT)),
             sealing: derive(SEALING_KEY_CONTEXT),
             content_index: derive(CONTENT_INDEX_KEY_CONTEXT),
+            node_index: derive(NODE_INDEX_KEY_CONTEXT),
         }
     }
 
@@ -100,6 +103,11 @@ impl ClusterKeys {
     /// The keyed hash under which trackers index a content.
     pub fn sealed_content_key(&self, content: &crate::content::ContentId) -> [u8; 32] {
         *blake3::keyed_hash(&self.content_index, &content.0).as_bytes()
+    }
+
+    /// The keyed hash under which trackers keep a manifest node.
+    pub fn sealed_node_key(&self, node: &crate::manifest::NodeHash) -> [u8; 32] {
+        *blake3::keyed_hash(&self.node_index, &node.0).as_bytes()
     }
 
     /// Signs with the write key, if the holder may write.

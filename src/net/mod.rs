@@ -28,7 +28,7 @@ mod transport;
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures::future::{BoxFuture, join_all};
@@ -143,6 +143,17 @@ pub struct PeerInfo {
     pub block_bytes_received: u64,
     /// Bytes of block answers sent to it.
     pub block_bytes_sent: u64,
+}
+
+/// What a member was last disconnected and blocked for.
+#[derive(Clone, Debug)]
+pub struct Blame {
+    /// Who.
+    pub peer: PeerId,
+    /// For what.
+    pub reason: String,
+    /// When.
+    pub at: SystemTime,
 }
 
 /// What happens on the network.
@@ -353,6 +364,11 @@ impl Net {
     pub fn offence(&self, peer: PeerId, reason: &str) {
         self.shared.offence(peer, reason);
         self.shared.book_changed.notify_one();
+    }
+
+    /// What members were last blamed for here, those of the last 256 that were.
+    pub fn blames(&self) -> Vec<Blame> {
+        self.shared.blames.lock().values().cloned().collect()
     }
 
     /// Counters.

@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use libp2p::{Multiaddr, PeerId};
@@ -18,7 +18,7 @@ use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    NetEvent, PeerInfo, Service,
+    Blame, NetEvent, PeerInfo, Service,
     blocks::{self, BlockClient, Patience},
     book::{Book, Target},
     counters::Counters,
@@ -37,6 +37,8 @@ const ANSWERS_MAX: usize = 128;
 const SYNC_ANSWERS_MAX: usize = 32;
 /// Notes that wait for the swarm's owner. When full, whoever has one waits.
 const NOTES_MAX: usize = 256;
+/// Members whose blame is remembered; the oldest goes first.
+const BLAMES_MAX: usize = 256;
 /// Events that a slow reader may be behind.
 const EVENTS_MAX: usize = 1024;
 
@@ -67,6 +69,8 @@ pub(super) struct Shared {
     /// Whom there is any connection to, proven or not.
     pub(super) connected: RwLock<BTreeSet<PeerId>>,
     pub(super) book: Mutex<Book>,
+    /// What members were last blamed for.
+    pub(super) blames: Mutex<BTreeMap<PeerId, Blame>>,
     /// Wakes the swarm's owner after a change of the book.
     pub(super) book_changed: Notify,
     pub(super) notes: mpsc::Sender<Note>,
@@ -102,6 +106,7 @@ impl Shared {
             addresses: RwLock::default(),
             connected: RwLock::default(),
             book: Mutex::new(Book::new(local)),
+            blames: Mutex::default(),
             book_changed: Notify::new(),
             notes,
             answers: Arc::new(Semaphore::new(ANSWERS_MAX)),
@@ -186,6 +191,22 @@ impl Shared {
 
     /// Blocks a peer for an offence; the swarm's owner disconnects it when it next looks at the book.
     pub(super) fn offence(&self, peer: PeerId, reason: &str) {
+        // Strangers come and go: only what members did is remembered.
+        if self.peer(&peer).is_some() {
+            let mut blames = self.blames.lock();
+            if blames.len() >= BLAMES_MAX && !blames.contains_key(&peer) {
+                let oldest = blames.iter().min_by_key(|(_, blame)| blame.at);
+                if let Some(oldest) = oldest.map(|(peer, _)| *peer) {
+                    blames.remove(&oldest);
+                }
+            }
+            let blame = Blame {
+                peer,
+                reason: reason.to_owned(),
+                at: SystemTime::now(),
+            };
+            blames.insert(peer, blame);
+        }
         let duration = self.book.lock().offence(Instant::now(), peer);
         let seconds = duration.as_secs();
         tracing::warn!(%peer, reason, seconds, "disconnected and blocked for a while");

@@ -16,7 +16,10 @@ use serde_bytes::ByteBuf;
 
 pub(super) use fetch::PeerFetcher;
 
-use super::namespace::{Namespace, Pushed, RefusedPush};
+use super::{
+    namespace::{Namespace, Pushed, RefusedPush},
+    trackers::Trackers,
+};
 use crate::{
     content::{BlockSet, Object},
     manifest::NodeHash,
@@ -45,6 +48,7 @@ pub(super) struct Late {
     pub(super) net: OnceLock<Net>,
     pub(super) transfers: OnceLock<Transfers>,
     pub(super) namespace: OnceLock<Namespace>,
+    pub(super) trackers: OnceLock<Arc<Trackers>>,
     pub(super) slow: fetch::Slow,
 }
 

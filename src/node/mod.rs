@@ -2,8 +2,8 @@
 //!
 //! Start: lock the state folder, open the namespace, start the network, the transfers and the trackers, wait for a first
 //! head, mount, open the control socket. End, whichever way it comes (unmount command, `umount`, signal): publish what is
-//! pending, unmount, put everything on disk, give up leases, tell the peers. Each step of the end has a deadline; none
-//! depends on another machine being there.
+//! pending, unmount, complete the trackers' copy, give up leases, tell the peers, put everything on disk. Each step of the
+//! end has a deadline; none depends on another machine being there.
 
 pub mod address;
 mod background;
@@ -56,6 +56,9 @@ const LOCK_WITHIN: Duration = Duration::from_secs(5);
 const LOCK_GRACE: Duration = Duration::from_millis(500);
 /// How long the end waits for files to be published.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long the end waits for the trackers' copy of the manifest.
+const COPY_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long the control socket outlives the mount.
 const ANSWER_GOES_OUT: Duration = Duration::from_millis(100);
@@ -188,6 +191,7 @@ impl Node {
         let net = start_net(&store, &config, identity, &keys, hello, service).await?;
         let _ = late.net.set(net.clone());
         let trackers = Trackers::start(&config.trackers, &keys, &net, &namespace, &store);
+        let _ = late.trackers.set(trackers.clone());
         let directory = Arc::new(Directory {
             trackers: trackers.clone(),
             net: net.clone(),
@@ -369,6 +373,8 @@ impl Node {
             tracing::debug!(%error, "unmounting at the end");
         }
         self.transfers.stop();
+        // For who comes while nobody is up. What isn't there by then is handed in by the next mount.
+        let _ = tokio::time::timeout(COPY_WITHIN, self.trackers.all_have_copy()).await;
         let _ = tokio::time::timeout(Duration::from_secs(2), self.trackers.leave()).await;
         self.net.stop().await;
         let store = self.store.clone();

@@ -136,6 +136,17 @@ impl Node {
             };
             blames.insert(blame.peer, report);
         }
+        for blame in self.net.blames() {
+            let since = blame.at.duration_since(std::time::UNIX_EPOCH);
+            let report = BlameReport {
+                reason: blame.reason,
+                at_s: since.map_or(0.0, |since| since.as_secs_f64()),
+            };
+            let known = blames.get(&blame.peer);
+            if known.is_none_or(|known| known.at_s <= report.at_s) {
+                blames.insert(blame.peer, report);
+            }
+        }
         let loads = self.loads.lock();
         let mut reports: Vec<PeerReport> = self
             .net

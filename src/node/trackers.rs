@@ -3,13 +3,15 @@
 //! Nothing waits for a tracker but who asks one directly, and that is bounded: without trackers everything between peers that
 //! know each other goes on.
 
+mod copy;
+mod directory;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use futures::{FutureExt, future::BoxFuture};
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 use p2pfs_tracker::{
     client::{Lease, Located, Session, SessionError},
@@ -17,16 +19,18 @@ use p2pfs_tracker::{
     protocol::{HoldsDigest, LOOKUP_KEYS_MAX, PROTOCOL, Refusal, SealedKey},
 };
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
+
+pub(super) use directory::Directory;
 
 use super::{namespace::Namespace, run_blocking};
 use crate::{
-    cluster::{ClusterKeys, SealKind},
+    cluster::{ClusterKeys, Head, SealKind},
     content::Object,
     control::types::{TrackerReport, TrackerState},
+    manifest::{NodeHash, empty_root},
     net::Net,
     store::{Presence, Store},
-    transfer::Holders,
 };
 
 /// How long connecting to a tracker may take.
@@ -35,6 +39,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const ASK_WITHIN: Duration = Duration::from_secs(2);
 /// What is held is looked through this often, or twenty times as long as that takes, where that is longer.
 const SCAN_EVERY: Duration = Duration::from_secs(2);
+/// Requests for nodes of one tracker at a time.
+const TURNS: usize = 4;
 /// Heads are kept sealed under this key; there is one of each peer.
 const HEAD_KEY: &[u8] = b"";
 
@@ -65,14 +71,29 @@ struct Tracker {
     /// What happened since the task last looked.
     news: Mutex<News>,
     woken: Notify,
-    /// Whether it took this node's head in the present session.
-    has_head: watch::Sender<bool>,
+    /// The root of the head of this node's that it took in the present session.
+    root: watch::Sender<Option<NodeHash>>,
+    copied: watch::Sender<Copied>,
+    /// For who asks it for manifest nodes.
+    turns: Semaphore,
+}
+
+/// What of the manifest a tracker was given in the present session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copied {
+    /// Not all that is here.
+    Part,
+    /// What is here below this root, as far as it has room.
+    All(NodeHash),
+    /// Nothing: it is too old to keep manifest nodes.
+    NotKept,
 }
 
 struct State {
     state: TrackerState,
     reason: Option<String>,
-    head_age: Option<Duration>,
+    /// Age of the newest head that it showed and that verified, and when that was.
+    head_age: Option<(Duration, Instant)>,
     session: Option<Arc<Session>>,
 }
 
@@ -109,7 +130,17 @@ impl Tracker {
         state.state = TrackerState::Unreachable;
         state.reason = Some(reason);
         state.session = None;
-        self.has_head.send_replace(false);
+        drop(state);
+        self.copied.send_replace(Copied::Part);
+        self.root.send_replace(None);
+    }
+
+    fn has_head(&self) -> bool {
+        self.root.borrow().is_some()
+    }
+
+    fn keeps_nodes(&self) -> bool {
+        *self.copied.borrow() != Copied::NotKept
     }
 }
 
@@ -143,12 +174,15 @@ impl Trackers {
                     }),
                     news: Mutex::default(),
                     woken: Notify::new(),
-                    has_head: watch::Sender::new(false),
+                    root: watch::Sender::new(None),
+                    copied: watch::Sender::new(Copied::Part),
+                    turns: Semaphore::new(TURNS),
                 })
             })
             .collect();
         for tracker in &trackers {
             tokio::spawn(attend(tracker.clone(), shared.clone()));
+            tokio::spawn(copy::keep(tracker.clone(), shared.clone()));
         }
         let all = Arc::new(Self {
             trackers,
@@ -197,7 +231,9 @@ impl Trackers {
                 address: tracker.name.clone(),
                 state: state.state,
                 reason: state.reason.clone(),
-                head_age_s: state.head_age.map(|age| age.as_secs_f64()),
+                head_age_s: state
+                    .head_age
+                    .map(|(age, at)| (age + at.elapsed()).as_secs_f64()),
             }
         });
         reports.collect()
@@ -282,18 +318,14 @@ impl Trackers {
     /// Returns when every tracker has this node's head.
     pub(super) async fn all_have_head(&self) {
         for tracker in &self.trackers {
-            let mut has_head = tracker.has_head.subscribe();
             // The sender lives in `tracker`.
-            let _ = has_head.wait_for(|has| *has).await;
+            let _ = tracker.root.subscribe().wait_for(Option::is_some).await;
         }
     }
 
     /// Trackers that don't have it yet, and why.
     pub(super) fn without_head(&self) -> Vec<(String, String)> {
-        let without = self
-            .trackers
-            .iter()
-            .filter(|tracker| !*tracker.has_head.borrow());
+        let without = self.trackers.iter().filter(|tracker| !tracker.has_head());
         without
             .map(|tracker| {
                 let reason = tracker.state.lock().reason.clone();
@@ -303,6 +335,34 @@ impl Trackers {
                 )
             })
             .collect()
+    }
+
+    /// Returns when every tracker that is connected has this node's newest head and its copy of what is here of the
+    /// manifest, as far as it keeps one.
+    pub(super) async fn all_have_copy(&self) {
+        let shared = self.shared.clone();
+        let Some((_, root)) = run_blocking(move || shared.own_head()).await else {
+            return;
+        };
+        self.head_changed();
+        for tracker in &self.trackers {
+            if tracker.session().is_some() {
+                let mut copied = tracker.copied.subscribe();
+                let whole = |copied: &Copied| match copied {
+                    Copied::Part => tracker.session().is_none(),
+                    Copied::All(of) => *of == root,
+                    Copied::NotKept => true,
+                };
+                // The sender lives in `tracker`.
+                let _ = copied.wait_for(whole).await;
+            }
+        }
+    }
+
+    /// Manifest nodes from the trackers' copies, checked; those that no tracker has are left out. The caller bounds the
+    /// time.
+    pub(super) async fn nodes(&self, wanted: &[NodeHash]) -> Vec<Vec<u8>> {
+        copy::fetch(&self.trackers, &self.shared, wanted).await
     }
 
     /// Gives up the leases.
@@ -318,6 +378,31 @@ impl Trackers {
 impl Shared {
     fn sealed_key(&self, object: &Object) -> SealedKey {
         SealedKey(self.keys.sealed_content_key(&object.content))
+    }
+
+    /// Whether a head verifies.
+    fn is_good(&self, head: &[u8]) -> bool {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now_ns = since.map_or(0, |since| {
+            u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+        });
+        Head::decode(head).is_ok_and(|head| head.verify(&self.keys, now_ns).is_ok())
+    }
+
+    /// The head to hand in, and its root: of several that no other covers the one that says what the folder shows here, else
+    /// the newest whose root node is here, so that a newcomer who takes it finds something below it.
+    fn own_head(&self) -> Option<(Vec<u8>, NodeHash)> {
+        let heads = self.namespace.heads().into_iter();
+        let heads = heads.filter_map(|head| {
+            let root = Head::decode(&head).ok()?.root;
+            Some((head, root))
+        });
+        let shown = self.namespace.status().root;
+        heads.min_by_key(|(_, root)| {
+            // The first of equals is the newest.
+            let is_here = || self.namespace.node(root).is_some() || *root == empty_root();
+            (Some(*root) != shown, !is_here())
+        })
     }
 
     fn dial(&self, peer: &Located) {
@@ -459,16 +544,18 @@ async fn perform(
         Action::PollHeads => {
             let session = session()?;
             let heads = session.heads().await?;
-            tracker.state.lock().head_age = heads.first().map(|head| head.age);
-            let opened: Vec<Vec<u8>> = heads
+            let opened: Vec<(Vec<u8>, Duration)> = heads
                 .iter()
                 .filter_map(|head| {
-                    shared
-                        .keys
-                        .open(SealKind::Head, HEAD_KEY, &head.sealed)
-                        .ok()
+                    let opened = shared.keys.open(SealKind::Head, HEAD_KEY, &head.sealed);
+                    Some((opened.ok()?, head.age))
                 })
                 .collect();
+            // What is shown is the age of something that can be used.
+            let good = opened.iter().filter(|(head, _)| shared.is_good(head));
+            let youngest = good.map(|(_, age)| *age).min();
+            tracker.state.lock().head_age = youngest.map(|age| (age, Instant::now()));
+            let opened: Vec<Vec<u8>> = opened.into_iter().map(|(head, _)| head).collect();
             // Others may have pushed this node's head out of the tracker's few places.
             if told
                 .head
@@ -517,9 +604,10 @@ async fn find_peers(session: &Session, shared: &Shared) {
 
 /// Hands in the head that stands for this node's state, sealed, unless the tracker has it.
 async fn put_head(tracker: &Tracker, shared: &Shared, told: &mut Told) {
-    let (Some(session), Some(head)) = (
+    let looking = shared.clone();
+    let (Some(session), Some((head, root))) = (
         tracker.session(),
-        shared.namespace.heads().into_iter().next(),
+        run_blocking(move || looking.own_head()).await,
     ) else {
         return;
     };
@@ -532,7 +620,7 @@ async fn put_head(tracker: &Tracker, shared: &Shared, told: &mut Told) {
     match session.put_head(&sealed).await {
         Ok(()) => {
             told.head = Some(head);
-            tracker.has_head.send_replace(true);
+            tracker.root.send_replace(Some(root));
         }
         Err(error) => {
             tracing::debug!(tracker = %tracker.name, %error, "the head was not handed in")
@@ -582,59 +670,5 @@ async fn look_through(trackers: Arc<Trackers>, store: Store) {
             Err(error) => tracing::warn!(%error, "what is held could not be looked through"),
         }
         tokio::time::sleep(SCAN_EVERY.max(begun.elapsed() * 20)).await;
-    }
-}
-
-/// Finds holders for the transfer engine.
-pub(super) struct Directory {
-    pub(super) trackers: Arc<Trackers>,
-    pub(super) net: Net,
-}
-
-impl Holders for Directory {
-    fn find(&self, object: Object) -> BoxFuture<'static, Vec<PeerId>> {
-        let trackers = self.trackers.clone();
-        let net = self.net.clone();
-        async move {
-            let mut events = net.events();
-            let objects = [object];
-            let find = async {
-                let (mut holders, _) =
-                    tokio::join!(trackers.holders(&objects), trackers.find_fresh_peers());
-                let mut named: BTreeSet<PeerId> = holders
-                    .remove(&object)
-                    .unwrap_or_default()
-                    .into_iter()
-                    .collect();
-                named.remove(&net.local_peer());
-                // Those that are named are being dialed: return once they are members in good standing.
-                loop {
-                    let connected: Vec<PeerId> = net
-                        .peers()
-                        .into_iter()
-                        .map(|peer| peer.peer)
-                        .filter(|peer| named.contains(peer))
-                        .collect();
-                    if connected.len() == named.len() || events.recv().await.is_err() {
-                        break connected;
-                    }
-                }
-            };
-            match tokio::time::timeout(ASK_WITHIN, find).await {
-                Ok(connected) => connected,
-                Err(_) => net.peers().into_iter().map(|peer| peer.peer).collect(),
-            }
-        }
-        .boxed()
-    }
-
-    fn report(&self, peer: PeerId, reason: &str) {
-        let trackers = self.trackers.clone();
-        let reason = reason.to_owned();
-        tokio::spawn(async move {
-            if let Err(error) = trackers.report(peer).await {
-                tracing::debug!(%peer, %reason, %error, "a dropped peer was not reported");
-            }
-        });
     }
 }

@@ -25,9 +25,11 @@ pub use crate::registry::Located;
 use crate::{
     framing::{FrameError, encode_frame, read_frame, write_frame},
     protocol::{
-        ADDRESSES_MAX, ANSWER_BYTES_MAX, Answer, Ask, Challenge, HANDSHAKE_BYTES_MAX, HEADS_MAX,
-        HoldsDigest, KEYS_MAX, LOOKUP_KEYS_MAX, PEERS_MAX, Prove, REQUEST_BYTES_MAX, Refusal,
-        Request, SealedKey, Told, Verdict, WirePeer, challenge_message, parse_address, parse_peer,
+        ADDRESSES_MAX, ANSWER_BYTES_MAX, Answer, Ask, Challenge, GET_NODES_MAX,
+        HANDSHAKE_BYTES_MAX, HAVE_NODES_MAX, HEADS_MAX, HoldsDigest, KEYS_MAX, LOOKUP_KEYS_MAX,
+        NODE_BYTES_MAX, PEERS_MAX, PUT_BYTES_MAX, PUT_NODES_MAX, Prove, REQUEST_BYTES_MAX, Refusal,
+        Request, SealedKey, Told, Verdict, WireNode, WirePeer, challenge_message, parse_address,
+        parse_peer,
     },
 };
 
@@ -82,6 +84,16 @@ pub struct TrackedHead {
     pub sealed: Vec<u8>,
     /// How long ago that was, by the tracker's clock.
     pub age: Duration,
+}
+
+/// Which nodes a tracker keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptNodes {
+    /// For each key, in the order asked.
+    pub have: Vec<bool>,
+    /// Bytes that the cluster's nodes may take there at present, each charged with
+    /// [`NODE_OVERHEAD_BYTES`](crate::protocol::NODE_OVERHEAD_BYTES) more than it has.
+    pub room: u64,
 }
 
 #[derive(Default)]
@@ -385,6 +397,65 @@ impl Session {
         Ok(found.into_iter().find(|located| located.peer == *peer))
     }
 
+    /// Which of at most 1024 nodes the tracker keeps; those count as new again.
+    pub async fn have_nodes(&self, keys: &[SealedKey]) -> Result<KeptNodes, SessionError> {
+        if keys.len() > HAVE_NODES_MAX {
+            return Err(Refusal::Malformed.into());
+        }
+        let ask = Ask::HaveNodes {
+            keys: keys.to_vec(),
+        };
+        match self.request(ask).await? {
+            Told::HaveNodes { have, room } if have.len() == keys.len() => {
+                Ok(KeptNodes { have, room })
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Hands in sealed nodes: 64 at most, with 448 KiB together, each of 1 byte to 256 KiB. `replace`: in place of those
+    /// that the tracker keeps under the same keys.
+    pub async fn put_nodes(
+        &self,
+        nodes: Vec<(SealedKey, Vec<u8>)>,
+        replace: bool,
+    ) -> Result<(), SessionError> {
+        let total: usize = nodes.iter().map(|(_, sealed)| sealed.len()).sum();
+        if nodes.len() > PUT_NODES_MAX || total > PUT_BYTES_MAX {
+            return Err(Refusal::Malformed.into());
+        }
+        let nodes = nodes.into_iter().map(|(key, sealed)| WireNode {
+            key,
+            sealed: ByteBuf::from(sealed),
+        });
+        let ask = Ask::PutNodes {
+            nodes: nodes.collect(),
+            replace,
+        };
+        done(self.request(ask).await?)
+    }
+
+    /// Sealed nodes of at most 256 keys, in their order, empty where the tracker keeps none. The answer may stop early: those
+    /// that it doesn't cover are to be asked for again.
+    pub async fn nodes(&self, keys: &[SealedKey]) -> Result<Vec<Vec<u8>>, SessionError> {
+        if keys.len() > GET_NODES_MAX {
+            return Err(Refusal::Malformed.into());
+        }
+        let ask = Ask::GetNodes {
+            keys: keys.to_vec(),
+        };
+        match self.request(ask).await? {
+            Told::Nodes(nodes)
+                if nodes.len() <= keys.len()
+                    && nodes.is_empty() == keys.is_empty()
+                    && nodes.iter().all(|node| node.len() <= NODE_BYTES_MAX) =>
+            {
+                Ok(nodes.into_iter().map(ByteBuf::into_vec).collect())
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
     async fn request(&self, ask: Ask) -> Result<Told, SessionError> {
         let deadline = Instant::now() + REQUEST_WAIT;
         let _permit = match timeout_at(deadline, self.permits.acquire()).await {
@@ -430,6 +501,8 @@ fn unexpected(told: &Told) -> SessionError {
         Told::Peers(_) => "peers",
         Told::Holders { .. } => "holders",
         Told::Heads(_) => "heads",
+        Told::HaveNodes { .. } => "a list of nodes",
+        Told::Nodes(_) => "nodes",
         Told::Refused(_) => "a refusal",
     };
     SessionError::Protocol(format!("{kind} came as the answer to something else"))

@@ -22,9 +22,10 @@ use serde_bytes::{ByteArray, ByteBuf};
 pub const PROTOCOL: StreamProtocol = StreamProtocol::new("/p2pfs/tracker/1");
 /// Most bytes of [`Challenge`], [`Prove`] and [`Verdict`].
 pub const HANDSHAKE_BYTES_MAX: usize = 1024;
-/// Most bytes of a [`Request`]: [`KEYS_MAX`] keys, or a sealed head, and some room.
-pub const REQUEST_BYTES_MAX: usize = 192 * 1024;
-/// Most bytes of an [`Answer`]: [`HEADS_MAX`] sealed heads, or [`PEERS_MAX`] peers with all their addresses, and some room.
+/// Most bytes of a [`Request`]: [`PUT_BYTES_MAX`] of sealed nodes with their keys, and some room.
+pub const REQUEST_BYTES_MAX: usize = 512 * 1024;
+/// Most bytes of an [`Answer`]: [`HEADS_MAX`] sealed heads, or [`PEERS_MAX`] peers with all their addresses, or sealed nodes,
+/// and some room.
 pub const ANSWER_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Most addresses of one peer.
 pub const ADDRESSES_MAX: usize = 16;
@@ -46,12 +47,26 @@ pub const PEERS_MAX: usize = 128;
 pub const HEAD_BYTES_MAX: usize = 65 * 1024;
 /// Most heads kept for a topic, at most one of each peer.
 pub const HEADS_MAX: usize = 16;
+/// Most bytes of a sealed manifest node. They have 8 KiB on average; the rare larger one is kept by members alone.
+pub const NODE_BYTES_MAX: usize = 256 * 1024;
+/// Most nodes of one [`Ask::PutNodes`].
+pub const PUT_NODES_MAX: usize = 64;
+/// Most bytes of all nodes of one [`Ask::PutNodes`].
+pub const PUT_BYTES_MAX: usize = 448 * 1024;
+/// Most keys of one [`Ask::HaveNodes`].
+pub const HAVE_NODES_MAX: usize = 1024;
+/// Most keys of one [`Ask::GetNodes`].
+pub const GET_NODES_MAX: usize = 256;
+/// An answer to [`Ask::GetNodes`] stops before the node that would take it beyond so many bytes.
+pub const GET_BYTES_MAX: usize = 1024 * 1024;
+/// What keeping a node is charged with beyond its bytes: its place in the index and on disk.
+pub const NODE_OVERHEAD_BYTES: u64 = 2048;
 
 /// The public member key of a cluster.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Topic(pub [u8; 32]);
 
-/// What a content is indexed under: a keyed hash of its id, which tells a tracker nothing.
+/// What a content is indexed under, or a manifest node kept: a keyed hash of its id, which tells a tracker nothing.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SealedKey(#[serde(with = "serde_bytes")] pub [u8; 32]);
@@ -161,6 +176,33 @@ pub enum Ask {
         /// Its id, at most [`PEER_ID_BYTES_MAX`].
         peer: ByteBuf,
     },
+    /// Which of these nodes are kept, at most [`HAVE_NODES_MAX`]; those count as new again. Answer: [`Told::HaveNodes`].
+    HaveNodes {
+        /// Which nodes.
+        keys: Vec<SealedKey>,
+    },
+    /// Keeps sealed nodes, at most [`PUT_NODES_MAX`] with [`PUT_BYTES_MAX`] together; the oldest of the cluster make room.
+    /// Answer: [`Told::Done`].
+    PutNodes {
+        /// The nodes.
+        nodes: Vec<WireNode>,
+        /// Whether they take the place of those kept under the same keys, which turned out to be bad.
+        replace: bool,
+    },
+    /// Sealed nodes, at most [`GET_NODES_MAX`]. Answer: [`Told::Nodes`].
+    GetNodes {
+        /// Which nodes.
+        keys: Vec<SealedKey>,
+    },
+}
+
+/// A sealed manifest node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireNode {
+    /// What it is kept under.
+    pub key: SealedKey,
+    /// 1 to [`NODE_BYTES_MAX`] bytes.
+    pub sealed: ByteBuf,
 }
 
 /// The answer to the request with the same number.
@@ -195,6 +237,15 @@ pub enum Told {
     },
     /// At most [`HEADS_MAX`], newest first.
     Heads(Vec<WireHead>),
+    /// Which nodes are kept.
+    HaveNodes {
+        /// For each key, in the order asked.
+        have: Vec<bool>,
+        /// Bytes that this cluster's nodes may take at present, each with [`NODE_OVERHEAD_BYTES`].
+        room: u64,
+    },
+    /// Nodes in the order asked, empty where there is none; may stop early, after one at least.
+    Nodes(Vec<ByteBuf>),
     /// Refused.
     Refused(Refusal),
 }
@@ -284,6 +335,9 @@ pub enum Limit {
     /// Bytes of heads of all.
     #[error("it has no room for more heads")]
     HeadBytes,
+    /// Bytes of manifest nodes of all.
+    #[error("it has no room for more manifest nodes")]
+    NodeBytes,
 }
 
 /// What a peer signs with the member key to begin a session.

@@ -316,6 +316,78 @@ async fn a_restart_with_its_state_forgets_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn manifest_nodes_are_kept_for_the_cluster_alone_and_through_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = Tracker::start(dir.path(), LEASE).await;
+    let (one, two) = (Peer::start().await, Peer::start().await);
+    let first = one.announced(&before, &[]).await;
+    first.put_head(b"sealed").await.unwrap();
+    let nodes: Vec<_> = (1..=60).map(|n| (key(n), vec![n; 7000])).collect();
+    first.put_nodes(nodes.clone(), false).await.unwrap();
+    let bad = vec![(key(5), b"bad".to_vec())];
+    first.put_nodes(bad.clone(), false).await.unwrap();
+    let socket = before.socket();
+    before.stop().await;
+
+    let after = Tracker::start_at(dir.path(), LEASE, socket).await.unwrap();
+    // Nobody who is up has handed them in.
+    let second = two.session(&after, 1).await;
+    let kept = second.have_nodes(&[key(61), key(60)]).await.unwrap();
+    assert_eq!(kept.have, [false, true]);
+    assert!(kept.room > 1 << 20);
+    let keys: Vec<_> = (1..=61).map(key).collect();
+    let found = second.nodes(&keys).await.unwrap();
+    let given: Vec<_> = nodes.into_iter().map(|(_, node)| node).collect();
+    assert_eq!(found[..60], given);
+    assert!(found[60].is_empty());
+    // Replaced where that is asked for.
+    two.announced(&after, &[])
+        .await
+        .put_nodes(bad, true)
+        .await
+        .unwrap();
+    assert_eq!(second.nodes(&[key(5)]).await.unwrap(), [b"bad"]);
+    // Another cluster sees none of it, and hands in nothing without a lease.
+    let elsewhere = two.session(&after, 2).await;
+    assert_eq!(elsewhere.have_nodes(&[key(1)]).await.unwrap().have, [false]);
+    assert!(elsewhere.nodes(&[key(1)]).await.unwrap()[0].is_empty());
+    assert!(matches!(
+        elsewhere.put_nodes(vec![(key(1), vec![1])], false).await,
+        Err(SessionError::Refused(Refusal::NotAnnounced))
+    ));
+    after.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_with_large_nodes_stops_early_and_the_rest_is_had_by_asking_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let tracker = Tracker::start(dir.path(), LEASE).await;
+    let peer = Peer::start().await;
+    let session = peer.announced(&tracker, &[]).await;
+    let keys: Vec<_> = (1..=20).map(key).collect();
+    for n in 1..=20 {
+        let node = vec![(key(n), vec![n; 200_000])];
+        session.put_nodes(node, false).await.unwrap();
+    }
+    let mut found = Vec::new();
+    let mut answers = 0;
+    while found.len() < keys.len() {
+        let some = session.nodes(&keys[found.len()..]).await.unwrap();
+        assert!(!some.is_empty());
+        found.extend(some);
+        answers += 1;
+    }
+    assert!(answers > 1);
+    assert!(
+        found
+            .iter()
+            .zip(1..)
+            .all(|(node, n)| *node == vec![n; 200_000])
+    );
+    tracker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tracker_that_lost_its_state_is_told_everything_again() {
     let dir = tempfile::tempdir().unwrap();
     let before = Tracker::start(dir.path(), LEASE).await;

@@ -8,6 +8,7 @@ mod faults;
 mod joining;
 mod manners;
 mod member;
+mod offline_copy;
 mod partition;
 mod pushes;
 mod reading;

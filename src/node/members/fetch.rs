@@ -1,8 +1,12 @@
-//! Manifest nodes from members.
+//! Manifest nodes from members, and from the trackers' copy where members don't give them.
 //!
 //! Several members are asked at once where the first takes its time, so that one which answers slowly, little or nothing
 //! delays a look into a folder by [`PATIENCE`] and not by its whole time. The order is that of merit: who is preferred
-//! and who is near first, who was too slow a moment ago last.
+//! and who is near first, who was too slow a moment ago last. Trackers are asked once there is nobody else to ask, or
+//! after [`COPY_AFTER`]; they store what members hand in, so they come second.
+//!
+//! An honest member keeps and gives only what it has checked. One that gives something else than the node asked for, or
+//! something that is no valid node, is disconnected and blamed, and the node is fetched elsewhere.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,12 +24,12 @@ use tokio::{
 
 use super::Late;
 use crate::{
-    manifest::NodeHash,
+    manifest::{Node, NodeHash},
     net::{
         Net, NetEvent,
         proto::{NAMED_MAX, SYNC_BYTES_MAX, SyncAnswer, SyncRequest},
     },
-    node::namespace::NodeFetcher,
+    node::{namespace::NodeFetcher, run_blocking},
 };
 
 /// How long one member is given for one batch of nodes.
@@ -38,6 +42,11 @@ const ASKED_MAX: usize = 4;
 const SLOW_FOR: Duration = Duration::from_secs(60);
 /// Members of which that is remembered.
 const SLOW_MAX: usize = 4096;
+/// How long members that are asked are waited for before the trackers are asked too.
+const COPY_AFTER: Duration = Duration::from_secs(1);
+/// Shortest and longest pause before the trackers are asked again.
+const COPY_AGAIN_MIN: Duration = Duration::from_secs(1);
+const COPY_AGAIN_MAX: Duration = Duration::from_secs(8);
 /// An answer of so many bytes may have stopped early because it was full.
 const FULL_BYTES: usize = SYNC_BYTES_MAX / 2;
 
@@ -62,7 +71,7 @@ impl Slow {
     }
 }
 
-/// Fetches manifest nodes from members.
+/// Fetches manifest nodes from members and trackers.
 pub(in crate::node) struct PeerFetcher {
     pub(in crate::node) late: Arc<Late>,
 }
@@ -80,7 +89,11 @@ impl NodeFetcher for PeerFetcher {
                 return Vec::new();
             };
             let events = net.events();
-            let members = OfNet { net, prefer };
+            let members = OfNet {
+                net,
+                late: &late,
+                prefer,
+            };
             let mut fetch = Fetch::new(&members, &late.slow, nodes);
             if timeout_at(Instant::now() + within, fetch.run(events))
                 .await
@@ -116,10 +129,15 @@ trait Askable: Sync {
     /// The members that are up, the best first.
     fn members(&self) -> Vec<PeerId>;
     fn ask(&self, peer: PeerId, nodes: Vec<NodeHash>) -> BoxFuture<'_, Said>;
+    /// What trackers have of these nodes; checked against their hashes.
+    fn ask_trackers(&self, nodes: Vec<NodeHash>) -> BoxFuture<'_, Vec<Vec<u8>>>;
+    /// Drops a member for an offence.
+    fn blame(&self, peer: PeerId, reason: &str);
 }
 
 struct OfNet<'a> {
     net: &'a Net,
+    late: &'a Late,
     prefer: Option<PeerId>,
 }
 
@@ -154,6 +172,52 @@ impl Askable for OfNet<'_> {
         }
         .boxed()
     }
+
+    fn ask_trackers(&self, nodes: Vec<NodeHash>) -> BoxFuture<'_, Vec<Vec<u8>>> {
+        async move {
+            match self.late.trackers.get() {
+                Some(trackers) => trackers.nodes(&nodes).await,
+                None => Vec::new(),
+            }
+        }
+        .boxed()
+    }
+
+    fn blame(&self, peer: PeerId, reason: &str) {
+        self.net.offence(peer, reason);
+    }
+}
+
+/// What an answer is worth.
+#[derive(Debug, Default)]
+struct Judged {
+    good: Vec<(NodeHash, Vec<u8>)>,
+    /// What its sender is to be blamed for.
+    offence: Option<String>,
+}
+
+/// Checks an answer to a request for these nodes.
+fn judge(asked: &[NodeHash], nodes: Vec<Vec<u8>>) -> Judged {
+    let mut judged = Judged::default();
+    if nodes.len() > asked.len() {
+        judged.offence = Some("it sent more manifest nodes than it was asked for".into());
+        return judged;
+    }
+    for (hash, node) in asked.iter().zip(nodes) {
+        if node.is_empty() {
+            continue;
+        }
+        if NodeHash::of(&node) != *hash {
+            judged.offence = Some("it sent something else than the manifest node asked for".into());
+        } else if let Err(error) = Node::decode(&node) {
+            judged.offence = Some(format!(
+                "it sent a manifest node that is not valid: {error}"
+            ));
+        } else {
+            judged.good.push((*hash, node));
+        }
+    }
+    judged
 }
 
 /// One fetch. Whatever came stays in `got` when it is given up.
@@ -191,11 +255,16 @@ impl<'a, A: Askable> Fetch<'a, A> {
         })
     }
 
-    /// Returns when nothing is wanted any more, or the network has stopped. The caller bounds the time.
+    /// Returns when nothing is wanted any more, when something came and nobody is left to ask for the rest, or when the
+    /// network has stopped. The caller bounds the time.
     async fn run(&mut self, mut events: broadcast::Receiver<NetEvent>) {
         let members = self.members;
         let mut asked = FuturesUnordered::new();
         let mut next_at = Instant::now();
+        // At most one.
+        let mut copy = FuturesUnordered::new();
+        let mut copy_at = Instant::now() + COPY_AFTER;
+        let mut copy_again = None;
         while !self.wanted.is_empty() {
             let next = if asked.len() < ASKED_MAX {
                 self.next()
@@ -214,18 +283,46 @@ impl<'a, A: Askable> Fetch<'a, A> {
                 self.done.insert(peer);
                 asked.push(async move {
                     let said = members.ask(peer, batch.clone()).await;
-                    (peer, batch, said)
+                    let said = match said {
+                        Said::Nodes(nodes) => {
+                            let (of, count) = (batch.clone(), batch.len());
+                            Ok((count, run_blocking(move || judge(&of, nodes)).await))
+                        }
+                        other => Err(other),
+                    };
+                    (peer, said)
                 });
                 next_at = Instant::now() + PATIENCE;
                 continue;
             }
+            let nobody_else = asked.is_empty() && next.is_none();
+            if copy.is_empty() {
+                if copy_at <= Instant::now() || (nobody_else && copy_again.is_none()) {
+                    let batch = self.wanted.iter().take(NAMED_MAX).copied().collect();
+                    copy.push(members.ask_trackers(batch));
+                } else if nobody_else && !self.got.is_empty() {
+                    return;
+                }
+            }
             tokio::select! {
-                Some((peer, batch, said)) = asked.next() => {
-                    self.take(peer, &batch, said);
+                Some((peer, said)) = asked.next() => {
+                    self.take(peer, said);
                     // Whoever is next need not wait for the others.
                     next_at = Instant::now();
                 }
                 () = sleep_until(next_at), if next.is_some() => {}
+                Some(nodes) = copy.next() => {
+                    for node in nodes {
+                        if self.wanted.remove(&NodeHash::of(&node)) {
+                            self.got.push(node);
+                        }
+                    }
+                    let pause = copy_again.map_or(COPY_AGAIN_MIN, |pause: Duration| pause * 2);
+                    let pause = pause.min(COPY_AGAIN_MAX);
+                    copy_again = Some(pause);
+                    copy_at = Instant::now() + pause;
+                }
+                () = sleep_until(copy_at), if copy.is_empty() => {}
                 event = events.recv() => match event {
                     Ok(NetEvent::Up(peer)) => {
                         self.done.remove(&peer);
@@ -238,27 +335,24 @@ impl<'a, A: Askable> Fetch<'a, A> {
         }
     }
 
-    /// Keeps what a member gave, and decides whether it is asked again.
-    fn take(&mut self, peer: PeerId, batch: &[NodeHash], said: Said) {
-        let nodes = match said {
-            Said::Nodes(nodes) => nodes,
-            Said::Nothing => return,
-            Said::TooLate => return self.slow.note(peer),
+    /// Keeps what is good of what a member gave for so many nodes asked for, and decides whether it is asked again.
+    fn take(&mut self, peer: PeerId, said: Result<(usize, Judged), Said>) {
+        let (count, judged) = match said {
+            Ok(judged) => judged,
+            Err(Said::TooLate) => return self.slow.note(peer),
+            Err(_) => return,
         };
-        let (mut good, mut bytes) = (0, 0);
-        for (hash, node) in batch.iter().zip(nodes) {
-            // A blob that is not what was asked for is as good as none.
-            if node.is_empty() || NodeHash::of(&node) != *hash {
-                continue;
-            }
-            good += 1;
+        let (good, mut bytes) = (judged.good.len(), 0);
+        for (hash, node) in judged.good {
             bytes += node.len();
             // Another one may have given it meanwhile.
-            if self.wanted.remove(hash) {
+            if self.wanted.remove(&hash) {
                 self.got.push(node);
             }
         }
-        if 2 * good >= batch.len() || bytes >= FULL_BYTES {
+        if let Some(offence) = judged.offence {
+            self.members.blame(peer, &offence);
+        } else if 2 * good >= count || bytes >= FULL_BYTES {
             self.done.remove(&peer);
             *self.turns.entry(peer).or_default() += 1;
         }
@@ -266,117 +360,4 @@ impl<'a, A: Askable> Fetch<'a, A> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Clone, Copy)]
-    enum Manner {
-        All,
-        /// One node of those asked for.
-        One,
-        Silent,
-        Busy,
-    }
-
-    /// Members with their manners, and whom was asked.
-    struct Company {
-        members: Vec<(PeerId, Manner)>,
-        asked: Mutex<Vec<PeerId>>,
-    }
-
-    impl Company {
-        fn new(manners: &[Manner]) -> Self {
-            let manners = manners.iter();
-            Self {
-                members: manners.map(|manner| (PeerId::random(), *manner)).collect(),
-                asked: Mutex::default(),
-            }
-        }
-
-        fn times_asked(&self, number: usize) -> usize {
-            let peer = self.members[number].0;
-            let asked = self.asked.lock();
-            asked.iter().filter(|asked| **asked == peer).count()
-        }
-    }
-
-    fn node(number: u8) -> Vec<u8> {
-        vec![number; 100]
-    }
-
-    fn hashes(count: u8) -> Vec<NodeHash> {
-        (1..=count).map(|n| NodeHash::of(&node(n))).collect()
-    }
-
-    impl Askable for Company {
-        fn members(&self) -> Vec<PeerId> {
-            self.members.iter().map(|(peer, _)| *peer).collect()
-        }
-
-        fn ask(&self, peer: PeerId, nodes: Vec<NodeHash>) -> BoxFuture<'_, Said> {
-            self.asked.lock().push(peer);
-            let manner = self.members.iter().find(|member| member.0 == peer);
-            let manner = manner.unwrap().1;
-            async move {
-                let limit = match manner {
-                    Manner::All => usize::MAX,
-                    Manner::One => 1,
-                    Manner::Busy => return Said::Nothing,
-                    Manner::Silent => std::future::pending().await,
-                };
-                let known: BTreeMap<_, _> = (1..=100)
-                    .map(|n| (NodeHash::of(&node(n)), node(n)))
-                    .collect();
-                let given = nodes.iter().take(limit);
-                Said::Nodes(given.map(|hash| known[hash].clone()).collect())
-            }
-            .boxed()
-        }
-    }
-
-    async fn fetched(company: &Company, slow: &Slow, count: u8) -> (usize, Duration) {
-        let events = broadcast::Sender::new(1);
-        let start = Instant::now();
-        let mut fetch = Fetch::new(company, slow, hashes(count));
-        let run = fetch.run(events.subscribe());
-        let _ = tokio::time::timeout(Duration::from_secs(10), run).await;
-        (fetch.got.len(), start.elapsed())
-    }
-
-    #[tokio::test]
-    async fn members_that_say_nothing_delay_a_fetch_by_moments() {
-        let company = Company::new(&[Manner::Silent, Manner::Busy, Manner::Silent, Manner::All]);
-        let (got, took) = fetched(&company, &Slow::default(), 20).await;
-        assert_eq!(got, 20);
-        assert!((PATIENCE..NODES_WITHIN).contains(&took), "{took:?}");
-    }
-
-    #[tokio::test]
-    async fn a_member_that_gives_one_node_at_a_time_is_not_asked_again() {
-        let company = Company::new(&[Manner::One, Manner::All]);
-        let (got, _) = fetched(&company, &Slow::default(), 50).await;
-        assert_eq!(got, 50);
-        assert_eq!(company.times_asked(0), 1);
-    }
-
-    #[tokio::test]
-    async fn who_was_too_slow_is_asked_last() {
-        let company = Company::new(&[Manner::All, Manner::All]);
-        let slow = Slow::default();
-        slow.note(company.members[0].0);
-        fetched(&company, &slow, 10).await;
-        assert_eq!((company.times_asked(0), company.times_asked(1)), (0, 1));
-    }
-
-    #[tokio::test]
-    async fn who_gives_what_it_is_asked_for_is_asked_again_after_the_others() {
-        let company = Company::new(&[Manner::All, Manner::All]);
-        let slow = Slow::default();
-        let mut fetch = Fetch::new(&company, &slow, hashes(10));
-        let first = company.members[0].0;
-        fetch.take(first, &hashes(4), Said::Nodes((1..=4).map(node).collect()));
-        assert_eq!(fetch.next(), Some(company.members[1].0));
-        fetch.done.insert(company.members[1].0);
-        assert_eq!(fetch.next(), Some(first));
-    }
-}
+mod tests;

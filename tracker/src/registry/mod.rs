@@ -9,10 +9,12 @@
 //! * a peer is listed exactly while its lease runs; with it go its addresses and all that it holds;
 //! * a withheld peer (reported, not reached since) is in no answer, and a dial-back is due for it;
 //! * a look-up costs in proportion to its answer, the withheld peers that it passes over, and the logarithm of the index;
-//! * heads belong to the cluster: they outlive the peer that handed them in, and a topic without peers is kept for their
-//!   sake for [`IDLE_TOPIC_MS`], or until room is needed;
+//! * heads and manifest nodes belong to the cluster: they outlive the peer that handed them in, and a topic without peers
+//!   is kept for their sake for [`IDLE_TOPIC_MS`], or until room is needed;
+//! * the bytes of a manifest node are in the records alone, its place in memory;
 //! * no [`Limits`] is ever exceeded.
 
+mod nodes;
 mod record;
 mod topic;
 mod values;
@@ -25,14 +27,19 @@ use std::{
 use libp2p::{Multiaddr, PeerId};
 
 use crate::protocol::{
-    HEAD_BYTES_MAX, HEADS_MAX, HoldsDigest, KEYS_MAX, LOOKUP_KEYS_MAX, Limit, Refusal, SealedKey,
+    GET_BYTES_MAX, GET_NODES_MAX, HAVE_NODES_MAX, HEAD_BYTES_MAX, HEADS_MAX, HoldsDigest, KEYS_MAX,
+    LOOKUP_KEYS_MAX, Limit, NODE_BYTES_MAX, PUT_BYTES_MAX, PUT_NODES_MAX, Refusal, SealedKey,
     Topic,
 };
-pub use record::{Delta, RecordError};
+use nodes::Nodes;
+pub use record::{
+    Delta, RecordError, companion as companion_of_record, sealed_node, sealed_node_key,
+    sealed_nodes_prefix,
+};
 use topic::{PeerNo, PeerState, Suspect, TopicState};
 pub use values::{AgedHead, Counts, DialBack, Found, Limits, Located};
 
-/// How long the heads of a topic without peers are kept: a month of holidays.
+/// How long the heads and nodes of a topic without peers are kept: a month of holidays.
 pub const IDLE_TOPIC_MS: u64 = 30 * 24 * 3600 * 1000;
 /// A peer that was reached this short a time ago isn't withheld for another report: reports cost the tracker a dial each.
 const REACHED_MS: u64 = 10_000;
@@ -57,6 +64,7 @@ pub struct Registry {
     idle: BTreeSet<(u64, Topic)>,
     keys: u64,
     head_bytes: u64,
+    nodes: Nodes,
     deltas: Vec<Delta>,
 }
 
@@ -72,6 +80,7 @@ impl Registry {
             idle: BTreeSet::new(),
             keys: 0,
             head_bytes: 0,
+            nodes: Nodes::default(),
             deltas: Vec::new(),
         }
     }
@@ -88,6 +97,8 @@ impl Registry {
             peers: self.leases.len(),
             keys: self.keys,
             head_bytes: self.head_bytes,
+            nodes: self.nodes.count(),
+            node_bytes: self.nodes.charged(),
         }
     }
 
@@ -334,6 +345,98 @@ impl Registry {
             .collect()
     }
 
+    /// Which manifest nodes are kept, and how many bytes the cluster's may take at present. Those that are kept count as
+    /// new again.
+    pub fn have_nodes(
+        &mut self,
+        now: u64,
+        topic: &Topic,
+        keys: &[SealedKey],
+    ) -> Result<(Vec<bool>, u64), Refusal> {
+        self.handle_timeout(now);
+        if keys.len() > HAVE_NODES_MAX {
+            return Err(Refusal::Malformed);
+        }
+        let have = keys.iter().map(|key| self.nodes.refresh(now, topic, key));
+        let have = have.collect();
+        Ok((have, self.nodes.room(topic, &self.limits)))
+    }
+
+    /// Keeps sealed nodes of a cluster in which the peer has a lease; those that are kept already count as new again, or
+    /// are replaced. Where a limit stops it, what fitted stays.
+    pub fn put_nodes(
+        &mut self,
+        now: u64,
+        topic: Topic,
+        peer: &PeerId,
+        nodes: Vec<(SealedKey, Vec<u8>)>,
+        replace: bool,
+    ) -> Result<(), Refusal> {
+        self.handle_timeout(now);
+        let fits = |sealed: &Vec<u8>| (1..=NODE_BYTES_MAX).contains(&sealed.len());
+        let total: usize = nodes.iter().map(|(_, sealed)| sealed.len()).sum();
+        let well_formed = nodes.len() <= PUT_NODES_MAX
+            && total <= PUT_BYTES_MAX
+            && nodes.iter().all(|(_, sealed)| fits(sealed));
+        if !well_formed {
+            return Err(Refusal::Malformed);
+        }
+        self.entry(&topic, peer).ok_or(Refusal::NotAnnounced)?;
+        for (key, sealed) in nodes {
+            if replace {
+                self.drop_node(&topic, &key);
+            } else if self.nodes.refresh(now, &topic, &key) {
+                continue;
+            }
+            let bytes = u32::try_from(sealed.len()).unwrap_or(u32::MAX);
+            let mut dropped = Vec::new();
+            let room = self
+                .nodes
+                .make_room(&topic, bytes, &self.limits, &self.idle, &mut dropped);
+            for (topic, key) in dropped {
+                self.deltas.extend(record::delete_node(&topic, &key));
+            }
+            room?;
+            self.nodes.insert(now, topic, key, bytes);
+            self.deltas
+                .extend(record::put_node(&topic, &key, now, &sealed));
+        }
+        Ok(())
+    }
+
+    /// For each key, in order, how many bytes its node has, if one is kept; as many as go into one answer. The shell takes
+    /// the bytes from the record under [`sealed_node_key`].
+    pub fn find_nodes(
+        &mut self,
+        now: u64,
+        topic: &Topic,
+        keys: &[SealedKey],
+    ) -> Result<Vec<Option<u32>>, Refusal> {
+        self.handle_timeout(now);
+        if keys.len() > GET_NODES_MAX {
+            return Err(Refusal::Malformed);
+        }
+        let mut found = Vec::new();
+        let mut total = 0;
+        for key in keys {
+            let bytes = self.nodes.bytes(topic, key);
+            total += bytes.unwrap_or(0) as usize;
+            if total > GET_BYTES_MAX && !found.is_empty() {
+                break;
+            }
+            self.nodes.refresh(now, topic, key);
+            found.push(bytes);
+        }
+        Ok(found)
+    }
+
+    /// Forgets a node: its record turned out to be gone, or it is to be replaced.
+    pub fn drop_node(&mut self, topic: &Topic, key: &SealedKey) {
+        if self.nodes.remove(topic, key) {
+            self.deltas.extend(record::delete_node(topic, key));
+        }
+    }
+
     /// Withholds a peer until it was reached. Unknown peers and the reporter itself are passed over.
     pub fn report(&mut self, now: u64, topic: Topic, reporter: &PeerId, peer: &PeerId) {
         self.handle_timeout(now);
@@ -477,6 +580,27 @@ impl Registry {
                 }
                 self.head_bytes += size;
             }
+            record::Record::Node {
+                topic,
+                key,
+                at_ms,
+                bytes,
+            } => {
+                if !self.topics.contains_key(&topic) {
+                    return Err(RecordError::Orphan);
+                }
+                let mut dropped = Vec::new();
+                // With limits that are lower than they were, what was read first goes: no matter, it comes again.
+                let nowhere = BTreeSet::new();
+                let room =
+                    self.nodes
+                        .make_room(&topic, bytes, &self.limits, &nowhere, &mut dropped);
+                for (topic, key) in dropped {
+                    self.deltas.extend(record::delete_node(&topic, &key));
+                }
+                room.map_err(|_| RecordError::Full)?;
+                self.nodes.insert(at_ms.min(now), topic, key, bytes);
+            }
         }
         Ok(())
     }
@@ -545,7 +669,9 @@ impl Registry {
         }
         if state.peers.is_empty() {
             if state.heads.is_empty() {
+                // Without a head nobody finds the nodes.
                 self.topics.remove(&topic);
+                self.remove_nodes(&topic);
             } else {
                 state.idle_since_ms = Some(now);
                 self.idle.insert((now, topic));
@@ -566,10 +692,19 @@ impl Registry {
         if !state.heads.is_empty() {
             self.deltas.push(record::delete_heads(&topic));
         }
+        self.remove_nodes(&topic);
+    }
+
+    fn remove_nodes(&mut self, topic: &Topic) {
+        if self.nodes.remove_topic(topic) {
+            self.deltas.extend(record::delete_nodes(topic));
+        }
     }
 }
 
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod node_tests;
 #[cfg(test)]
 mod tests;

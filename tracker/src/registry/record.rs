@@ -5,22 +5,31 @@
 //! 1 │ topic (32) │ number (4, big-endian)       1 │ CBOR {peer, addresses, withheld}
 //! 2 │ topic (32) │ number (4) │ sealed key (32) empty: the record is its key
 //! 3 │ topic (32) │ peer id                      1 │ CBOR {at_ms, sealed}
+//! 4 │ topic (32) │ sealed key (32)              1 │ CBOR {at_ms, bytes}
+//! 5 │ topic (32) │ sealed key (32)              1 │ sealed manifest node
 //! ```
 //!
-//! Peers sort before what they hold, so that a single pass in key order can check that each key's holder exists. The first
-//! byte of a value is the format's version; a record of another version is refused like a damaged one: peers tell everything
-//! again, and a head that was lost is handed in again by whoever has it.
+//! Peers sort before what they hold, so that a single pass in key order can check that each key's holder exists. What is
+//! told of a node (4) is written and deleted together with its bytes (5), which come last because they are not read at the
+//! start; where a crash separates them, the bytes are gone. That a node was asked for again is not written down: after a
+//! restart the members ask for all of theirs again. The first byte of a value is the format's version; a record of another
+//! version is refused like a damaged one: peers tell everything again, and a head or node that was lost is handed in again
+//! by whoever has it.
 
 use libp2p::{Multiaddr, PeerId};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::topic::{HeadState, PeerNo, PeerState};
-use crate::protocol::{ADDRESSES_MAX, HEAD_BYTES_MAX, SealedKey, Topic, parse_address, parse_peer};
+use crate::protocol::{
+    ADDRESSES_MAX, HEAD_BYTES_MAX, NODE_BYTES_MAX, SealedKey, Topic, parse_address, parse_peer,
+};
 
 const PEER: u8 = 1;
 const KEY: u8 = 2;
 const HEAD: u8 = 3;
+const NODE: u8 = 4;
+const SEALED_NODE: u8 = 5;
 const VERSION: u8 = 1;
 
 /// A change of the records.
@@ -72,6 +81,12 @@ struct HeadRecord {
     sealed: ByteBuf,
 }
 
+#[derive(Serialize, Deserialize)]
+struct NodeRecord {
+    at_ms: u64,
+    bytes: u32,
+}
+
 /// A record that was read.
 pub(super) enum Record {
     Peer {
@@ -88,6 +103,12 @@ pub(super) enum Record {
         topic: Topic,
         peer: PeerId,
         head: HeadState,
+    },
+    Node {
+        topic: Topic,
+        key: SealedKey,
+        at_ms: u64,
+        bytes: u32,
     },
 }
 
@@ -164,6 +185,62 @@ pub(super) fn delete_heads(topic: &Topic) -> Delta {
     }
 }
 
+/// The key of the record that has a manifest node's bytes.
+pub fn sealed_node_key(topic: &Topic, key: &SealedKey) -> Vec<u8> {
+    key_of(SEALED_NODE, topic, &[&key.0])
+}
+
+/// The first byte of the keys of all such records: [`super::Registry::load`] takes those before it.
+pub fn sealed_nodes_prefix() -> [u8; 1] {
+    [SEALED_NODE]
+}
+
+/// The bytes in such a record.
+pub fn sealed_node(value: &[u8]) -> Option<&[u8]> {
+    let (&version, sealed) = value.split_first()?;
+    (version == VERSION).then_some(sealed)
+}
+
+/// The other record that is deleted with one that was refused.
+pub fn companion(key: &[u8]) -> Option<Vec<u8>> {
+    let (&tag, rest) = key.split_first()?;
+    (tag == NODE).then(|| [&[SEALED_NODE], rest].concat())
+}
+
+pub(super) fn put_node(topic: &Topic, key: &SealedKey, at_ms: u64, sealed: &[u8]) -> [Delta; 2] {
+    let about = NodeRecord {
+        at_ms,
+        bytes: u32::try_from(sealed.len()).unwrap_or(u32::MAX),
+    };
+    [
+        Delta::Put {
+            key: key_of(NODE, topic, &[&key.0]),
+            value: value_of(&about),
+        },
+        Delta::Put {
+            key: sealed_node_key(topic, key),
+            value: [&[VERSION], sealed].concat(),
+        },
+    ]
+}
+
+pub(super) fn delete_node(topic: &Topic, key: &SealedKey) -> [Delta; 2] {
+    [
+        Delta::Delete {
+            key: key_of(NODE, topic, &[&key.0]),
+        },
+        Delta::Delete {
+            key: sealed_node_key(topic, key),
+        },
+    ]
+}
+
+pub(super) fn delete_nodes(topic: &Topic) -> [Delta; 2] {
+    [SEALED_NODE, NODE].map(|tag| Delta::DeletePrefix {
+        prefix: key_of(tag, topic, &[]),
+    })
+}
+
 /// Reads a record.
 pub(super) fn parse(key: &[u8], value: &[u8]) -> Result<Record, RecordError> {
     parse_any(key, value).ok_or(RecordError::Damaged)
@@ -210,6 +287,16 @@ fn parse_any(key: &[u8], value: &[u8]) -> Option<Record> {
                     sealed,
                     at_ms: record.at_ms,
                 },
+            })
+        }
+        NODE => {
+            let record: NodeRecord = decode(value)?;
+            let fits = (1..=NODE_BYTES_MAX).contains(&(record.bytes as usize));
+            fits.then_some(Record::Node {
+                topic,
+                key: SealedKey(key.try_into().ok()?),
+                at_ms: record.at_ms,
+                bytes: record.bytes,
             })
         }
         _ => None,

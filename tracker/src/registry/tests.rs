@@ -75,7 +75,7 @@ impl Records {
 
     pub(super) fn restart(&self, now: u64, limits: Limits, lease_ms: u64) -> Registry {
         let mut registry = Registry::new(limits, lease_ms);
-        for (key, value) in &self.0 {
+        for (key, value) in self.0.range(..sealed_nodes_prefix().to_vec()) {
             registry.load(now, key, value).unwrap();
         }
         assert_eq!(registry.take_deltas(), []);
@@ -382,6 +382,7 @@ fn every_limit_refuses_and_says_which() {
         peer_keys: 2,
         keys: 3,
         head_bytes: 10,
+        ..Limits::default()
     };
     let full = |limit| Err(Refusal::Full(limit));
     let mut registry = Registry::new(limits, LEASE);

@@ -17,6 +17,13 @@ pub struct Limits {
     pub keys: u64,
     /// Bytes of all heads.
     pub head_bytes: u64,
+    /// Bytes of all manifest nodes, each with [`NODE_OVERHEAD_BYTES`](crate::protocol::NODE_OVERHEAD_BYTES). They lie on
+    /// disk, which may take several times as much of it; in memory a node costs about 200 bytes.
+    pub node_bytes: u64,
+    /// The same of one cluster.
+    pub topic_node_bytes: u64,
+    /// What a cluster with peers may have of that whatever others do; smaller ones lose nothing to others.
+    pub topic_node_bytes_kept: u64,
 }
 
 impl Default for Limits {
@@ -27,6 +34,9 @@ impl Default for Limits {
             peer_keys: 1_000_000,
             keys: 5_000_000,
             head_bytes: 256 * 1024 * 1024,
+            node_bytes: 2048 * 1024 * 1024,
+            topic_node_bytes: 256 * 1024 * 1024,
+            topic_node_bytes_kept: 16 * 1024 * 1024,
         }
     }
 }
@@ -78,4 +88,8 @@ pub struct Counts {
     pub keys: u64,
     /// Bytes of all heads.
     pub head_bytes: u64,
+    /// Manifest nodes of all clusters.
+    pub nodes: u64,
+    /// Their bytes, each with its overhead.
+    pub node_bytes: u64,
 }

@@ -7,11 +7,14 @@ use serde_bytes::ByteBuf;
 
 use crate::{
     protocol::{
-        ADDRESSES_MAX, Ask, HoldsDigest, PORTS_MAX, Refusal, Told, Topic, WireHead, WirePeer,
-        parse_address, parse_peer,
+        ADDRESSES_MAX, Ask, HoldsDigest, PORTS_MAX, Refusal, SealedKey, Told, Topic, WireHead,
+        WirePeer, parse_address, parse_peer,
     },
-    registry::{Located, Registry},
+    registry::{Located, Registry, sealed_node, sealed_node_key},
 };
+
+/// Reads the record under a key.
+pub(super) type ReadRecord<'a> = &'a dyn Fn(&[u8]) -> Result<Option<Vec<u8>>, Refusal>;
 
 /// Who asks: all of it was proven or seen, nothing is claimed.
 #[derive(Clone, Debug)]
@@ -25,16 +28,18 @@ pub(super) struct Asker {
 /// Answers one request.
 pub(super) fn answer(
     registry: &mut Registry,
+    records: ReadRecord<'_>,
     now: u64,
     asker: &Asker,
     ask: Ask,
     random: u64,
 ) -> Told {
-    tell(registry, now, asker, ask, random).unwrap_or_else(Told::Refused)
+    tell(registry, records, now, asker, ask, random).unwrap_or_else(Told::Refused)
 }
 
 fn tell(
     registry: &mut Registry,
+    records: ReadRecord<'_>,
     now: u64,
     asker: &Asker,
     ask: Ask,
@@ -93,7 +98,42 @@ fn tell(
             let found = registry.where_is(now, &topic, &wanted);
             Ok(Told::Peers(wire(found.as_slice())))
         }
+        Ask::HaveNodes { keys } => {
+            let (have, room) = registry.have_nodes(now, &topic, &keys)?;
+            Ok(Told::HaveNodes { have, room })
+        }
+        Ask::PutNodes { nodes, replace } => {
+            let nodes = nodes.into_iter();
+            let nodes = nodes.map(|node| (node.key, node.sealed.into_vec()));
+            registry
+                .put_nodes(now, topic, &peer, nodes.collect(), replace)
+                .map(|()| Told::Done)
+        }
+        Ask::GetNodes { keys } => nodes(registry, records, now, &topic, &keys),
     }
+}
+
+fn nodes(
+    registry: &mut Registry,
+    records: ReadRecord<'_>,
+    now: u64,
+    topic: &Topic,
+    keys: &[SealedKey],
+) -> Result<Told, Refusal> {
+    let mut nodes = Vec::new();
+    for (key, found) in keys.iter().zip(registry.find_nodes(now, topic, keys)?) {
+        let mut sealed = Vec::new();
+        if let Some(bytes) = found {
+            let record = records(&sealed_node_key(topic, key))?;
+            match record.as_deref().and_then(sealed_node) {
+                Some(there) if there.len() == bytes as usize => sealed = there.to_vec(),
+                // A disk that lost it: forgotten, so that it is handed in again.
+                _ => registry.drop_node(topic, key),
+            }
+        }
+        nodes.push(ByteBuf::from(sealed));
+    }
+    Ok(Told::Nodes(nodes))
 }
 
 fn lease(registry: &Registry, holds: HoldsDigest) -> Told {
@@ -196,12 +236,48 @@ mod tests {
     }
 
     #[test]
+    fn nodes_come_back_in_the_order_asked_and_one_that_the_disk_lost_is_forgotten() {
+        let asker = asker();
+        let mut registry = Registry::new(Limits::default(), 1000);
+        registry
+            .announce(0, asker.topic, asker.peer, Vec::new())
+            .unwrap();
+        let key = |name| SealedKey([name; 32]);
+        let mut disk = std::collections::BTreeMap::new();
+        let nodes = vec![(key(1), vec![1; 10]), (key(2), vec![2; 20])];
+        registry
+            .put_nodes(0, asker.topic, &asker.peer, nodes, false)
+            .unwrap();
+        for delta in registry.take_deltas() {
+            if let crate::registry::Delta::Put { key, value } = delta {
+                disk.insert(key, value);
+            }
+        }
+        let mut ask = |disk: &std::collections::BTreeMap<Vec<u8>, Vec<u8>>| {
+            let keys = vec![key(2), key(3), key(1)];
+            let read = |key: &[u8]| Ok(disk.get(key).cloned());
+            match answer(&mut registry, &read, 0, &asker, Ask::GetNodes { keys }, 0) {
+                Told::Nodes(nodes) => nodes.into_iter().map(ByteBuf::into_vec).collect::<Vec<_>>(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(ask(&disk), [vec![2; 20], vec![], vec![1; 10]]);
+        disk.remove(&sealed_node_key(&asker.topic, &key(2)));
+        assert_eq!(ask(&disk), [vec![], vec![], vec![1; 10]]);
+        let (have, _) = registry
+            .have_nodes(0, &asker.topic, &[key(1), key(2)])
+            .unwrap();
+        assert_eq!(have, [true, false]);
+    }
+
+    #[test]
     fn the_largest_answers_fit_their_bound() {
         use crate::{
             framing::encode_frame,
             protocol::{
-                ANSWER_BYTES_MAX, Answer, HEAD_BYTES_MAX, HEADS_MAX, HOLDERS_MAX, KEYS_MAX,
-                LOOKUP_KEYS_MAX, PEERS_MAX, REQUEST_BYTES_MAX, Request, SealedKey,
+                ANSWER_BYTES_MAX, Answer, GET_BYTES_MAX, HAVE_NODES_MAX, HEAD_BYTES_MAX, HEADS_MAX,
+                HOLDERS_MAX, KEYS_MAX, LOOKUP_KEYS_MAX, NODE_BYTES_MAX, PEERS_MAX, PUT_BYTES_MAX,
+                PUT_NODES_MAX, REQUEST_BYTES_MAX, Request, WireNode,
             },
         };
         let asker = asker();
@@ -224,7 +300,7 @@ mod tests {
             }
         }
         for ask in [Ask::Heads, Ask::Peers, Ask::Holders { keys: keys.clone() }] {
-            let told = answer(&mut registry, 0, &asker, ask, 7);
+            let told = answer(&mut registry, &|_| Ok(None), 0, &asker, ask, 7);
             match &told {
                 Told::Heads(heads) => assert_eq!(heads.len(), HEADS_MAX),
                 Told::Peers(peers) => assert_eq!(peers.len(), PEERS_MAX),
@@ -235,7 +311,21 @@ mod tests {
             }
             encode_frame(&Answer { id: u64::MAX, told }, ANSWER_BYTES_MAX).unwrap();
         }
+        // Whatever its size, a node goes into an answer by itself, and full answers stay below the bound.
+        let told = Told::Nodes(vec![ByteBuf::from(vec![1; GET_BYTES_MAX + NODE_BYTES_MAX])]);
+        encode_frame(&Answer { id: u64::MAX, told }, ANSWER_BYTES_MAX).unwrap();
+        let nodes = (0..PUT_NODES_MAX).map(|_| WireNode {
+            key: SealedKey([0xff; 32]),
+            sealed: ByteBuf::from(vec![1; PUT_BYTES_MAX / PUT_NODES_MAX]),
+        });
         for ask in [
+            Ask::PutNodes {
+                nodes: nodes.collect(),
+                replace: false,
+            },
+            Ask::HaveNodes {
+                keys: vec![SealedKey([0xff; 32]); HAVE_NODES_MAX],
+            },
             Ask::Holds {
                 add: vec![SealedKey([0xff; 32]); KEYS_MAX],
                 remove: Vec::new(),

@@ -12,15 +12,15 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     ServerError,
     answer::{Asker, answer},
 };
 use crate::{
-    protocol::{Ask, Told, Topic},
-    registry::{Delta, DialBack, Registry},
+    protocol::{Ask, Refusal, Told, Topic},
+    registry::{Delta, DialBack, Registry, companion_of_record, sealed_nodes_prefix},
 };
 
 /// Memory that sled may use for its page cache; the registry itself is in memory anyway.
@@ -105,13 +105,16 @@ impl Keeper {
         let clock = Clock::new();
         let now = clock.now_ms();
         let mut refused = 0u64;
-        for record in records.iter() {
+        for record in records.range(..sealed_nodes_prefix()) {
             let (key, value) = record?;
             if let Err(error) = registry.load(now, &key, &value) {
                 if refused == 0 {
                     warn!(%error, "a record of the earlier run is passed over, as others may be");
                 }
                 refused += 1;
+                if let Some(companion) = companion_of_record(&key) {
+                    records.remove(companion)?;
+                }
                 records.remove(key)?;
             }
         }
@@ -120,14 +123,17 @@ impl Keeper {
             clusters = counts.topics,
             peers = counts.peers,
             contents = counts.keys,
+            nodes = counts.nodes,
             refused,
             "records are loaded"
         );
-        Ok(Self {
+        let mut keeper = Self {
             registry,
             records,
             clock,
-        })
+        };
+        keeper.write_down()?;
+        Ok(keeper)
     }
 
     /// Runs until every sender of commands is gone; blocks its thread.
@@ -167,7 +173,15 @@ impl Keeper {
         let now = self.clock.now_ms();
         match command {
             Command::Ask { asker, ask, told } => {
-                let answer = answer(&mut self.registry, now, &asker, ask, rand::random());
+                let records = |key: &[u8]| match self.records.get(key) {
+                    Ok(value) => Ok(value.map(|value| value.to_vec())),
+                    Err(error) => {
+                        error!(%error, "a record could not be read");
+                        Err(Refusal::Unavailable)
+                    }
+                };
+                let random = rand::random();
+                let answer = answer(&mut self.registry, &records, now, &asker, ask, random);
                 self.write_down()?;
                 // The session may be gone meanwhile; what it asked for holds all the same.
                 let _ = told.send(answer);
@@ -184,19 +198,20 @@ impl Keeper {
         Ok(())
     }
 
+    /// In as few steps as can be, so that a crash leaves what belongs together.
     fn write_down(&mut self) -> Result<(), sled::Error> {
+        let mut batch = sled::Batch::default();
         for delta in self.registry.take_deltas() {
             match delta {
-                Delta::Put { key, value } => {
-                    self.records.insert(key, value)?;
+                Delta::Put { key, value } => batch.insert(key, value),
+                Delta::Delete { key } => batch.remove(key),
+                Delta::DeletePrefix { prefix } => {
+                    self.records.apply_batch(std::mem::take(&mut batch))?;
+                    delete_prefix(&self.records, &prefix)?;
                 }
-                Delta::Delete { key } => {
-                    self.records.remove(key)?;
-                }
-                Delta::DeletePrefix { prefix } => delete_prefix(&self.records, &prefix)?,
             }
         }
-        Ok(())
+        self.records.apply_batch(batch)
     }
 }
 

@@ -14,7 +14,7 @@ use super::{answer::Asker, keeper::Command};
 use crate::{
     framing::{FrameError, decode, read_frame, read_frame_bytes, write_frame},
     protocol::{
-        ANSWER_BYTES_MAX, Answer, Challenge, HANDSHAKE_BYTES_MAX, Prove, REQUEST_BYTES_MAX,
+        ANSWER_BYTES_MAX, Answer, Ask, Challenge, HANDSHAKE_BYTES_MAX, Prove, REQUEST_BYTES_MAX,
         Refusal, Request, RequestId, Told, Topic, Verdict, proof_holds,
     },
 };
@@ -27,6 +27,8 @@ const ANSWER_WAIT: Duration = Duration::from_secs(30);
 const BURST: u32 = 300;
 /// Time after which a session may send one more: 50 requests a second.
 const REFILL: Duration = Duration::from_millis(20);
+/// So many bytes of manifest nodes, handed in or out, count as a request: a burst of 18 MiB, then 3 MiB a second.
+const BYTES_OF_A_REQUEST: usize = 64 * 1024;
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -76,11 +78,17 @@ impl<F: Fn() -> Vec<IpAddr>> Session<F> {
                         topic,
                         seen_from: (self.seen_from)(),
                     };
+                    if let Ask::PutNodes { .. } = ask {
+                        pace.spend(bytes.len());
+                    }
                     let (told, answer) = oneshot::channel();
                     let command = Command::Ask { asker, ask, told };
                     let sent = self.commands.send(command).await;
                     sent.map_err(|_| SessionEnd::Stopping)?;
                     let told = answer.await.map_err(|_| SessionEnd::Stopping)?;
+                    if let Told::Nodes(nodes) = &told {
+                        pace.spend(nodes.iter().map(|node| node.len()).sum());
+                    }
                     Answer { id, told }
                 }
                 // A request of a newer version, or no request at all.
@@ -138,6 +146,12 @@ impl Pace {
         self.whole = self.whole.max(now) + REFILL;
         let ahead = self.whole.saturating_duration_since(now);
         now + ahead.saturating_sub(REFILL * BURST)
+    }
+
+    /// Counts bytes of nodes that the last request moved.
+    fn spend(&mut self, bytes: usize) {
+        // A request moves a few MiB at most.
+        self.whole += REFILL * (bytes / BYTES_OF_A_REQUEST) as u32;
     }
 }
 

@@ -28,10 +28,18 @@ impl Bench {
         let (count, answered) = tokio::sync::watch::channel(0);
         tokio::spawn(async move {
             let mut registry = Registry::new(Limits::default(), 90_000);
+            let mut records = std::collections::BTreeMap::<Vec<u8>, Vec<u8>>::new();
             while let Some(command) = queue.recv().await {
                 if let Command::Ask { asker, ask, told } = command {
                     count.send_modify(|count| *count += 1);
-                    let _ = told.send(answer(&mut registry, 0, &asker, ask, 0));
+                    let read = |key: &[u8]| Ok(records.get(key).cloned());
+                    let told_now = answer(&mut registry, &read, 0, &asker, ask, 0);
+                    for delta in registry.take_deltas() {
+                        if let crate::registry::Delta::Put { key, value } = delta {
+                            records.insert(key, value);
+                        }
+                    }
+                    let _ = told.send(told_now);
                 }
             }
         });
@@ -328,4 +336,17 @@ fn a_burst_passes_and_then_requests_are_spaced_out() {
     assert_eq!(pace.next(start), start + REFILL * 2);
     let later = start + Duration::from_secs(60);
     assert_eq!(pace.next(later), later, "rest makes the burst whole again");
+}
+
+#[test]
+fn nodes_count_as_requests_by_their_bytes() {
+    let now = Instant::now();
+    let mut pace = Pace::new(now);
+    for _ in 0..BURST / 5 {
+        assert_eq!(pace.next(now), now);
+        pace.spend(4 * BYTES_OF_A_REQUEST);
+    }
+    assert_eq!(pace.next(now), now + REFILL);
+    pace.spend(BYTES_OF_A_REQUEST - 1);
+    assert_eq!(pace.next(now), now + REFILL * 2);
 }
