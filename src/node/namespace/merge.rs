@@ -22,10 +22,26 @@ use crate::manifest::{
     self, CausalContext, Change, InternalKey, Key, NodeHash, TreeError, Version, WriterNumber,
 };
 
-/// A head whose merging takes more nodes than this can wait a while: another member may merge it, and what is looked at is
-/// shown as if it were merged. Those whose own work stands beside it don't leave it to others.
-const EAGER_NODES_MAX: usize = 16;
-const EAGER_NODES_OF_AUTHORS_MAX: usize = 4096;
+/// How many nodes merging a head may fetch at once. With more it can wait a while: another member may merge it, and what is
+/// looked at is shown as if it were merged.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Eagerness {
+    /// Of members that have nothing of their own to be merged with it.
+    pub(super) others: usize,
+    /// Of those whose own work stands beside it: they don't leave it to others.
+    pub(super) authors: usize,
+}
+
+impl Default for Eagerness {
+    fn default() -> Self {
+        Self {
+            others: 16,
+            authors: 4096,
+        }
+    }
+}
+
+/// How long.
 const LATER: Duration = Duration::from_secs(30);
 /// What is fetched at most to tell how a head that is taken over differs: the kernel's caches want it, and can do
 /// without.
@@ -168,8 +184,8 @@ impl<D: Disk> Replica<D> {
         let digest = head.digest();
         let own = state.writer.as_ref().map(|writer| writer.number);
         let enough = match own {
-            Some(own) if state.heads.has_of(own) => EAGER_NODES_OF_AUTHORS_MAX,
-            _ => EAGER_NODES_MAX,
+            Some(own) if state.heads.has_of(own) => self.eagerness.authors,
+            _ => self.eagerness.others,
         };
         if nodes <= enough || !state.heads.can_wait(&digest) {
             return false;

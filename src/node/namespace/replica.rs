@@ -17,8 +17,8 @@ use parking_lot::{Mutex, RwLock};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    Edit, NamespaceError, NamespaceStatus, Published, RemoteChanges, disk::Disk, nodes::Nodes,
-    records::Records, state::State,
+    Edit, NamespaceError, NamespaceStatus, Published, RemoteChanges, disk::Disk, merge::Eagerness,
+    nodes::Nodes, records::Records, state::State,
 };
 use crate::{
     cluster::ClusterKeys,
@@ -78,6 +78,7 @@ pub(super) struct Replica<D> {
     /// The last own head that was on disk when this was opened.
     found: Option<Dot>,
     random: Mutex<StdRng>,
+    pub(super) eagerness: Eagerness,
     tell: Box<dyn Fn(Event) + Send + Sync>,
 }
 
@@ -103,6 +104,7 @@ impl<D: Disk> Replica<D> {
             turn: Mutex::new(()),
             state: RwLock::new(state),
             random: Mutex::new(StdRng::from_seed(seed)),
+            eagerness: Eagerness::default(),
             tell: Box::new(tell),
         })
     }

@@ -23,7 +23,7 @@ use self::{
 use super::{
     Edit, NamespaceError,
     commit::Step as Commit,
-    merge::{Effort, Step as Merge},
+    merge::{Eagerness, Effort, Step as Merge},
     replica::{Event, Moment, Replica},
 };
 use crate::{
@@ -83,6 +83,11 @@ struct World {
     signed: usize,
     oracle: Oracle,
     quiet: bool,
+    /// Nobody fetches anything to merge, as in a large cluster: heads are shown beside each other for long.
+    lazy: bool,
+    /// Changes that were made while heads were shown that were not merged, and those that had to wait for that.
+    beside: usize,
+    waited: usize,
 }
 
 fn file(content: u64) -> Entry {
@@ -131,6 +136,9 @@ impl World {
             signed: 0,
             oracle: Oracle::default(),
             quiet: false,
+            lazy: seed % 2 == 1,
+            beside: 0,
+            waited: 0,
         };
         for number in 0..plan.peers {
             world.start(number, false);
@@ -142,6 +150,26 @@ impl World {
             .unwrap()
             .create(now)
             .unwrap();
+        // Enough for a tree of several nodes.
+        for n in 0..200 {
+            world.contents += 1;
+            let folder = ["", "d/", "d/e/", "f/"][n % 4];
+            let edit = Edit {
+                path: at(&format!("{folder}{n}.txt")),
+                entry: Some(file(world.contents)),
+                seen: Vec::new(),
+                held: false,
+            };
+            let replica = world.peers[0].replica.as_ref().unwrap();
+            replica.change(vec![edit], now).unwrap();
+            let deed = Deed {
+                writes: Some(world.contents),
+                ..Deed::default()
+            };
+            world.oracle.done(&deed);
+            world.peers[0].open.push(deed);
+        }
+        world.run(0);
         let first = world.peers[0].replica.as_ref().unwrap().heads();
         for number in 1..plan.peers {
             world.arrive(number, Message::Heads(world.peer_id(0), first.clone()));
@@ -180,7 +208,7 @@ impl World {
         let peer = &mut self.peers[number];
         peer.events.lock().clear();
         let events = peer.events.clone();
-        let replica = Replica::open(
+        let mut replica = Replica::open(
             peer.disk.clone(),
             self.keys.clone(),
             peer.identity.clone(),
@@ -189,6 +217,12 @@ impl World {
             move |event| events.lock().push_back(event),
         )
         .unwrap();
+        if self.lazy {
+            replica.eagerness = Eagerness {
+                others: 0,
+                authors: 0,
+            };
+        }
         if is_copy {
             replica.leave_identity_to_the_original().unwrap();
         }
@@ -254,6 +288,7 @@ impl World {
             self.settle_merges(number, now);
             let due = replica.commit_due(now.at).is_some_and(|due| due <= now.at);
             let committed = due && self.commit(number, now);
+            self.waited += usize::from(replica.state.read().waits_for_merge);
             if committed {
                 self.acknowledge(number);
             }
@@ -298,6 +333,14 @@ impl World {
             if !self.fetch(number, &nodes) {
                 break;
             }
+        }
+        let events = self.peers[number].events.lock();
+        let all = events
+            .iter()
+            .any(|event| matches!(event, Event::ToMergeAll));
+        drop(events);
+        if all {
+            replica.need_all();
         }
         let heads = replica.state.read().heads.to_merge(now.at);
         for head in heads {
@@ -459,16 +502,18 @@ impl World {
         }
     }
 
-    fn edit(&mut self, number: usize) {
+    fn edit(&mut self, peer: usize) {
         let folder = at(["", "d", "d/e", "f"].choose(&mut self.random).unwrap());
-        let Some(listed) = self.ask(number, |replica| replica.children(&folder)) else {
+        let Some(listed) = self.ask(peer, |replica| replica.children(&folder)) else {
             return;
         };
         let files: Vec<(Name, Shown)> = listed
             .into_iter()
             .filter(|(_, shown)| content_of(&shown.entry).is_some())
             .collect();
-        let name = Name::new(format!("{}.txt", self.random.random_range(0..6))).unwrap();
+        let number = if self.chance(0.6) { 6 } else { 200 };
+        let number = self.random.random_range(0..number);
+        let name = Name::new(format!("{number}.txt")).unwrap();
         let fresh = folder.join(&name).unwrap();
         let there = files.choose(&mut self.random).cloned();
         let mut deed = Deed::default();
@@ -486,7 +531,7 @@ impl World {
             }
             (2..4, Some((name, shown))) => {
                 // Over whatever has the name.
-                let Some(over) = self.ask(number, |replica| replica.get(&fresh)) else {
+                let Some(over) = self.ask(peer, |replica| replica.get(&fresh)) else {
                     return;
                 };
                 let from = folder.join(&name).unwrap();
@@ -511,7 +556,7 @@ impl World {
                 edits.push(edit(folder.join(&name).unwrap(), entry, shown.seen));
             }
             _ => {
-                let Some(over) = self.ask(number, |replica| replica.get(&fresh)) else {
+                let Some(over) = self.ask(peer, |replica| replica.get(&fresh)) else {
                     return;
                 };
                 self.contents += 1;
@@ -521,15 +566,16 @@ impl World {
                 edits.push(edit(fresh, Some(file(self.contents)), seen));
             }
         }
-        let now = self.moment(number);
-        let Some(replica) = &self.peers[number].replica else {
+        let now = self.moment(peer);
+        let Some(replica) = &self.peers[peer].replica else {
             return;
         };
+        self.beside += usize::from(!replica.state.read().parts.is_empty());
         replica.change(edits, now).unwrap();
         self.oracle.done(&deed);
-        self.peers[number].open.push(deed);
+        self.peers[peer].open.push(deed);
         if self.chance(0.5) {
-            self.run(number);
+            self.run(peer);
         }
     }
 
@@ -629,7 +675,8 @@ impl World {
     }
 }
 
-fn simulate(plan: Plan, seed: u64) {
+/// What took place: changes beside unmerged heads, and those that waited for them.
+fn simulate(plan: Plan, seed: u64) -> [usize; 2] {
     let mut world = World::new(plan, seed);
     for _ in 0..plan.steps {
         world.step();
@@ -648,6 +695,7 @@ fn simulate(plan: Plan, seed: u64) {
             "deleted contents are back"
         );
     }
+    [world.beside, world.waited]
 }
 
 fn run(plan: Plan, runs: u64) {
@@ -660,13 +708,24 @@ fn run(plan: Plan, runs: u64) {
         (Some(seed), _) => seed..seed + 1,
         (None, runs_wanted) => 0..runs_wanted.unwrap_or(runs),
     };
-    for seed in seeds {
-        let result = std::panic::catch_unwind(|| simulate(plan, seed));
-        if let Err(panic) = result {
-            eprintln!("replay with P2PFS_SEED={seed}");
-            std::panic::resume_unwind(panic);
+    let mut total = [0; 2];
+    for seed in seeds.clone() {
+        match std::panic::catch_unwind(|| simulate(plan, seed)) {
+            Ok([beside, waited]) => {
+                total[0] += beside;
+                total[1] += waited;
+            }
+            Err(panic) => {
+                eprintln!("replay with P2PFS_SEED={seed}");
+                std::panic::resume_unwind(panic);
+            }
         }
     }
+    // The hardships took place.
+    assert!(
+        seeds.end - seeds.start < 10 || total.iter().all(|count| *count > 0),
+        "{total:?}"
+    );
 }
 
 #[test]
