@@ -1,7 +1,7 @@
 //! Entries: what the map holds for a name, and their one encoding.
 //!
-//! The versions under a key are a CBOR array of `[writer, sequence, time, entry]`, with a fifth part where a rename copied
-//! the version: the dots that it copied, as `[[writer, sequence]…]`. An entry is a map from small field numbers, ascending,
+//! The versions under a key are a CBOR array of `[writer, sequence, time, entry]`, with a fifth part where a rename brought
+//! the version: from where, and the dots it had there, as `[old path, [[writer, sequence]…]]`. An entry is a map from small field numbers, ascending,
 //! to values. A field is there only when it differs from its default, so that later versions can add
 //! fields: unknown ones are kept as they came. Decoding re-encodes and compares: an entry has one encoding.
 //!
@@ -21,7 +21,7 @@
 //! | 13, 14 | of a move: the new path, bytes; the context it saw, a map from writers to sequences | always there |
 //! | 15 | of a record: its bytes | always there |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     CausalContext, Dot, HybridTime, TreePath, WriterNumber,
@@ -52,7 +52,7 @@ const NODE_NAME_BYTES_MAX: usize = 64;
 pub const MOVE_WRITERS_MAX: usize = 4096;
 /// Longest record under an internal key.
 pub const RECORD_BYTES_MAX: usize = 16 * 1024;
-/// Most versions that a rename copied into one.
+/// Most versions that a rename made one of.
 pub const MOVED_MAX: usize = 16;
 /// Set-id, sticky and permission bits.
 const MODE_MAX: u32 = 0o7777;
@@ -171,8 +171,35 @@ pub struct Version {
     pub time: HybridTime,
     /// What.
     pub entry: Entry,
-    /// The versions under another path that a rename copied it from: in order, none twice, at most 16.
-    pub moved: Vec<Dot>,
+    /// Where a rename has brought it from; `None` for what was written in its place.
+    pub moved: Option<Moved>,
+}
+
+/// What a rename has made a version of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Moved {
+    from: TreePath,
+    dots: Vec<Dot>,
+}
+
+impl Moved {
+    /// The versions with these dots, shown as one under a path; `None` for more than 16, for none, and for the root.
+    pub fn new(from: TreePath, dots: &[Dot]) -> Option<Self> {
+        let dots: BTreeSet<_> = dots.iter().copied().collect();
+        let fits = !from.names().is_empty() && (1..=MOVED_MAX).contains(&dots.len());
+        fits.then(|| Self {
+            from,
+            dots: dots.into_iter().collect(),
+        })
+    }
+    /// The path they had.
+    pub fn from(&self) -> &TreePath {
+        &self.from
+    }
+    /// Their dots, in order.
+    pub fn dots(&self) -> &[Dot] {
+        &self.dots
+    }
 }
 
 impl Kind {
@@ -446,10 +473,7 @@ impl Fields {
                     self.attributes.insert(name, value);
                 }
             }
-            FIELD_TO => {
-                let path = TreePath::from_bytes(input.bytes(PATH_BYTES_MAX)?);
-                self.to = Some(path.map_err(|_| Malformed("a move to what is no path"))?);
-            }
+            FIELD_TO => self.to = Some(read_path(input)?),
             FIELD_SEEN => self.seen = Some(CausalContext::read(input, MOVE_WRITERS_MAX)?),
             FIELD_RECORD => self.record = Some(input.bytes(RECORD_BYTES_MAX)?.to_vec()),
             unknown => {
@@ -506,14 +530,16 @@ impl Version {
         (self.time, self.dot.writer, self.dot.sequence)
     }
     fn write(&self, out: &mut Writer) {
-        out.array(if self.moved.is_empty() { 4 } else { 5 });
+        out.array(4 + usize::from(self.moved.is_some()));
         out.uint(self.dot.writer.0);
         out.uint(self.dot.sequence);
         out.uint(self.time.0);
         self.entry.write(out);
-        if !self.moved.is_empty() {
-            out.array(self.moved.len());
-            for dot in &self.moved {
+        if let Some(moved) = &self.moved {
+            out.array(2);
+            out.bytes(&moved.from.to_bytes());
+            out.array(moved.dots.len());
+            for dot in &moved.dots {
                 out.array(2);
                 out.uint(dot.writer.0);
                 out.uint(dot.sequence);
@@ -534,32 +560,39 @@ impl Version {
             dot: read_dot(input)?,
             time: HybridTime(input.uint()?),
             entry: Entry::read(input)?,
-            moved: Vec::new(),
+            moved: None,
         };
         if parts == 5 {
+            let two = |input: &mut Reader<'_>| match input.array(2)? {
+                2 => Ok(()),
+                _ => Err(EntryError("one part where there are two")),
+            };
+            two(input)?;
+            let from = read_path(input)?;
+            let mut dots = Vec::new();
             for _ in 0..input.array(MOVED_MAX)? {
-                if input.array(2)? != 2 {
-                    return Err(EntryError("a dot of other than two parts"));
-                }
-                version.moved.push(read_dot(input)?);
+                two(input)?;
+                dots.push(read_dot(input)?);
             }
+            let moved = Moved::new(from, &dots);
+            version.moved = Some(moved.ok_or(EntryError("moved from nothing"))?);
         }
         version.check()?;
         Ok(version)
     }
     /// Checks all but the entry.
     fn check(&self) -> Result<(), EntryError> {
-        if self.dot.sequence == 0 || self.moved.iter().any(|dot| dot.sequence == 0) {
+        let mut moved = self.moved.iter().flat_map(Moved::dots);
+        if self.dot.sequence == 0 || moved.any(|dot| dot.sequence == 0) {
             return Err(EntryError("a sequence of 0"));
-        }
-        if self.moved.len() > MOVED_MAX {
-            return Err(EntryError("moved from too many versions"));
-        }
-        if !self.moved.is_sorted_by(|a, b| a < b) {
-            return Err(EntryError("moved versions out of order"));
         }
         Ok(())
     }
+}
+
+fn read_path(input: &mut Reader<'_>) -> Result<TreePath, Malformed> {
+    let path = TreePath::from_bytes(input.bytes(PATH_BYTES_MAX)?);
+    path.map_err(|_| Malformed("not a path"))
 }
 
 fn read_dot(input: &mut Reader<'_>) -> Result<Dot, EntryError> {

@@ -63,10 +63,13 @@ fn any_version() -> impl Strategy<Value = Version> {
     let moved = prop::collection::btree_set((0_u64..4, 1_u64..4), 0..3);
     (0_u64..4, 1_u64..4, any::<u64>(), any_entry(), moved).prop_map(
         |(writer, sequence, time, entry, moved)| Version {
-            moved: moved
-                .into_iter()
-                .map(|(writer, sequence)| dot(writer, sequence))
-                .collect(),
+            moved: {
+                let dots = moved.into_iter();
+                let dots: Vec<_> = dots
+                    .map(|(writer, sequence)| dot(writer, sequence))
+                    .collect();
+                Moved::new(path("a/b"), &dots)
+            },
             ..testing::version(writer, sequence, time, entry)
         },
     )
@@ -228,18 +231,15 @@ fn golden_bytes_of_every_optional_field() {
 
 #[test]
 fn golden_bytes_of_versions() {
-    let version = |writer, sequence, time, moved: &[Dot]| Version {
-        moved: moved.to_vec(),
-        ..testing::version(writer, sequence, time, Entry::implied_directory())
+    let version = |writer, sequence, time| {
+        testing::version(writer, sequence, time, Entry::implied_directory())
     };
-    let list = vec![
-        version(2, 1, u64::MAX, &[]),
-        version(1, 300, 3, &[dot(1, 1), dot(1, 2), dot(9, 1)]),
-        version(1, 2, 3, &[]),
-    ];
+    let mut moved = version(1, 300, 3);
+    moved.moved = Moved::new(path("a/b"), &[dot(9, 1), dot(1, 2), dot(1, 1), dot(1, 2)]);
+    let list = vec![version(2, 1, u64::MAX), moved, version(1, 2, 3)];
     is_encoded(
         &Versions::new(list).unwrap(),
-        "83 84 01 02 03 a10001 85 01 19012c 03 a10001 83 820101 820102 820901 \
+        "83 84 01 02 03 a10001 85 01 19012c 03 a10001 82 43612f62 83 820101 820102 820901 \
          84 02 01 1bffffffffffffffff a10001",
     );
 }
@@ -257,21 +257,36 @@ fn other_encodings_of_the_same_are_refused() {
         ("81 84 01 02 03 a2 00 01 00 01", "a field twice"),
         ("81 84 01 02 03 a2 09 01 00 01", "fields out of order"),
         ("81 84 01 02 03 a1 00 0b", "an unknown kind"),
-        ("81 85 01 02 03 a1 00 01 80", "an empty list of moved dots"),
+        ("81 85 01 02 03 a1 00 01 80", "moved from nowhere"),
+        ("81 85 01 02 03 a1 00 01 82 41 61 80", "moved from nothing"),
         (
-            "81 85 01 02 03 a1 00 01 82 82 01 02 82 01 01",
+            "81 85 01 02 03 a1 00 01 82 40 81 82 01 01",
+            "moved from the root",
+        ),
+        (
+            "81 85 01 02 03 a1 00 01 82 42 61 2f 81 82 01 01",
+            "moved from a path with a slash behind",
+        ),
+        (
+            "81 85 01 02 03 a1 00 01 82 41 61 82 82 01 02 82 01 01",
             "moved dots out of order",
         ),
         (
-            "81 85 01 02 03 a1 00 01 82 82 01 01 82 01 01",
+            "81 85 01 02 03 a1 00 01 82 41 61 82 82 01 01 82 01 01",
             "a moved dot twice",
         ),
         (
-            "81 85 01 02 03 a1 00 01 81 82 01 00",
+            "81 85 01 02 03 a1 00 01 82 41 61 81 82 01 00",
             "a moved sequence of 0",
         ),
-        ("81 85 01 02 03 a1 00 01 81 81 01", "half a moved dot"),
-        ("81 86 01 02 03 a1 00 01 81 82 01 01 00", "a sixth part"),
+        (
+            "81 85 01 02 03 a1 00 01 82 41 61 81 81 01",
+            "half a moved dot",
+        ),
+        (
+            "81 86 01 02 03 a1 00 01 82 41 61 81 82 01 01 00",
+            "a sixth part",
+        ),
         ("81 83 01 02 03", "no entry"),
         (
             "81 84 01 02 03 a2 00 09 0d 41 61",
@@ -401,19 +416,17 @@ fn bounds_are_kept() {
     };
     assert!(record(16 * 1024));
     assert!(!record(16 * 1024 + 1));
-    let moved = |dots: &[Dot]| {
-        let mut version = testing::version(1, 1, 1, file(1));
-        version.moved = dots.to_vec();
-        let versions = Versions::new(vec![version]).unwrap();
-        let checked = versions.check().is_ok();
-        assert_eq!(Versions::decode(&versions.encode()).is_ok(), checked);
-        checked
-    };
     let dots: Vec<_> = (1..=17).map(|sequence| dot(1, sequence)).collect();
-    assert!(moved(&dots[..16]));
-    assert!(!moved(&dots));
-    assert!(!moved(&[dot(2, 1), dot(1, 1)]));
-    assert!(!moved(&[dot(1, 0)]));
+    assert!(Moved::new(path("a"), &dots[..16]).is_some());
+    assert!(Moved::new(path("a"), &dots).is_none());
+    assert!(Moved::new(path("a"), &[]).is_none());
+    assert!(Moved::new(path(""), &dots[..1]).is_none());
+    let mut version = testing::version(1, 1, 1, file(1));
+    version.moved = Moved::new(path("a"), &[dot(1, 0)]);
+    assert!(Versions::new(vec![version]).unwrap().check().is_err());
+    let mut seventeen = unhex("81 85 01 02 03 a1 00 01 82 41 61 91");
+    (1..=17).for_each(|sequence| seventeen.extend([0x82, 1, sequence]));
+    assert!(Versions::decode(&seventeen).is_err());
 }
 
 #[test]

@@ -129,7 +129,7 @@ pub(crate) fn version(writer: u64, sequence: u64, time: u64, entry: Entry) -> Ve
         dot: dot(writer, sequence),
         time: HybridTime(time),
         entry,
-        moved: Vec::new(),
+        moved: None,
     }
 }
 pub(crate) fn versions(list: impl Into<Vec<Version>>) -> Versions {

@@ -163,7 +163,7 @@ impl<D: Disk> Replica<D> {
             dot,
             time,
             entry: plan::writer_row(peer, self.node_name.clone()),
-            moved: Vec::new(),
+            moved: None,
         };
         Ok(plan::add_writer_row(&self.nodes, base, edits, row)?)
     }

@@ -69,7 +69,7 @@ fn put(
         dot,
         time: change.time,
         entry,
-        moved: Vec::new(),
+        moved: None,
     });
     let versions = Versions::replace(there.as_ref(), &seen, new);
     if versions != there || edits.contains_key(&key) {

@@ -271,7 +271,7 @@ impl<D: Disk> Records<D> {
                     },
                     time: pending.time,
                     entry,
-                    moved: Vec::new(),
+                    moved: None,
                 });
                 let versions = version.and_then(|version| Versions::new(vec![version]));
                 PendingRecord {
