@@ -6,23 +6,26 @@
 use std::collections::BTreeMap;
 
 use super::{
-    CausalContext, Change, Key, NodeHash, NodeSource, TreeError, Version, Versions, apply, diff,
+    CausalContext, Change, Key, NodeHash, NodeSource, TreeError, Version, Versions, apply,
+    diff_after,
 };
 
-/// A merged state.
+/// A merged state, or a part of the way to it.
 #[derive(Clone, Debug)]
 pub struct Merged {
     /// Its root.
     pub root: NodeHash,
-    /// What it has seen.
+    /// What it has seen: all that both sides have, once nothing is left to merge, and until then what ours has.
     pub context: CausalContext,
     /// Nodes that are new, with their encodings.
     pub nodes: Vec<(NodeHash, Vec<u8>)>,
-    /// How it differs from the first of the two states.
+    /// How it differs from ours.
     pub changes: Vec<Change>,
     /// What gave way to another version with the same dot: two machines wrote under one writer's number (a restored backup,
     /// a clone). See [`Versions::new`] for which one stays.
     pub contradicted: Vec<(Key, Version)>,
+    /// The key up to which differences are merged, when some may be left.
+    pub rest: Option<Key>,
 }
 
 /// Merges the versions under one key: one survives if both sides have it, or if the side that lacks it doesn't cover
@@ -55,7 +58,27 @@ pub fn merge(
     ours: (NodeHash, &CausalContext),
     theirs: (NodeHash, &CausalContext),
 ) -> Result<Merged, TreeError> {
-    let mut changes = diff(source, ours.0, theirs.0, usize::MAX)?;
+    merge_portion(source, ours, theirs, None, usize::MAX)
+}
+
+/// Merges the next `limit` differences after a key (at least one), so that memory follows the portion and not the whole.
+/// The next portion takes the new root, with ours' context as before, and goes on after [`Merged::rest`].
+///
+/// A root in between, taken with ours' context, is a state like any other to what is merged with it: merging theirs again
+/// from the start, whatever else was merged meanwhile, comes to the merged state. It is no state to write on: a write that
+/// replaces a version which the context doesn't cover would not keep it away. Whoever merges something else or writes
+/// in between does it on ours, and begins again.
+pub fn merge_portion(
+    source: &impl NodeSource,
+    ours: (NodeHash, &CausalContext),
+    theirs: (NodeHash, &CausalContext),
+    after: Option<&Key>,
+    limit: usize,
+) -> Result<Merged, TreeError> {
+    let limit = limit.max(1);
+    let mut changes = diff_after(source, ours.0, theirs.0, after, limit)?;
+    let last = changes.last().filter(|_| changes.len() >= limit);
+    let rest = last.map(|change| change.key.clone());
     let mut contradicted = Vec::new();
     changes.retain_mut(|change| {
         let (old, new) = (change.old.as_ref(), change.new.as_ref());
@@ -79,13 +102,16 @@ pub fn merge(
         .collect();
     let applied = apply(source, ours.0, &edits)?;
     let mut context = ours.1.clone();
-    context.join(theirs.1);
+    if rest.is_none() {
+        context.join(theirs.1);
+    }
     Ok(Merged {
         root: applied.root,
         context,
         nodes: applied.nodes,
         changes,
         contradicted,
+        rest,
     })
 }
 

@@ -18,15 +18,15 @@ mod view;
 pub use context::{CausalContext, Dot, HybridTime, WRITERS_MAX, WriterNumber};
 pub use entry::{
     ATTRIBUTE_NAME_BYTES_MAX, ATTRIBUTE_VALUE_BYTES_MAX, ATTRIBUTES_BYTES_MAX, ATTRIBUTES_MAX,
-    Entry, EntryError, Kind, MOVE_WRITERS_MAX, MOVED_MAX, RECORD_BYTES_MAX, TARGET_BYTES_MAX,
-    Timestamp, VERSIONS_BYTES_MAX, VERSIONS_MAX, Version, Versions,
+    Entry, EntryError, Kind, MOVE_WRITERS_MAX, MOVED_MAX, Moved, RECORD_BYTES_MAX,
+    TARGET_BYTES_MAX, Timestamp, VERSIONS_BYTES_MAX, VERSIONS_MAX, Version, Versions,
 };
 pub use key::{InternalKey, Key, NAME_BYTES_MAX, Name, NameError, PATH_BYTES_MAX, TreePath};
-pub use merge::{Merged, merge, merge_versions};
+pub use merge::{Merged, merge, merge_portion, merge_versions};
 pub use node::{NODE_BYTES_MAX, Node, NodeError, NodeHash, Summary};
 pub use parts::{View, folder_newest, versions};
 pub use tree::{
-    Applied, Change, MISSING_MAX, NodeSource, TreeError, apply, diff, empty_root, get,
+    Applied, Change, MISSING_MAX, NodeSource, TreeError, apply, diff, diff_after, empty_root, get,
     range_summary, scan, summary,
 };
 pub use view::{Shown, children, find_copy, lookup, may_be_copy, shown};

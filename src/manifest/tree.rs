@@ -17,7 +17,7 @@ use super::{
     node::{Child, Rows, Value},
 };
 
-pub use diff::diff;
+pub use diff::{diff, diff_after};
 pub use edit::apply;
 
 /// Most missing nodes that are named at once.

@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::manifest::{
-    Key, get,
-    histories::{Edit, Oracle, Replica, State, any_history, content, live},
+    Key, NodeSource, diff, get,
+    histories::{Edit, Oracle, Replica, State, any_history, content, join, live},
     tree::testing::{Memory, dot, file, key, version},
 };
 
@@ -56,6 +56,75 @@ proptest! {
         prop_assert_eq!(&join(&halves[1], &halves[0]), &forth);
         prop_assert_eq!(content(&memory, forth.0), lived.oracle.content(&forth.1));
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Portions of whatever size come to what merging at once comes to. And a root in between, with the former context,
+    /// can be given up or merged with something else at any time: merging theirs again still comes to the same.
+    #[test]
+    fn portions_come_to_the_same(
+        (count, acts) in any_history(3..=6, 50),
+        picked in prop::collection::vec(any::<prop::sample::Index>(), 3),
+        limits in prop::collection::vec(1_usize..6, 1..8),
+    ) {
+        let memory = Memory::default();
+        let lived = live(&memory, count, &acts);
+        let [ours, theirs, third] = [0, 1, 2].map(|at: usize| picked[at].get(&lived.past));
+        let whole = merge(&memory, (ours.0, &ours.1), (theirs.0, &theirs.1)).unwrap();
+        memory.keep(whole.nodes);
+        let all = join(&memory, &(whole.root, whole.context.clone()), third);
+        let (mut root, mut rest, mut changes) = (ours.0, None, Vec::new());
+        for limit in limits.iter().cycle() {
+            let theirs_part = (theirs.0, &theirs.1);
+            let (portion, ..) = memory.fetching(|memory| {
+                merge_portion(memory, (root, &ours.1), theirs_part, rest.as_ref(), *limit)
+            });
+            memory.keep(portion.nodes);
+            prop_assert!(portion.changes.len() <= *limit);
+            changes.extend(portion.changes);
+            (root, rest) = (portion.root, portion.rest);
+            if rest.is_none() {
+                prop_assert_eq!(&portion.context, &whole.context);
+                break;
+            }
+            let between = (root, portion.context);
+            prop_assert_eq!(&between.1, &ours.1);
+            prop_assert_eq!(join(&memory, &between, theirs).0, whole.root);
+            let with_third = join(&memory, &between, third);
+            prop_assert_eq!(&join(&memory, &with_third, theirs), &all);
+            prop_assert_eq!(&join(&memory, theirs, &with_third), &all);
+        }
+        prop_assert_eq!(root, whole.root);
+        prop_assert_eq!(changes, whole.changes);
+    }
+}
+
+#[test]
+fn going_on_with_a_merge_costs_the_depth() {
+    let memory = Memory::default();
+    let all = crate::manifest::tree::testing::many(30_000);
+    let root = memory.build(&all);
+    let edits = all
+        .keys()
+        .step_by(100)
+        .map(|key| (key.clone(), None))
+        .collect();
+    let (ours, theirs) = (CausalContext::default(), {
+        let mut context = CausalContext::default();
+        context.add(dot(0x0123_4567_89ab_cdef, 7));
+        context
+    });
+    let emptied = memory.apply(root, &edits);
+    let depth = usize::from(memory.node(&root).unwrap().unwrap().level()) + 1;
+    let last = edits.keys().nth(290);
+    memory.reads.set(0);
+    let portion = merge_portion(&memory, (root, &ours), (emptied, &theirs), last, 2).unwrap();
+    assert_eq!(portion.changes.len(), 2);
+    assert!(portion.rest.is_some());
+    // Down in both trees, on to the next two differences, and down again to edit.
+    assert!(memory.reads.get() <= 12 * depth, "{}", memory.reads.get());
 }
 
 /// A file of the small world, by a number.

@@ -2,7 +2,7 @@
 
 use super::{
     Arc, Change, Child, Key, MISSING_MAX, Node, NodeHash, NodeSource, Rows, TreeError, Versions,
-    load, load_child,
+    load, load_child, row_of,
 };
 
 /// The differences, in order of keys; at most `limit` of them. Reads the nodes whose hashes differ, on both sides.
@@ -15,6 +15,17 @@ pub fn diff(
     new: NodeHash,
     limit: usize,
 ) -> Result<Vec<Change>, TreeError> {
+    diff_after(source, old, new, None, limit)
+}
+
+/// The differences after a key, in order; at most `limit` of them. Getting there costs the depth of the trees.
+pub fn diff_after(
+    source: &impl NodeSource,
+    old: NodeHash,
+    new: NodeHash,
+    after: Option<&Key>,
+    limit: usize,
+) -> Result<Vec<Change>, TreeError> {
     let mut changes = Vec::new();
     if old == new || limit == 0 {
         return Ok(changes);
@@ -23,7 +34,7 @@ pub fn diff(
         (Some(a), Some(b)) => {
             a.check_root(&old).map_err(here)?;
             b.check_root(&new)?;
-            (Cursor::new(a), Cursor::new(b))
+            (Cursor::new(a, after), Cursor::new(b, after))
         }
         (a, b) => {
             let absent = [(a, old), (b, new)].into_iter();
@@ -173,6 +184,20 @@ struct Frame {
 }
 
 impl Frame {
+    /// Stands at the first row that may lead beyond a key.
+    fn new(node: Arc<Node>, upper: Option<Key>, leftmost: bool, after: Option<&Key>) -> Self {
+        let next = match (node.rows(), after) {
+            (_, None) => 0,
+            (Rows::Leaf(rows), Some(after)) => rows.partition_point(|(key, _)| key <= after),
+            (Rows::Inner(rows), Some(after)) => row_of(rows, after.as_bytes()),
+        };
+        Self {
+            node,
+            next,
+            upper,
+            leftmost,
+        }
+    }
     fn length(&self) -> usize {
         match self.node.rows() {
             Rows::Leaf(rows) => rows.len(),
@@ -189,29 +214,32 @@ impl Frame {
     }
 }
 
-/// A place in a tree: the nodes that were entered, outermost first.
-struct Cursor(Vec<Frame>);
+/// A place in a tree.
+struct Cursor<'k> {
+    /// The nodes that were entered, outermost first.
+    frames: Vec<Frame>,
+    /// Rows up to this key are passed over.
+    after: Option<&'k Key>,
+}
 
-impl Cursor {
-    fn new(root: Arc<Node>) -> Self {
-        Self(vec![Frame {
-            node: root,
-            next: 0,
-            upper: None,
-            leftmost: true,
-        }])
+impl<'k> Cursor<'k> {
+    fn new(root: Arc<Node>, after: Option<&'k Key>) -> Self {
+        Self {
+            frames: vec![Frame::new(root, None, true, after)],
+            after,
+        }
     }
     /// Leaves nodes that are done with.
     fn settle(&mut self) {
         while self
-            .0
+            .frames
             .pop_if(|frame| frame.next >= frame.length())
             .is_some()
         {}
     }
     /// What comes next, once settled; `None` at the end.
     fn head(&self) -> Option<Head<'_>> {
-        let frame = self.0.last()?;
+        let frame = self.frames.last()?;
         match frame.node.rows() {
             Rows::Leaf(rows) => rows.get(frame.next).map(|(key, versions)| Head {
                 key,
@@ -226,13 +254,13 @@ impl Cursor {
         }
     }
     fn advance(&mut self) {
-        if let Some(frame) = self.0.last_mut() {
+        if let Some(frame) = self.frames.last_mut() {
             frame.next += 1;
         }
     }
     /// Goes into the child that comes next; passes over it when it is not here.
     fn enter(&mut self, source: &impl NodeSource, missing: &mut Missing) -> Result<(), TreeError> {
-        let Some(frame) = self.0.last_mut() else {
+        let Some(frame) = self.frames.last_mut() else {
             return Ok(());
         };
         let leftmost = frame.leftmost && frame.next == 0;
@@ -247,19 +275,15 @@ impl Cursor {
             }
             Some(node) => {
                 frame.next += 1;
-                self.0.push(Frame {
-                    node,
-                    next: 0,
-                    upper,
-                    leftmost,
-                });
+                let frame = Frame::new(node, upper, leftmost, self.after);
+                self.frames.push(frame);
             }
         }
         Ok(())
     }
     /// Passes over what comes next, as far as the comparison is blind.
     fn pass(&mut self, source: &impl NodeSource, missing: &mut Missing) -> Result<(), TreeError> {
-        let reaches_beyond = match (self.0.last().and_then(Frame::child), &missing.until) {
+        let reaches_beyond = match (self.frames.last().and_then(Frame::child), &missing.until) {
             (Some((_, upper)), Some(Some(until))) => upper.is_none_or(|upper| upper > until),
             _ => false,
         };

@@ -146,12 +146,78 @@ proptest! {
         for (old, old_model) in &states {
             let expected = model_diff(old_model, &model);
             prop_assert_eq!(&diff(&memory, *old, root, usize::MAX).unwrap(), &expected);
+            let step = expected.len() / 4 + 1;
+            let afters = expected.iter().step_by(step).map(|change| &change.key);
+            for after in afters.chain(model.keys().take(2)) {
+                let rest: Vec<_> = expected.iter().filter(|change| change.key > *after).collect();
+                let found = diff_after(&memory, *old, root, Some(after), limit.max(1)).unwrap();
+                prop_assert!(found.iter().eq(rest.into_iter().take(limit.max(1))));
+            }
             let (changes, ..) = memory.fetching(|memory| diff(memory, *old, root, limit));
             prop_assert_eq!(&changes, &expected[..limit.min(expected.len())]);
         }
         // And back to nothing.
         let gone = model.keys().map(|key| (key.clone(), None)).collect();
         prop_assert_eq!(memory.apply(root, &gone), empty_root());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    /// Few changes, one by one and all at once.
+    #[test]
+    fn any_way_to_a_map_gives_its_root(
+        edits in prop::collection::vec((any_key(), prop::option::weighted(0.6, any_value())), 1..16),
+    ) {
+        let memory = Memory::default();
+        let mut model = Model::new();
+        let mut root = empty_root();
+        for edit in &edits {
+            let edit = Edits::from([edit.clone()]);
+            change_model(&mut model, &edit);
+            root = memory.apply(root, &edit);
+        }
+        prop_assert_eq!(memory.build(&as_edits(&model)), root);
+        prop_assert_eq!(memory.build(&edits.into_iter().collect()), root);
+    }
+}
+
+/// From every set of six keys to every other: ordinary ones, and ones that start nodes of the first and second level.
+#[test]
+fn every_step_between_small_maps_gives_the_root_of_the_map() {
+    let memory = Memory::default();
+    let mut wanted = [3, 2, 1];
+    let world: Vec<_> = (0..)
+        .map(|n| key(&format!("n{n}")))
+        .filter(|key| {
+            let left = wanted.get_mut(levels_started(key) as usize);
+            left.is_some_and(|left| {
+                let wanted = *left > 0;
+                *left -= usize::from(wanted);
+                wanted
+            })
+        })
+        .take(6)
+        .collect();
+    let of = |set: usize| {
+        let world = world.iter().enumerate();
+        world.map(move |(index, key)| (key.clone(), (set >> index & 1 == 1).then(|| one(1))))
+    };
+    let roots: Vec<_> = (0..64)
+        .map(|set| memory.build(&of(set).collect()))
+        .collect();
+    for (from, to) in (0..64).flat_map(|from| (0..64).map(move |to| (from, to))) {
+        let changed = from ^ to;
+        let edits = of(to)
+            .enumerate()
+            .filter(|(index, _)| changed >> index & 1 == 1);
+        let edits = edits.map(|(_, edit)| edit).collect();
+        assert_eq!(
+            memory.apply(roots[from], &edits),
+            roots[to],
+            "{from:b} to {to:b}"
+        );
     }
 }
 
