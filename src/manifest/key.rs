@@ -295,6 +295,10 @@ impl Key {
             _ => !is_internal,
         }
     }
+    /// The range of raw key bytes that holds all move hints.
+    pub(super) fn moves() -> Range<Vec<u8>> {
+        vec![END, MOVE]..vec![END, MOVE + 1]
+    }
     /// The range of raw key bytes that holds the direct children of a folder.
     pub fn children_of(folder: &TreePath) -> Range<Vec<u8>> {
         let prefix = folder.prefix();

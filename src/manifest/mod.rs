@@ -10,6 +10,7 @@ mod entry;
 mod histories;
 mod key;
 mod merge;
+mod moves;
 mod node;
 mod parts;
 mod tree;
@@ -23,6 +24,7 @@ pub use entry::{
 };
 pub use key::{InternalKey, Key, NAME_BYTES_MAX, Name, NameError, PATH_BYTES_MAX, TreePath};
 pub use merge::{Merged, merge, merge_portion, merge_versions};
+pub use moves::{HINT_AGE_MAX_NS, complete_moves, move_hint, without_old_hints};
 pub use node::{NODE_BYTES_MAX, Node, NodeError, NodeHash, Summary};
 pub use parts::{View, folder_newest, versions};
 pub use tree::{
