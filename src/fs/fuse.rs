@@ -12,10 +12,10 @@ use std::{
 };
 
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tracing::Instrument;
 
@@ -24,7 +24,7 @@ use super::{
     core::{Attr, Caller, Core, Fail, now},
     drive::drive,
     errno::FsError,
-    ops::{Changes, Mode, Replace},
+    ops::{Changes, Mode, Place, Replace},
 };
 use crate::manifest::Kind;
 
@@ -32,6 +32,8 @@ use crate::manifest::Kind;
 const KEEP: Duration = Duration::from_secs(3600);
 /// The largest write (and, by the same number of pages, read) request.
 const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
+/// What one request copies by reference at most: the answer has 32 bits, and programs ask again.
+const COPY_BYTES_MAX: u64 = 1 << 31;
 /// Readahead and write-back requests that the kernel may have waiting here at a time.
 const BACKGROUND_MAX: u16 = 64;
 
@@ -690,6 +692,37 @@ impl Filesystem for Shell {
         let range = offset..offset.saturating_add(length);
         let allocate = move |core: &Arc<Core>| core.fallocate(fh.0, range.clone(), mode);
         self.serve_empty(req, "fallocate", allocate, reply);
+    }
+
+    fn copy_file_range(
+        &self,
+        req: &Request,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let (from, to) = (
+            Place {
+                handle: fh_in.0,
+                offset: offset_in,
+            },
+            Place {
+                handle: fh_out.0,
+                offset: offset_out,
+            },
+        );
+        let len = len.min(COPY_BYTES_MAX);
+        let copy = move |core: &Arc<Core>| core.copy_range(from, to, len);
+        self.serve(req, "copy_file_range", copy, |answer| match answer {
+            Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
+            Err(error) => reply.error(error),
+        });
     }
 }
 

@@ -1,7 +1,8 @@
 //! Which bytes of a file that is being written come from where. Pure.
 //!
 //! A byte below `size` is *written* (it stands in the staging file), or *base* (below `base_bytes`, in the content that the
-//! file had), or zero. A truncation lowers `base_bytes` for good: what was cut off never shows again.
+//! file had), or zero. A truncation lowers `base_bytes`: what was cut off never shows again, but
+//! where it is taken anew from a file that has it.
 //! Written ranges are disjoint, non-adjacent, non-empty, and below `size`.
 
 use std::{collections::BTreeMap, ops::Range};
@@ -113,6 +114,22 @@ impl Overlay {
         }
     }
 
+    /// Whether [`Overlay::take`] may take a range that begins here: all below it is written, or base.
+    pub(crate) fn may_take_from(&self, start: u64) -> bool {
+        let below = self.pieces(0..start);
+        start <= self.size && below.iter().all(|(_, source)| *source != Source::Zero)
+    }
+
+    /// Has the base show in a range, whatever was written there; the file grows where needed.
+    pub(crate) fn take(&mut self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        self.base_bytes = self.base_bytes.max(range.end);
+        self.size = self.size.max(range.end);
+        self.cut(range);
+    }
+
     /// What a range is made of, in order, cut to the file.
     pub(crate) fn pieces(&self, range: Range<u64>) -> Vec<(Range<u64>, Source)> {
         let end = range.end.min(self.size);
@@ -194,6 +211,7 @@ mod tests {
         Write(u64, u64, u8),
         Truncate(u64),
         Punch(u64, u64),
+        Take(u64, u64),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -201,6 +219,7 @@ mod tests {
             4 => (0..SPACE, 0..40u64, 1..=255u8).prop_map(|(at, len, byte)| Step::Write(at, len, byte)),
             2 => (0..SPACE).prop_map(Step::Truncate),
             1 => (0..SPACE, 0..60u64).prop_map(|(at, len)| Step::Punch(at, len)),
+            2 => (0..SPACE, 0..60u64).prop_map(|(at, len)| Step::Take(at, len)),
         ]
     }
 
@@ -257,6 +276,14 @@ mod tests {
                             staging[at as usize..end as usize].fill(0);
                         }
                         overlay.punch(at..at + len);
+                    }
+                    Step::Take(at, len) => {
+                        let (from, to) = (at as usize, ((at + len) as usize).min(base.len()));
+                        if from < to && overlay.may_take_from(at) {
+                            plain.resize(plain.len().max(to), 0);
+                            plain[from..to].copy_from_slice(&base[from..to]);
+                            overlay.take(from as u64..to as u64);
+                        }
                     }
                 }
                 prop_assert_eq!(overlay.size(), plain.len() as u64);

@@ -224,6 +224,9 @@ impl Core {
         let version = state.version;
         let size = state.overlay.size();
         if state.overlay.is_base(state.base.size) {
+            // A staging file that nothing shows of (a copy by reference) has a record in the journal all the same.
+            let id = state.staging.take().and_then(|staging| staging.id);
+            state.imported.extend(id);
             return Ok(Some((state.base, version)));
         }
         if next_hole(&state).is_some() {

@@ -1,6 +1,7 @@
 //! The filesystem over a real store and namespace, without a kernel; and a few times with one.
 
 mod cases;
+mod copies;
 mod model;
 mod mounted;
 

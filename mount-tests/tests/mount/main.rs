@@ -3,6 +3,7 @@
 
 mod apart;
 mod attacker;
+mod by_reference;
 mod ending;
 mod faults;
 mod joining;

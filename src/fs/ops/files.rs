@@ -27,7 +27,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct OpenFile {
     pub(crate) number: u64,
-    write: bool,
+    pub(super) write: bool,
     /// Something was written through it.
     wrote: AtomicBool,
     readahead: Mutex<Readahead>,
@@ -49,6 +49,13 @@ impl Mode {
             truncate: flags & libc::O_TRUNC != 0,
             exclusive: flags & libc::O_EXCL != 0,
         }
+    }
+}
+
+impl OpenFile {
+    /// Something was written through it, so that closing it has something to report.
+    pub(super) fn note_written(&self) {
+        self.wrote.store(true, Ordering::Relaxed);
     }
 }
 
@@ -349,7 +356,7 @@ impl Core {
             }
             Ok(())
         });
-        file.wrote.store(true, Ordering::Relaxed);
+        file.note_written();
         written
     }
 

@@ -1,5 +1,6 @@
 //! The operations, as methods of [`super::core::Core`].
 
+mod copy;
 mod files;
 mod folders;
 mod look;
@@ -7,6 +8,7 @@ mod names;
 mod rename;
 mod set;
 
+pub(crate) use copy::Place;
 pub(crate) use files::{Mode, OpenFile};
 pub(crate) use folders::{Listed, OpenFolder};
 pub(crate) use rename::Replace;

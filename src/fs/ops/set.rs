@@ -179,7 +179,7 @@ impl Changes {
 }
 
 /// Set-id bits don't survive a change of content or owner; set-group-id without group execution means something else.
-fn drop_set_id(entry: &mut Entry) {
+pub(super) fn drop_set_id(entry: &mut Entry) {
     if matches!(entry.kind, Kind::File(_)) {
         entry.mode &= !libc::S_ISUID;
         if entry.mode & libc::S_IXGRP != 0 {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    fs::ops::{Changes, Replace},
+    fs::ops::{Changes, Place, Replace},
     manifest::{Kind, Timestamp},
 };
 
@@ -29,6 +29,8 @@ enum Step {
     Exchange(usize, usize),
     Chmod(usize, u32),
     Touch(usize, i64),
+    /// Copies a range to the same place of another file: by reference where that can be, as the kernel does otherwise.
+    Copy(usize, usize, u64, usize),
     /// Opens and keeps open.
     Hold(usize, bool),
     /// Through a handle that is kept open.
@@ -56,6 +58,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (path(), path()).prop_map(|(a, b)| Step::Exchange(a, b)),
         1 => (path(), 0..0o1000u32).prop_map(|(p, m)| Step::Chmod(p, m)),
         1 => (path(), 1..1_000_000_000i64).prop_map(|(p, t)| Step::Touch(p, t)),
+        3 => (path(), path(), offset(), length()).prop_map(|(a, b, o, l)| Step::Copy(a, b, o, l)),
+        2 => (path(), path()).prop_map(|(a, b)| Step::Copy(a, b, 0, SIZE_MAX as usize)),
         3 => (path(), any::<bool>()).prop_map(|(p, w)| Step::Hold(p, w)),
         3 => (0..4usize, offset(), length(), any::<u8>()).prop_map(|(h, o, l, b)| Step::WriteHeld(h, o, l, b)),
         2 => (0..4usize).prop_map(Step::Drop),
@@ -250,6 +254,7 @@ fn apply(fixture: &Fixture, model: &mut Model, step: Step) {
         | Step::Exchange(p, _)
         | Step::Chmod(p, _)
         | Step::Touch(p, _)
+        | Step::Copy(p, ..)
         | Step::Hold(p, _)
         | Step::Arrive(p, ..) => path_of(*p),
         Step::WriteHeld(..) | Step::Drop(_) | Step::Publish => "",
@@ -375,6 +380,27 @@ fn apply(fixture: &Fixture, model: &mut Model, step: Step) {
                 .act(move |core| core.setattr(inode, &changes))
                 .expect("set");
         }
+        Step::Copy(_, to, offset, len) => {
+            let to = path_of(to);
+            if !model.folder_is_there(to) || to == first {
+                return;
+            }
+            let (Ok(source), Ok(target)) = (model.file(first), model.file(to)) else {
+                return;
+            };
+            let reading = fixture.open_file(first, libc::O_RDONLY).expect("opened");
+            let writing = fixture.open_file(to, libc::O_RDWR).expect("opened");
+            let copied = copy(fixture, reading, writing, offset, len);
+            fixture.core.release(reading);
+            fixture.core.release(writing);
+            let file = &model.files[source];
+            let end = file.len().min(offset as usize + len);
+            let data = file.get(offset as usize..end).unwrap_or_default().to_vec();
+            assert_eq!(copied, data.len());
+            if !data.is_empty() {
+                model.write(target, offset, &data);
+            }
+        }
         Step::Hold(_, write) => {
             if let Ok(number) = model.file(first)
                 && model.held.len() < 4
@@ -414,6 +440,28 @@ fn apply(fixture: &Fixture, model: &mut Model, step: Step) {
             }
         }
         Step::Publish => fixture.runtime.block_on(fixture.core.publish_all()),
+    }
+}
+
+/// Copies as the kernel does: by reference, or else byte for byte.
+fn copy(fixture: &Fixture, from: u64, to: u64, offset: u64, len: usize) -> usize {
+    let (source, target) = (
+        Place {
+            handle: from,
+            offset,
+        },
+        Place { handle: to, offset },
+    );
+    match fixture.act(move |core| core.copy_range(source, target, len as u64)) {
+        Ok(copied) => copied as usize,
+        Err(libc::EOPNOTSUPP) => {
+            let data = fixture.read_at(from, offset, len).expect("read");
+            if !data.is_empty() {
+                fixture.write_at(to, offset, &data).expect("written");
+            }
+            data.len()
+        }
+        Err(error) => panic!("copying: errno {error}"),
     }
 }
 

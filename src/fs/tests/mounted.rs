@@ -271,3 +271,71 @@ fn a_mount_whose_process_is_dead_is_found_and_cleared() {
     assert!(cleared.expect("cleared"));
     assert_eq!(fs::read_dir(dir.path()).expect("usable again").count(), 0);
 }
+
+/// `copy_file_range(2)` until there is no more.
+fn copy_through_kernel(from: &fs::File, to: &fs::File, mut at: (u64, u64), mut len: usize) {
+    while len > 0 {
+        let (mut source, mut target) = at;
+        let copied =
+            rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), len)
+                .expect("copied");
+        if copied == 0 {
+            return;
+        }
+        at = (source, target);
+        len -= copied;
+    }
+}
+
+#[test]
+fn the_kernel_copies_by_reference_where_that_can_be_and_bytes_elsewhere() {
+    let mount = Mount::new();
+    let data: Vec<u8> = (0..500_000u32).map(|at| (at % 249) as u8).collect();
+    mount.fixture.change_behind("remote", &data);
+    let brought = || *mount.fixture.elsewhere.brought.lock();
+    let hash = content::hash_bytes(&data).to_string();
+    let remote = fs::File::open(mount.path("remote")).expect("opened");
+    let copy = fs::File::create(mount.path("copy")).expect("created");
+    copy_through_kernel(&remote, &copy, (0, 0), usize::MAX >> 1);
+    drop(copy);
+    wait_until("the copy is published", || {
+        attribute(&mount.path("copy"), "user.p2pfs.hash").as_deref() == Some(&hash)
+    });
+    let output = std::process::Command::new("cp")
+        .args(["--reflink=auto", "remote", "cp"])
+        .current_dir(&mount.dir)
+        .output()
+        .expect("cp runs");
+    assert!(output.status.success(), "{output:?}");
+    wait_until("cp's copy is published", || {
+        attribute(&mount.path("cp"), "user.p2pfs.hash").as_deref() == Some(&hash)
+    });
+    assert_eq!(brought(), 0, "nothing was fetched");
+
+    // A part, mapped and written over; then to another offset, from what is being written, and out of the mount.
+    let part = fs::File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(mount.path("part"))
+        .expect("created");
+    copy_through_kernel(&remote, &part, (0, 0), 300_001);
+    assert_eq!(brought(), 0, "nothing was fetched");
+    assert_eq!(part.metadata().expect("looked").len(), 300_001);
+    part.write_all_at(b"patch", 4_000).expect("written");
+    copy_through_kernel(&remote, &part, (300_001, 310_000), 50_000);
+    let mut expected = data[..300_001].to_vec();
+    expected[4_000..4_005].copy_from_slice(b"patch");
+    expected.resize(310_000, 0);
+    expected.extend_from_slice(&data[300_001..350_001]);
+    let moved = fs::File::create(mount.path("moved")).expect("created");
+    copy_through_kernel(&part, &moved, (0, 0), usize::MAX >> 1);
+    assert!(fs::read(mount.path("moved")).expect("read") == expected);
+    drop((part, moved));
+    assert!(fs::read(mount.path("part")).expect("read") == expected);
+    let outside = mount.fixture.dir.path().join("outside");
+    fs::copy(mount.path("copy"), &outside).expect("copied out");
+    assert!(fs::read(&outside).expect("read") == data);
+    fs::copy(&outside, mount.path("inside")).expect("copied in");
+    assert!(fs::read(mount.path("inside")).expect("read") == data);
+}
