@@ -46,6 +46,8 @@ pub(crate) enum Need {
     Nodes(Vec<NodeHash>),
     /// Bytes of a content; the path is for reports.
     Bytes(Object, Range<u64>, TreePath),
+    /// That no folder is being moved where something is to change.
+    Move,
     /// That a file's staging file is not being made an object.
     Import(u64),
     /// That all of a file is published; gives up after a while.
@@ -115,6 +117,8 @@ pub(crate) struct Core {
     pub(super) inodes: Mutex<Inodes>,
     pub(super) files: Mutex<HashMap<u64, Arc<OpenFile>>>,
     pub(super) folders: Mutex<HashMap<u64, Arc<OpenFolder>>>,
+    /// Places whose contents are being moved, or moved to: nothing changes there until that is done.
+    pub(super) moving: Mutex<Vec<TreePath>>,
     next_handle: AtomicU64,
     /// Counts changes of names and entries, here and elsewhere: what was listed before is old after.
     pub(super) epoch: AtomicU64,
@@ -128,7 +132,7 @@ pub(crate) struct Core {
     /// Places where a publication here met a change from elsewhere: the kernel has yet to hear.
     pub(super) stirred: Mutex<BTreeSet<TreePath>>,
     pub(super) stir: Notify,
-    /// Counts ended publications, and steps of them that somebody may wait for.
+    /// Counts ended publications and moves, and steps of them that somebody may wait for.
     pub(super) published: watch::Sender<u64>,
 }
 
@@ -151,6 +155,7 @@ impl Core {
             inodes: Mutex::new(Inodes::new()),
             files: Mutex::new(HashMap::new()),
             folders: Mutex::new(HashMap::new()),
+            moving: Mutex::new(Vec::new()),
             next_handle: AtomicU64::new(1),
             epoch: AtomicU64::new(0),
             publications: Semaphore::new(AT_ONCE),
@@ -196,6 +201,26 @@ impl Core {
         Ok(self.tree.get(path)?)
     }
 
+    /// What the tree shows at a place, and what it is as an inode.
+    pub(super) fn look_at(&self, path: &TreePath) -> Result<Option<(Shown, Facts)>, Fail> {
+        let shown = match self.tree.get(path) {
+            Ok(Some(shown)) => shown,
+            Ok(None) => return Ok(None),
+            Err(NamespaceError::Missing(mut nodes)) => {
+                // Should it turn out to be a folder, its time needs others: a round trip is worth more than they are.
+                if let Err(NamespaceError::Missing(more)) = self.tree.folder_newest(path) {
+                    nodes.extend(more);
+                    nodes.sort_unstable();
+                    nodes.dedup();
+                }
+                return Err(Fail::Need(Need::Nodes(nodes)));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let facts = self.facts(path, &shown)?;
+        Ok(Some((shown, facts)))
+    }
+
     pub(super) fn live(&self, number: u64) -> Option<Arc<Live>> {
         self.lives.lock().get(&number).cloned()
     }
@@ -215,8 +240,19 @@ impl Core {
         }
     }
 
-    /// Applies edits: visible here at once.
+    /// Applies edits: visible here at once. Where a folder is being moved, they wait.
     pub(super) fn change(&self, edits: Vec<Edit>) -> Result<(), Fail> {
+        let meets = |place: &TreePath| {
+            let mut paths = edits.iter().map(|edit| &edit.path);
+            paths.any(|path| path.is_within(place) || place.is_within(path))
+        };
+        if self.moving.lock().iter().any(meets) {
+            return Err(Fail::Need(Need::Move));
+        }
+        self.apply(edits)
+    }
+
+    pub(super) fn apply(&self, edits: Vec<Edit>) -> Result<(), Fail> {
         self.tree.change(edits)?;
         self.epoch.fetch_add(1, Ordering::AcqRel);
         Ok(())
@@ -271,11 +307,9 @@ impl Core {
         let mut facts = Facts::of(shown);
         match facts.kind {
             Kind::Directory => {
-                let touched = self.tree.folder_modified(path)?;
-                if i128::from(touched.0) > i128::from(shown.time.0) {
-                    facts.modified = touched;
-                    facts.changed = HybridTime(u64::try_from(touched.0).unwrap_or(0));
-                }
+                let newest = self.tree.folder_newest(path)?;
+                facts.modified = shown.folder_time(newest);
+                facts.changed = shown.time.max(newest);
             }
             // Several names for one file are not supported yet: refused rather than shown as something else.
             Kind::Link(_) => return Err(FsError::NotSupported.into()),

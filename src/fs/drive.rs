@@ -6,7 +6,6 @@ use super::{
     core::{Core, Fail, Need},
     errno::FsError,
     interrupt,
-    live::LiveState,
 };
 
 /// How often an operation may need yet something else: deep trees take a few rounds, each round makes progress.
@@ -59,14 +58,19 @@ impl Core {
                     error.into()
                 })
             }
-            Need::Import(number) => {
-                self.wait_while(number, self.options.wait, |live| live.importing)
+            Need::Move => {
+                self.wait_while(self.options.wait, || !self.moving.lock().is_empty())
                     .await;
                 Ok(())
             }
+            Need::Import(number) => {
+                let is_so = || self.with_live(number, |live| live.importing) == Some(true);
+                self.wait_while(self.options.wait, is_so).await;
+                Ok(())
+            }
             Need::Publication(number, within) => {
-                self.wait_while(number, within, |live| live.is_dirty())
-                    .await;
+                let is_so = || self.with_live(number, |live| live.is_dirty()) == Some(true);
+                self.wait_while(within, is_so).await;
                 Ok(())
             }
         }
@@ -107,11 +111,11 @@ impl Core {
         moved.map(|live| live.number).collect()
     }
 
-    /// Returns once the live state of an inode is gone or not so any more, or the time is up.
-    async fn wait_while(&self, number: u64, within: Duration, is_so: impl Fn(&LiveState) -> bool) {
+    /// Returns once it is not so any more, by something that [`Core::published`] counts, or the time is up.
+    async fn wait_while(&self, within: Duration, is_so: impl Fn() -> bool) {
         let mut ended = self.published.subscribe();
         let deadline = tokio::time::Instant::now() + within;
-        while self.with_live(number, |live| is_so(live)) == Some(true) {
+        while is_so() {
             match tokio::time::timeout_at(deadline, ended.changed()).await {
                 Ok(Ok(())) => {}
                 _ => return,

@@ -5,12 +5,21 @@
 //!
 //! Invariants: the root is number 1 and is always there. An inode is kept exactly as long as the kernel knows it
 //! (`lookups`), something here needs it (`pins`), or inodes linked below it are kept; so memory follows what the kernel holds.
-//! A number is a hash of the path at which the inode first appeared (the next free one on a collision), so that numbers are
-//! mostly the same after a remount.
+//! A number is a hash of the folder's number and the name under which the inode first appeared (the next free one on a
+//! collision), so that numbers are mostly the same after a remount.
+//!
+//! A name stands here once, in its inode: the table of links has numbers alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::{BuildHasher, RandomState},
+};
 
-use crate::manifest::{Entry, HybridTime, Kind, Name, Shown, Timestamp, TreePath, may_be_copy};
+use hashbrown::HashTable;
+
+use crate::manifest::{
+    Entry, HybridTime, Kind, NAME_BYTES_MAX, Name, Shown, Timestamp, TreePath, may_be_copy,
+};
 
 /// The root's number, fixed by the kernel's protocol.
 pub(crate) const ROOT: u64 = 1;
@@ -25,6 +34,19 @@ pub(crate) struct Facts {
     pub(crate) modified: Timestamp,
     /// When any of this was last changed.
     pub(crate) changed: HybridTime,
+}
+
+impl From<Shown> for Facts {
+    fn from(shown: Shown) -> Self {
+        Self {
+            kind: shown.entry.kind,
+            mode: shown.entry.mode,
+            owner: shown.entry.owner,
+            group: shown.entry.group,
+            modified: shown.entry.modified,
+            changed: shown.time,
+        }
+    }
 }
 
 impl Facts {
@@ -60,15 +82,24 @@ struct Inode {
     link: Option<(u64, Name)>,
     facts: Facts,
     lookups: u64,
-    pins: u64,
-    children: u64,
+    pins: u32,
+    children: u32,
+}
+
+impl Inode {
+    fn is_at(&self, folder: u64, name: &Name) -> bool {
+        matches!(&self.link, Some((there, named)) if *there == folder && named == name)
+    }
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Inodes {
-    by_number: HashMap<u64, Inode>,
-    links: HashMap<(u64, Name), u64>,
+    /// Boxed: a table keeps room free for as many again, and more.
+    by_number: HashMap<u64, Box<Inode>>,
+    /// Numbers of inodes that have a link, by its hash.
+    links: HashTable<u64>,
+    hasher: RandomState,
 }
 
 impl Inodes {
@@ -88,8 +119,9 @@ impl Inodes {
             children: 0,
         };
         Self {
-            by_number: HashMap::from([(ROOT, root)]),
-            links: HashMap::new(),
+            by_number: HashMap::from([(ROOT, Box::new(root))]),
+            links: HashTable::new(),
+            hasher: RandomState::new(),
         }
     }
 
@@ -110,13 +142,18 @@ impl Inodes {
 
     /// The inode that a name stands for, if it is known.
     pub(crate) fn child(&self, folder: u64, name: &Name) -> Option<u64> {
-        self.links.get(&(folder, name.clone())).copied()
+        let hash = self.hasher.hash_one((folder, name));
+        let found = self.links.find(hash, |number| {
+            let inode = self.by_number.get(number);
+            inode.is_some_and(|inode| inode.is_at(folder, name))
+        });
+        found.copied()
     }
 
     /// The number to show for a name in a plain listing, without keeping anything for it.
     pub(crate) fn number_for(&self, folder: u64, name: &Name) -> u64 {
         self.child(folder, name)
-            .unwrap_or_else(|| self.first_number(folder, name))
+            .unwrap_or_else(|| first_number(folder, name))
     }
 
     /// The folder that an inode stands in.
@@ -150,13 +187,16 @@ impl Inodes {
     /// The inode for what a folder shows under a name. The one that was known keeps the name if it can still be that;
     /// otherwise it loses it to a new one.
     pub(crate) fn resolve(&mut self, folder: u64, name: &Name, facts: Facts) -> u64 {
-        if let Some(number) = self.child(folder, name) {
-            if self.refresh(number, facts.clone()) {
-                return number;
+        let Some(number) = self.child(folder, name) else {
+            return self.link(folder, name, facts);
+        };
+        match self.by_number.get_mut(&number) {
+            Some(inode) if inode.facts.is_same_inode(&facts) => {
+                inode.facts = facts;
+                number
             }
-            return self.replace(folder, name, facts);
+            _ => self.replace(folder, name, facts),
         }
-        self.link(folder, name, facts)
     }
 
     /// A new inode under a name, which the one that had it loses.
@@ -171,34 +211,26 @@ impl Inodes {
 
     /// A new inode under a name that no inode has.
     pub(crate) fn link(&mut self, folder: u64, name: &Name, facts: Facts) -> u64 {
-        let mut number = self.first_number(folder, name);
+        let mut number = first_number(folder, name);
         while number <= ROOT || self.by_number.contains_key(&number) {
             number = number.wrapping_add(1);
         }
-        self.by_number.insert(
-            number,
-            Inode {
-                link: Some((folder, name.clone())),
-                facts,
-                lookups: 0,
-                pins: 0,
-                children: 0,
-            },
-        );
-        self.links.insert((folder, name.clone()), number);
-        if let Some(folder) = self.by_number.get_mut(&folder) {
-            folder.children += 1;
-        }
+        let inode = Inode {
+            link: None,
+            facts,
+            lookups: 0,
+            pins: 0,
+            children: 0,
+        };
+        self.by_number.insert(number, Box::new(inode));
+        self.attach(number, folder, name.clone());
         number
     }
 
     /// Takes the name from an inode; whoever has it open keeps it.
     pub(crate) fn detach(&mut self, folder: u64, name: &Name) -> Option<u64> {
-        let number = self.links.remove(&(folder, name.clone()))?;
-        if let Some(inode) = self.by_number.get_mut(&number) {
-            inode.link = None;
-        }
-        self.drop_child(folder);
+        let number = self.loosen(folder, name)?;
+        self.sweep(folder);
         self.sweep(number);
         Some(number)
     }
@@ -209,39 +241,56 @@ impl Inodes {
             return;
         }
         self.detach(to.0, to.1);
-        if let Some(number) = self.links.remove(&(from.0, from.1.clone())) {
-            self.links.insert((to.0, to.1.clone()), number);
-            if let Some(inode) = self.by_number.get_mut(&number) {
-                inode.link = Some((to.0, to.1.clone()));
-            }
-            if let Some(folder) = self.by_number.get_mut(&to.0) {
-                folder.children += 1;
-            }
-            self.drop_child(from.0);
+        if let Some(number) = self.loosen(from.0, from.1) {
+            self.attach(number, to.0, to.1.clone());
+            self.sweep(from.0);
         }
     }
 
     /// Lets two names change their inodes.
     pub(crate) fn exchange(&mut self, a: (u64, &Name), b: (u64, &Name)) {
-        let (at_a, at_b) = (self.child(a.0, a.1), self.child(b.0, b.1));
-        for (from, to, number) in [(a, b, at_a), (b, a, at_b)] {
-            let Some(number) = number else { continue };
-            if self.links.get(&(from.0, from.1.clone())) == Some(&number) {
-                self.links.remove(&(from.0, from.1.clone()));
-            }
-            self.links.insert((to.0, to.1.clone()), number);
-            if let Some(inode) = self.by_number.get_mut(&number) {
-                inode.link = Some((to.0, to.1.clone()));
-            }
-            if let Some(folder) = self.by_number.get_mut(&to.0) {
-                folder.children += 1;
-            }
-            if let Some(folder) = self.by_number.get_mut(&from.0) {
-                folder.children = folder.children.saturating_sub(1);
+        let (at_a, at_b) = (self.loosen(a.0, a.1), self.loosen(b.0, b.1));
+        for (number, (folder, name)) in [(at_a, b), (at_b, a)] {
+            if let Some(number) = number {
+                self.attach(number, folder, name.clone());
             }
         }
         self.sweep(a.0);
         self.sweep(b.0);
+    }
+
+    /// Gives an inode without a link one.
+    fn attach(&mut self, number: u64, folder: u64, name: Name) {
+        let hash = self.hasher.hash_one((folder, &name));
+        if let Some(inode) = self.by_number.get_mut(&number) {
+            inode.link = Some((folder, name));
+        }
+        let (by_number, hasher) = (&self.by_number, &self.hasher);
+        self.links.insert_unique(hash, number, |number| {
+            let link = by_number.get(number).and_then(|inode| inode.link.as_ref());
+            link.map_or(0, |(folder, name)| hasher.hash_one((folder, name)))
+        });
+        if let Some(folder) = self.by_number.get_mut(&folder) {
+            folder.children += 1;
+        }
+    }
+
+    /// Takes an inode's link from it; keeps both inode and folder, needed or not.
+    fn loosen(&mut self, folder: u64, name: &Name) -> Option<u64> {
+        let hash = self.hasher.hash_one((folder, name));
+        let by_number = &mut self.by_number;
+        let entry = self.links.find_entry(hash, |number| {
+            let inode = by_number.get(number);
+            inode.is_some_and(|inode| inode.is_at(folder, name))
+        });
+        let (number, _) = entry.ok()?.remove();
+        if let Some(inode) = by_number.get_mut(&number) {
+            inode.link = None;
+        }
+        if let Some(folder) = by_number.get_mut(&folder) {
+            folder.children = folder.children.saturating_sub(1);
+        }
+        Some(number)
     }
 
     /// The kernel was told the number once more.
@@ -267,7 +316,7 @@ impl Inodes {
     }
 
     /// How many need it here.
-    pub(crate) fn pins(&self, number: u64) -> u64 {
+    pub(crate) fn pins(&self, number: u64) -> u32 {
         self.by_number.get(&number).map_or(0, |inode| inode.pins)
     }
 
@@ -280,63 +329,44 @@ impl Inodes {
 
     /// Every inode with its children: what a change of unknown extent may concern.
     pub(crate) fn all_links(&self) -> BTreeMap<u64, Vec<Name>> {
-        let mut all: BTreeMap<u64, Vec<Name>> = BTreeMap::new();
-        for (folder, name) in self.links.keys() {
-            all.entry(*folder).or_default().push(name.clone());
-        }
-        all
+        self.links_where(|_| true)
     }
 
     /// The names in use that may be those of conflict copies.
     pub(crate) fn copies(&self) -> BTreeMap<u64, Vec<Name>> {
-        let mut copies: BTreeMap<u64, Vec<Name>> = BTreeMap::new();
-        for (folder, name) in self.links.keys().filter(|(_, name)| may_be_copy(name)) {
-            copies.entry(*folder).or_default().push(name.clone());
-        }
-        copies
+        self.links_where(may_be_copy)
     }
 
-    fn drop_child(&mut self, folder: u64) {
-        if let Some(inode) = self.by_number.get_mut(&folder) {
-            inode.children = inode.children.saturating_sub(1);
+    fn links_where(&self, wanted: impl Fn(&Name) -> bool) -> BTreeMap<u64, Vec<Name>> {
+        let mut all: BTreeMap<u64, Vec<Name>> = BTreeMap::new();
+        let links = self
+            .by_number
+            .values()
+            .filter_map(|inode| inode.link.as_ref());
+        for (folder, name) in links.filter(|(_, name)| wanted(name)) {
+            all.entry(*folder).or_default().push(name.clone());
         }
-        self.sweep(folder);
+        all
     }
 
     /// Removes an inode that nobody needs, and folders above it that were kept for it alone.
     fn sweep(&mut self, number: u64) {
         let mut at = number;
         while at != ROOT {
-            match self.by_number.get(&at) {
-                Some(inode) if inode.lookups == 0 && inode.pins == 0 && inode.children == 0 => {}
-                _ => return,
-            }
-            let Some(inode) = self.by_number.remove(&at) else {
+            let Some(inode) = self.by_number.get(&at) else {
                 return;
             };
-            let Some((folder, name)) = inode.link else {
+            if inode.lookups > 0 || inode.pins > 0 || inode.children > 0 {
                 return;
-            };
-            self.links.remove(&(folder, name));
-            if let Some(folder) = self.by_number.get_mut(&folder) {
-                folder.children = folder.children.saturating_sub(1);
             }
+            let link = inode.link.clone();
+            if let Some((folder, name)) = &link {
+                self.loosen(*folder, name);
+            }
+            self.by_number.remove(&at);
+            let Some((folder, _)) = link else { return };
             at = folder;
         }
-    }
-
-    fn first_number(&self, folder: u64, name: &Name) -> u64 {
-        let mut hasher = blake3::Hasher::new();
-        if let Some(path) = self.path(folder) {
-            for step in path.names() {
-                hasher.update(step.as_bytes());
-                hasher.update(b"/");
-            }
-        }
-        hasher.update(name.as_bytes());
-        let mut first = [0; 8];
-        hasher.finalize_xof().fill(&mut first);
-        u64::from_le_bytes(first)
     }
 
     #[cfg(test)]
@@ -349,21 +379,44 @@ impl Inodes {
     pub(crate) fn check(&self) {
         for (number, inode) in &self.by_number {
             if let Some((folder, name)) = &inode.link {
-                assert_eq!(self.links.get(&(*folder, name.clone())), Some(number));
+                assert_eq!(self.child(*folder, name), Some(*number));
                 assert!(self.by_number.contains_key(folder), "parents are kept");
             }
-            let below = self.links.keys().filter(|(folder, _)| folder == number);
-            assert_eq!(inode.children, below.count() as u64, "children are counted");
+            let links = self
+                .by_number
+                .values()
+                .filter_map(|inode| inode.link.as_ref());
+            let below = links.filter(|(folder, _)| folder == number);
+            assert_eq!(
+                inode.children as usize,
+                below.count(),
+                "children are counted"
+            );
             assert!(
-                *number == ROOT || inode.lookups + inode.pins + inode.children > 0,
+                *number == ROOT || inode.lookups > 0 || inode.pins + inode.children > 0,
                 "nothing is kept for nobody"
             );
         }
-        for ((_, name), number) in &self.links {
-            let inode = &self.by_number[number];
-            assert_eq!(inode.link.as_ref().map(|(_, name)| name), Some(name));
-        }
+        let linked = self.by_number.values().filter(|inode| inode.link.is_some());
+        assert_eq!(linked.count(), self.links.len());
     }
+}
+
+/// The number to try first for a new inode.
+fn first_number(folder: u64, name: &Name) -> u64 {
+    let mut bytes = [0; 8 + NAME_BYTES_MAX];
+    let length = 8 + name.as_bytes().len();
+    let (number, rest) = bytes.split_at_mut(8);
+    number.copy_from_slice(&folder.to_le_bytes());
+    for (to, from) in rest.iter_mut().zip(name.as_bytes()) {
+        *to = *from;
+    }
+    let hash = blake3::hash(bytes.get(..length).unwrap_or_default());
+    let mut first = [0; 8];
+    for (to, from) in first.iter_mut().zip(hash.as_bytes()) {
+        *to = *from;
+    }
+    u64::from_le_bytes(first)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 
 use crate::{
     content::Object,
-    manifest::{Dot, Name, NodeHash, Shown, Timestamp, TreePath},
+    manifest::{Dot, HybridTime, Name, NodeHash, Shown, TreePath},
     node::namespace::{Edit, Namespace, NamespaceError},
     transfer::{TransferError, Transfers},
 };
@@ -18,7 +18,7 @@ pub(crate) trait Tree: Send + Sync + 'static {
     fn get(&self, path: &TreePath) -> Result<Option<Shown>, NamespaceError>;
     fn children(&self, folder: &TreePath) -> Result<Vec<(Name, Shown)>, NamespaceError>;
     fn below(&self, folder: &TreePath) -> Result<Vec<(TreePath, Shown)>, NamespaceError>;
-    fn folder_modified(&self, folder: &TreePath) -> Result<Timestamp, NamespaceError>;
+    fn folder_newest(&self, folder: &TreePath) -> Result<HybridTime, NamespaceError>;
     fn fetch(
         &self,
         missing: Vec<NodeHash>,
@@ -48,8 +48,8 @@ impl Tree for Namespace {
     fn below(&self, folder: &TreePath) -> Result<Vec<(TreePath, Shown)>, NamespaceError> {
         Namespace::below(self, folder)
     }
-    fn folder_modified(&self, folder: &TreePath) -> Result<Timestamp, NamespaceError> {
-        Namespace::folder_modified(self, folder)
+    fn folder_newest(&self, folder: &TreePath) -> Result<HybridTime, NamespaceError> {
+        Namespace::folder_newest(self, folder)
     }
     fn fetch(
         &self,

@@ -323,10 +323,8 @@ impl Core {
     fn keep_folder_time(&self, path: &TreePath) -> Option<Edit> {
         let (folder, _) = path.split()?;
         let shown = self.tree.get(&folder).ok()??;
-        let touched = self.tree.folder_modified(&folder).ok()?;
         let is_own = !folder.names().is_empty() && shown.time.0 > 0;
-        let is_set =
-            touched == shown.entry.modified || i128::from(touched.0) <= i128::from(shown.time.0);
+        let is_set = self.tree.folder_newest(&folder).ok()? <= shown.time;
         (is_own && is_set && shown.entry.kind == Kind::Directory).then_some(Edit {
             path: folder,
             entry: Some(shown.entry),

@@ -4,6 +4,7 @@ mod cases;
 mod copies;
 mod model;
 mod mounted;
+mod moves;
 
 use std::{
     collections::HashMap,

@@ -28,7 +28,7 @@ const POLICY: u8 = 6;
 
 /// One component of a path: 1 to 255 bytes, no `/`, no NUL, not `.` or `..`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Name(Vec<u8>);
+pub struct Name(Box<[u8]>);
 
 /// Why bytes are not a name or a path.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl Name {
     pub fn new(bytes: impl Into<Vec<u8>>) -> Result<Self, NameError> {
         let bytes = bytes.into();
         check_name(&bytes)?;
-        Ok(Self(bytes))
+        Ok(Self(bytes.into()))
     }
     /// Its bytes.
     pub fn as_bytes(&self) -> &[u8] {
@@ -254,16 +254,16 @@ impl Key {
         let mut names: Vec<Name> = parent
             .split(|&byte| byte == SLASH)
             .filter(|name| !name.is_empty())
-            .map(|name| Name(name.to_vec()))
+            .map(|name| Name(name.into()))
             .collect();
-        names.push(Name(name.to_vec()));
+        names.push(Name(name.into()));
         Some(TreePath(names))
     }
     /// The last name of the path, where it is one.
     pub fn name(&self) -> Option<Name> {
         let end = self.0.iter().position(|&byte| byte == END)?;
         // An internal key starts with the 0.
-        (end > 0).then(|| Name(self.0.get(end + 1..).unwrap_or_default().to_vec()))
+        (end > 0).then(|| Name(self.0.get(end + 1..).unwrap_or_default().into()))
     }
     /// The internal key, where it is one.
     pub fn internal(&self) -> Option<InternalKey> {

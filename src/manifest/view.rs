@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Dot, Entry, HybridTime, InternalKey, Key, Kind, Name, NodeSource, TreeError, TreePath, Version,
-    Versions, View, WriterNumber,
+    Dot, Entry, HybridTime, InternalKey, Key, Kind, Name, NodeSource, Timestamp, TreeError,
+    TreePath, Version, Versions, View, WriterNumber,
     key::NAME_BYTES_MAX,
     merge::list,
     parts::{child_folders, complete, gather, lives_below, rows, versions},
@@ -47,6 +47,15 @@ impl Shown {
             entry: Entry::implied_directory(),
             seen: Vec::new(),
             time: HybridTime::default(),
+        }
+    }
+
+    /// The time of a folder, of whose direct entries the newest changed at `newest`: one that was set holds until a direct
+    /// entry changes after it was.
+    pub fn folder_time(&self, newest: HybridTime) -> Timestamp {
+        match self.time >= newest {
+            true => self.entry.modified,
+            false => Timestamp(i64::try_from(newest.0).unwrap_or(i64::MAX)),
         }
     }
 }

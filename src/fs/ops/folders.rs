@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     fs::{
@@ -10,7 +10,7 @@ use crate::{
         errno::FsError,
         inodes::{Facts, ROOT},
     },
-    manifest::{Kind, Name, NodeHash, Shown, TreePath},
+    manifest::{Kind, Name, NodeHash, PATH_BYTES_MAX, Shown, TreePath},
 };
 
 /// An open folder.
@@ -100,7 +100,7 @@ impl Core {
             false => {
                 let plain = |(name, shown): (Name, Shown)| {
                     let hidden = matches!(shown.entry.kind, Kind::Link(_));
-                    (!hidden).then(|| (name, Facts::of(&shown)))
+                    (!hidden).then(|| (name, Facts::from(shown)))
                 };
                 children.into_iter().filter_map(plain).collect()
             }
@@ -115,7 +115,7 @@ impl Core {
         Ok(())
     }
 
-    /// Hands the listing from `offset` on to `take` until that says it is full. With `count`, every entry that was taken
+    /// Hands the listing from `offset` on to `take` until that says it is full; `take` must not call back. With `count`, every entry that was taken
     /// counts as looked up by the kernel (`.` and `..` never do).
     pub(crate) fn list(
         &self,
@@ -149,18 +149,47 @@ impl Core {
             }
         }
         let first = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
+        // Nearly always nothing is being written, and then nobody need be asked about it for each entry.
+        let is_quiet = self.lives.lock().is_empty();
+        let mut inodes = self.inodes.lock();
         for (index, (name, facts)) in snapshot.entries.iter().enumerate().skip(first) {
-            let (number, facts) = self.listed_inode(folder.number, name, facts, count, current);
+            let mut known = inodes.child(folder.number, name);
+            let mut live = None;
+            if let Some(number) = known
+                && !is_quiet
+            {
+                live = MutexGuard::unlocked(&mut inodes, || {
+                    self.with_live(number, |live| live.facts())
+                });
+                if live.is_none() {
+                    known = inodes.child(folder.number, name);
+                }
+            }
+            let number = match known {
+                Some(number) if live.is_some() => number,
+                _ if !count => inodes.number_for(folder.number, name),
+                // An old snapshot must not take the name from an inode that is newer than it.
+                Some(number) if !current => number,
+                _ => inodes.resolve(folder.number, name, facts.clone()),
+            };
+            let facts = match &live {
+                Some(facts) => facts,
+                None if count => inodes.facts(number).unwrap_or(facts),
+                None => facts,
+            };
             let listed = Listed {
-                attr: self.attr(number, &facts, true),
+                attr: self.attr(number, facts, true),
                 name: name.as_bytes(),
                 next: index as u64 + 3,
                 current,
             };
+            if count {
+                // In advance, so that the inode is there while it is told.
+                inodes.look(number);
+            }
             if take(listed) {
                 if count {
-                    // It was counted in advance, so that the inode was there while it was told; it didn't fit.
-                    self.inodes.lock().forget(number, 1);
+                    inodes.forget(number, 1);
                 }
                 return Ok(());
             }
@@ -173,37 +202,6 @@ impl Core {
         Ok(folders.get(&handle).cloned().ok_or(FsError::BadHandle)?)
     }
 
-    fn listed_inode(
-        &self,
-        folder: u64,
-        name: &Name,
-        facts: &Facts,
-        count: bool,
-        current: bool,
-    ) -> (u64, Facts) {
-        let known = self.inodes.lock().child(folder, name);
-        if let Some(number) = known
-            && let Some(live) = self.with_live(number, |live| live.facts())
-        {
-            if count {
-                self.inodes.lock().look(number);
-            }
-            return (number, live);
-        }
-        let mut inodes = self.inodes.lock();
-        if !count {
-            return (inodes.number_for(folder, name), facts.clone());
-        }
-        // An old snapshot must not take the name from an inode that is newer than it.
-        let number = match inodes.child(folder, name) {
-            Some(number) if !current => number,
-            _ => inodes.resolve(folder, name, facts.clone()),
-        };
-        inodes.look(number);
-        let facts = inodes.facts(number).unwrap_or(facts).clone();
-        (number, facts)
-    }
-
     /// Attributes of all entries. What is missing for any of them is asked for at once.
     fn details(
         &self,
@@ -212,13 +210,23 @@ impl Core {
     ) -> Result<Vec<(Name, Facts)>, Fail> {
         let mut missing: Vec<NodeHash> = Vec::new();
         let mut entries = Vec::with_capacity(children.len());
+        // A path that is too long to be named can't be reached either: left out.
+        let room = PATH_BYTES_MAX.saturating_sub(path.to_bytes().len() + 1);
         for (name, shown) in children {
-            // A path that is too long to be named can't be reached either: left out.
-            let Ok(path) = path.join(&name) else { continue };
-            match self.facts(&path, &shown) {
+            if name.as_bytes().len() > room {
+                continue;
+            }
+            let facts = match shown.entry.kind {
+                Kind::Directory => {
+                    let path = path.join(&name).map_err(FsError::from)?;
+                    self.facts(&path, &shown)
+                }
+                Kind::Link(_) => continue,
+                _ => Ok(Facts::from(shown)),
+            };
+            match facts {
                 Ok(facts) => entries.push((name, facts)),
                 Err(Fail::Need(Need::Nodes(nodes))) => missing.extend(nodes),
-                Err(Fail::Error(FsError::NotSupported)) => {}
                 Err(fail) => return Err(fail),
             }
         }

@@ -31,11 +31,10 @@ impl Core {
             self.inodes.lock().look(number);
             return Ok(self.attr(number, &facts, true));
         }
-        let Some(shown) = self.shown(&path)? else {
+        let Some((_, facts)) = self.look_at(&path)? else {
             self.inodes.lock().detach(folder, &name);
             return Err(FsError::NotFound.into());
         };
-        let facts = self.facts(&path, &shown)?;
         let mut inodes = self.inodes.lock();
         let number = inodes.resolve(folder, &name, facts.clone());
         inodes.look(number);
@@ -59,11 +58,11 @@ impl Core {
         if let Some(path) = path {
             // The root's attributes say nothing about what is in it, so they are there even before any head is.
             let unknown = number == ROOT && !self.tree.has_head();
-            if !unknown && let Some(shown) = self.shown(&path)? {
-                let facts = self.facts(&path, &shown)?;
-                if self.inodes.lock().refresh(number, facts.clone()) {
-                    return Ok(self.attr(number, &facts, true));
-                }
+            if !unknown
+                && let Some((_, facts)) = self.look_at(&path)?
+                && self.inodes.lock().refresh(number, facts.clone())
+            {
+                return Ok(self.attr(number, &facts, true));
             }
         }
         let inodes = self.inodes.lock();

@@ -1,13 +1,15 @@
 //! Renaming. A folder's entries are rewritten under their new paths in one change; no content moves.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
+use parking_lot::RwLockWriteGuard;
+
 use crate::{
     fs::{
-        core::{Core, Fail},
+        core::{Core, Fail, Need},
         errno::FsError,
         live::Live,
     },
@@ -26,13 +28,33 @@ pub(crate) enum Replace {
     Exchange,
 }
 
-/// Edits of a move, gathered so that each path has one.
-#[derive(Default)]
-struct Moves {
-    /// What is replaced, by path.
-    old: BTreeMap<TreePath, Vec<Dot>>,
-    /// What comes, by path, and whether it is held back.
-    new: BTreeMap<TreePath, (Entry, bool)>,
+/// What is to be moved: each entry, parents before children.
+type Gathered = Vec<Moved>;
+
+struct Moved {
+    from: TreePath,
+    to: TreePath,
+    entry: Entry,
+    /// The versions that the entry stands for.
+    seen: Vec<Dot>,
+    /// Its first publication is still to come.
+    held: bool,
+}
+
+/// Keeps others from changing what is below places, until dropped.
+struct Moving<'a> {
+    core: &'a Core,
+    places: [TreePath; 2],
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.core
+            .moving
+            .lock()
+            .retain(|place| !self.places.contains(place));
+        self.core.published.send_modify(|ended| *ended += 1);
+    }
 }
 
 impl Core {
@@ -44,7 +66,8 @@ impl Core {
         replace: Replace,
     ) -> Result<(), Fail> {
         self.writable()?;
-        let _order = self.order.write();
+        // A large folder takes its time, in which others go on; what is to be moved stays as it is meanwhile.
+        let mut order = self.order.write();
         let (from_name, from_path) = self.place(from.0, from.1)?;
         let (to_name, to_path) = self.place(to.0, to.1)?;
         let source = self.shown(&from_path)?.ok_or(FsError::NotFound)?;
@@ -62,19 +85,32 @@ impl Core {
             (Some(_), Replace::Exchange) | (None, Replace::Yes | Replace::No) => {}
         }
         let mut edits = self.keep_folder(&from_path)?;
+        let moving = self.start_moving([&from_path, &to_path])?;
         let held = self.held(&[&from_path, &to_path]);
-        let mut moves = Moves::default();
         let target_seen = target
             .as_ref()
             .map_or(Vec::new(), |target| target.seen.clone());
-        moves.old.insert(to_path.clone(), target_seen.clone());
         let source_seen = source.seen.clone();
-        self.gather(&mut moves, &held, &from_path, &to_path, source)?;
-        if let (Some(target), Replace::Exchange) = (target, replace) {
-            self.gather(&mut moves, &held, &to_path, &from_path, target)?;
-        }
-        edits.extend(moves.into_edits());
-        self.change(edits)?;
+        let exchanged = target.filter(|_| replace == Replace::Exchange);
+        let is_folder = |shown: &Shown| shown.entry.kind == Kind::Directory;
+        let is_long = is_folder(&source) || exchanged.as_ref().is_some_and(is_folder);
+        let gather = || {
+            let there = self.gather(&held, &from_path, &to_path, source)?;
+            let back = match exchanged {
+                Some(target) => self.gather(&held, &to_path, &from_path, target)?,
+                None => Vec::new(),
+            };
+            edits.extend(moves(there, back, (&to_path, target_seen.clone())));
+            // What is below a folder comes before it: a folder's own time holds if nothing in it is later.
+            edits.sort_unstable_by(|a, b| b.path.cmp(&a.path));
+            Ok::<_, Fail>(edits)
+        };
+        let edits = match is_long {
+            true => RwLockWriteGuard::unlocked(&mut order, gather),
+            false => gather(),
+        }?;
+        self.apply(edits)?;
+        drop(moving);
         if replace != Replace::Exchange {
             let replaced = self.inodes.lock().child(to.0, &to_name);
             if let Some(number) = replaced {
@@ -89,6 +125,20 @@ impl Core {
         drop(inodes);
         self.move_lives(&from_path, &to_path, &target_seen, &source_seen, replace);
         Ok(())
+    }
+
+    fn start_moving(&self, places: [&TreePath; 2]) -> Result<Moving<'_>, Fail> {
+        let mut moving = self.moving.lock();
+        let meets = |there: &TreePath| {
+            let mut places = places.iter();
+            places.any(|place| place.is_within(there) || there.is_within(place))
+        };
+        if moving.iter().any(meets) {
+            return Err(Fail::Need(Need::Move));
+        }
+        let places = places.map(TreePath::clone);
+        moving.extend_from_slice(&places);
+        Ok(Moving { core: self, places })
     }
 
     fn check_replaceable(
@@ -135,29 +185,31 @@ impl Core {
 
     fn gather(
         &self,
-        moves: &mut Moves,
         held: &BTreeSet<TreePath>,
         from: &TreePath,
         to: &TreePath,
         shown: Shown,
-    ) -> Result<(), Fail> {
+    ) -> Result<Gathered, Fail> {
         let below = match shown.entry.kind {
             Kind::Directory => self.tree.below(from)?,
             _ => Vec::new(),
         };
+        let mut gathered = Vec::with_capacity(below.len() + 1);
         for (path, mut shown) in std::iter::once((from.clone(), shown)).chain(below) {
             if shown.entry.kind == Kind::Directory {
                 // Put anew, the entry tells the folder's time; as it is seen now.
-                shown.entry.modified = self.tree.folder_modified(&path)?;
+                shown.entry.modified = shown.folder_time(self.tree.folder_newest(&path)?);
             }
             let moved = path.moved(from, to).ok_or(FsError::Invalid)?;
-            let is_held = held.contains(&path);
-            moves
-                .new
-                .insert(moved.map_err(FsError::from)?, (shown.entry, is_held));
-            moves.old.insert(path, shown.seen);
+            gathered.push(Moved {
+                to: moved.map_err(FsError::from)?,
+                entry: shown.entry,
+                seen: shown.seen,
+                held: held.contains(&path),
+                from: path,
+            });
         }
-        Ok(())
+        Ok(gathered)
     }
 
     /// Files that are being written move along.
@@ -203,25 +255,38 @@ impl Core {
     }
 }
 
-impl Moves {
-    fn into_edits(mut self) -> Vec<Edit> {
-        let paths: BTreeSet<TreePath> = self.old.keys().chain(self.new.keys()).cloned().collect();
-        let mut edits = Vec::with_capacity(paths.len());
-        for path in paths {
-            let seen = self.old.remove(&path).unwrap_or_default();
-            let (entry, held) = match self.new.remove(&path) {
-                Some((entry, held)) => (Some(entry), held),
-                None => (None, false),
-            };
-            edits.push(Edit {
-                path,
-                entry,
-                seen,
-                held,
-            });
-        }
-        // What is below a folder comes before it: a folder's own time holds if nothing in it is later.
-        edits.reverse();
-        edits
+/// The edits of a move there, and of one back where two change places: each path has one.
+fn moves(
+    there: Gathered,
+    back: Gathered,
+    (target, target_seen): (&TreePath, Vec<Dot>),
+) -> Vec<Edit> {
+    // What stands where something is put: it is replaced rather than removed.
+    let mut replaced = HashMap::from([(target.clone(), target_seen)]);
+    if !back.is_empty() {
+        let both = there.iter().chain(&back);
+        replaced.extend(both.map(|moved| (moved.from.clone(), moved.seen.clone())));
     }
+    let is_exchange = !back.is_empty();
+    let mut edits = Vec::with_capacity(2 * (there.len() + back.len()));
+    let mut removed = Vec::new();
+    for moved in there.into_iter().chain(back) {
+        edits.push(Edit {
+            seen: replaced.remove(&moved.to).unwrap_or_default(),
+            path: moved.to,
+            entry: Some(moved.entry),
+            held: moved.held,
+        });
+        if !is_exchange {
+            removed.push((moved.from, moved.seen));
+        }
+    }
+    removed.extend(replaced);
+    edits.extend(removed.into_iter().map(|(path, seen)| Edit {
+        path,
+        entry: None,
+        seen,
+        held: false,
+    }));
+    edits
 }

@@ -8,7 +8,7 @@ use super::{
     NamespaceError, Published,
     disk::Disk,
     heads::{KnownHead, Offered},
-    overlay::Pending,
+    overlay::Changes,
     plan::{self, Edits},
     records::OwnHead,
     replica::{Event, Moment, Replica},
@@ -274,11 +274,7 @@ impl<D: Disk> Replica<D> {
     }
 
     /// `turn` is held. Changes that leave the tree as it is need no head.
-    fn forget_pending(
-        &self,
-        pending: &[(manifest::TreePath, Pending)],
-        dot: Dot,
-    ) -> Result<(), NamespaceError> {
+    fn forget_pending(&self, pending: &Changes, dot: Dot) -> Result<(), NamespaceError> {
         let mut state = self.state.write();
         state.overlay.committed(pending, dot);
         if state.pending_kept {

@@ -51,7 +51,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use self::replica::{Event, Moment, Replica};
 use crate::{
     cluster::{ClusterKeys, Head},
-    manifest::{Dot, Entry, Name, NodeHash, Shown, Summary, Timestamp, TreeError, TreePath},
+    manifest::{Dot, Entry, HybridTime, Name, NodeHash, Shown, Summary, TreeError, TreePath},
     net::proto::{HEADS_MAX, NAMED_MAX, Push},
     store::Store,
 };
@@ -328,9 +328,10 @@ impl Namespace {
         self.shared.replica.below(folder)
     }
 
-    /// When a direct entry of the folder last changed, or the time that was set for the folder since.
-    pub fn folder_modified(&self, folder: &TreePath) -> Result<Timestamp, NamespaceError> {
-        self.shared.replica.folder_modified(folder)
+    /// When a direct entry of the folder last changed or was removed, as far as is known; [`Shown::folder_time`] makes the
+    /// folder's time of it.
+    pub fn folder_newest(&self, folder: &TreePath) -> Result<HybridTime, NamespaceError> {
+        self.shared.replica.folder_newest(folder)
     }
 
     /// Fetches missing nodes. Returns once some of them are here: asking again tells what else is needed.

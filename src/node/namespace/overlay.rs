@@ -2,11 +2,11 @@
 //!
 //! A pending entry hides what the tree shows under its name; a pending deletion hides the versions it has seen. Conflict
 //! copies that were not seen stay visible.
+//!
+//! A renamed folder is pending with everything below it at once. So paths and changes are shared rather than copied, and
+//! what is done to all of them, while nobody else can look, is one pass.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Bound,
-};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use super::{Edit, recent::Recent};
 use crate::manifest::{Dot, Entry, HybridTime, Name, Shown, TreePath};
@@ -16,13 +16,19 @@ const LINEAGE_MAX: usize = 65_536;
 /// Versions that the memory of one path goes back.
 const ANCESTORS_MAX: usize = 16;
 
+/// From so many changes at once on they are put in as a whole.
+const MANY: usize = 1024;
+
+/// Pending changes in order of their paths.
+pub(super) type Changes = Vec<(Arc<TreePath>, Arc<Pending>)>;
+
 /// A local change that waits for its head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pending {
     /// `None` deletes.
     pub(super) entry: Option<Entry>,
-    /// The versions it replaces.
-    pub(super) seen: BTreeSet<Dot>,
+    /// The versions it replaces, ascending.
+    pub(super) seen: Vec<Dot>,
     /// Not to be committed yet.
     pub(super) held: bool,
     /// Number of the change, to tell whether another came meanwhile.
@@ -37,7 +43,8 @@ pub(super) struct Pending {
 #[derive(Clone, Debug)]
 struct Lineage {
     own: Dot,
-    ancestors: BTreeSet<Dot>,
+    /// Ascending.
+    ancestors: Vec<Dot>,
     from_nothing: bool,
 }
 
@@ -46,9 +53,9 @@ struct Lineage {
 /// Whoever changes a file names the versions it saw when it opened the file. A commit in between gives the file a version
 /// that it has not seen, though it is its own: the lineage adds it.
 pub(super) struct Overlay {
-    edits: BTreeMap<TreePath, Pending>,
+    edits: BTreeMap<Arc<TreePath>, Arc<Pending>>,
     generation: u64,
-    lineage: Recent<TreePath, Lineage>,
+    lineage: Recent<Arc<TreePath>, Lineage>,
 }
 
 impl Overlay {
@@ -78,31 +85,48 @@ impl Overlay {
     }
 
     /// What is to be committed, as it is now.
-    pub(super) fn ready(&self) -> Vec<(TreePath, Pending)> {
-        self.edits
-            .iter()
-            .filter(|(_, pending)| !pending.held)
+    pub(super) fn ready(&self) -> Changes {
+        let ready = self.edits.iter().filter(|(_, pending)| !pending.held);
+        ready
             .map(|(path, pending)| (path.clone(), pending.clone()))
             .collect()
     }
 
-    /// Takes a local change.
-    pub(super) fn change(&mut self, edit: Edit, time: HybridTime) {
+    /// Takes local changes; `tick` gives each its time.
+    pub(super) fn change(&mut self, edits: Vec<Edit>, mut tick: impl FnMut() -> HybridTime) {
+        let is_whole = edits.len() >= MANY && edits.is_sorted_by(|a, b| a.path > b.path);
+        if !is_whole {
+            for edit in edits {
+                let (path, pending) = self.pending(edit, tick());
+                self.edits.insert(path, pending);
+            }
+            return;
+        }
+        let changes: Vec<_> = edits
+            .into_iter()
+            .map(|edit| self.pending(edit, tick()))
+            .collect();
+        // Of what is in order a map is made, and joined to another, in one pass.
+        self.edits.append(&mut changes.into_iter().collect());
+    }
+
+    fn pending(&mut self, edit: Edit, time: HybridTime) -> (Arc<TreePath>, Arc<Pending>) {
         self.generation += 1;
-        let mut seen: BTreeSet<Dot> = edit.seen.into_iter().collect();
+        let mut seen = edit.seen;
+        seen.sort_unstable();
         if let Some(line) = self.lineage.get(&edit.path) {
             let follows = if seen.is_empty() {
                 line.from_nothing
             } else {
-                !seen.is_disjoint(&line.ancestors)
+                line.ancestors.iter().any(|dot| seen.contains(dot))
             };
             if follows {
-                seen.insert(line.own);
+                add(&mut seen, &[line.own]);
             }
         }
         let mut since = self.generation;
         if let Some(earlier) = self.edits.get(&edit.path) {
-            seen.extend(&earlier.seen);
+            add(&mut seen, &earlier.seen);
             if !edit.held && !earlier.held {
                 since = earlier.since;
             }
@@ -115,7 +139,7 @@ impl Overlay {
             since,
             time,
         };
-        self.edits.insert(edit.path, pending);
+        (Arc::new(edit.path), Arc::new(pending))
     }
 
     /// Takes back what was pending when the process ended.
@@ -124,50 +148,50 @@ impl Overlay {
             self.generation += 1;
             pending.generation = self.generation;
             pending.since = self.generation;
-            self.edits.insert(path, pending);
+            self.edits.insert(Arc::new(path), Arc::new(pending));
         }
     }
 
-    /// Notes that these changes are in the tree as `own`. Those that have changed since stay, and follow on from it.
-    pub(super) fn committed(&mut self, edits: &[(TreePath, Pending)], own: Dot) {
+    /// Notes that these changes, as [`Overlay::ready`] gave them, are in the tree as `own`. Those that have changed since
+    /// stay, and follow on from it.
+    pub(super) fn committed(&mut self, edits: &Changes, own: Dot) {
+        let mut done = edits.iter().peekable();
+        self.edits.retain(|path, current| {
+            while done.next_if(|(earlier, _)| earlier < path).is_some() {}
+            let Some((_, done)) = done.next_if(|(same, _)| same == path) else {
+                return true;
+            };
+            if current.generation == done.generation {
+                return false;
+            }
+            let current = Arc::make_mut(current);
+            current.since = current.generation;
+            if done.entry.is_some() {
+                add(&mut current.seen, &[own]);
+            }
+            true
+        });
         for (path, done) in edits {
-            let line = done.entry.is_some().then(|| {
-                let earlier = self
-                    .lineage
-                    .get(path)
-                    .filter(|earlier| done.seen.contains(&earlier.own));
-                let from_nothing = match &earlier {
-                    Some(earlier) => earlier.from_nothing,
-                    None => done.seen.is_empty(),
-                };
-                let mut ancestors = earlier.map(|line| line.ancestors).unwrap_or_default();
-                ancestors.extend(&done.seen);
-                ancestors.insert(own);
-                while ancestors.len() > ANCESTORS_MAX {
-                    ancestors.pop_first();
-                }
-                Lineage {
-                    own,
-                    ancestors,
-                    from_nothing,
-                }
-            });
-            match self.edits.get_mut(path) {
-                Some(current) if current.generation == done.generation => {
-                    self.edits.remove(path);
-                }
-                Some(current) => {
-                    current.since = current.generation;
-                    if line.is_some() {
-                        current.seen.insert(own);
-                    }
-                }
-                None => {}
+            if done.entry.is_none() {
+                self.lineage.remove(path);
+                continue;
             }
-            match line {
-                Some(line) => self.lineage.put(path.clone(), line),
-                None => self.lineage.remove(path),
-            }
+            let earlier = self.lineage.get(path);
+            let earlier = earlier.filter(|earlier| done.seen.contains(&earlier.own));
+            let from_nothing = match &earlier {
+                Some(earlier) => earlier.from_nothing,
+                None => done.seen.is_empty(),
+            };
+            let mut ancestors = earlier.map(|line| line.ancestors).unwrap_or_default();
+            add(&mut ancestors, &done.seen);
+            add(&mut ancestors, &[own]);
+            ancestors.drain(..ancestors.len().saturating_sub(ANCESTORS_MAX));
+            let line = Lineage {
+                own,
+                ancestors,
+                from_nothing,
+            };
+            self.lineage.put(path.clone(), line);
         }
     }
 
@@ -175,18 +199,17 @@ impl Overlay {
     pub(super) fn renumber(&mut self, new_dot: impl Fn(Dot) -> Option<Dot>) {
         self.lineage.clear();
         for pending in self.edits.values_mut() {
-            let renamed: Vec<_> = pending
-                .seen
-                .iter()
-                .filter_map(|&dot| new_dot(dot))
-                .collect();
-            pending.seen.extend(renamed);
+            let renamed = pending.seen.iter().filter_map(|&dot| new_dot(dot));
+            let renamed: Vec<_> = renamed.collect();
+            if !renamed.is_empty() {
+                add(&mut Arc::make_mut(pending).seen, &renamed);
+            }
         }
     }
 
     /// The pending entry under a path, which hides whatever the tree has there.
     pub(super) fn entry(&self, path: &TreePath) -> Option<Shown> {
-        self.edits.get(path).and_then(Pending::shown)
+        self.edits.get(path).and_then(|pending| pending.shown())
     }
 
     /// What is shown under a path where the tree shows `tree`.
@@ -198,36 +221,15 @@ impl Overlay {
         shown.or_else(|| self.holds_below(path).then(Shown::implied_directory))
     }
 
-    /// What a folder's children are where the tree shows these.
-    pub(super) fn over_children(
-        &self,
-        folder: &TreePath,
-        tree: Vec<(Name, Shown)>,
-    ) -> Vec<(Name, Shown)> {
-        let mut below = self.below(folder).peekable();
-        if below.peek().is_none() {
-            return tree;
-        }
-        let mut children: BTreeMap<Name, Shown> = tree.into_iter().collect();
-        let depth = folder.names().len();
-        for (path, pending) in below {
-            let Some(name) = path.names().get(depth) else {
-                continue;
-            };
-            if path.names().len() == depth + 1 {
-                match pending.over(children.remove(name)) {
-                    Some(shown) => children.insert(name.clone(), shown),
-                    None => None,
-                };
-            } else if pending.entry.is_some() && !children.contains_key(name) {
-                children.insert(name.clone(), Shown::implied_directory());
-            }
-        }
-        children.into_iter().collect()
+    /// What is pending below a folder, for [`over_children`].
+    pub(super) fn changes_below(&self, folder: &TreePath) -> Changes {
+        self.below(folder)
+            .map(|(path, pending)| (path.clone(), pending.clone()))
+            .collect()
     }
 
     /// When a direct entry of the folder was last changed by a pending change.
-    pub(super) fn folder_modified(&self, folder: &TreePath) -> Option<HybridTime> {
+    pub(super) fn folder_newest(&self, folder: &TreePath) -> Option<HybridTime> {
         let depth = folder.names().len() + 1;
         self.below(folder)
             .filter(|(path, _)| path.names().len() == depth)
@@ -235,9 +237,9 @@ impl Overlay {
             .max()
     }
 
-    fn below(&self, folder: &TreePath) -> impl Iterator<Item = (&TreePath, &Pending)> {
+    fn below(&self, folder: &TreePath) -> impl Iterator<Item = (&Arc<TreePath>, &Arc<Pending>)> {
         self.edits
-            .range((Bound::Excluded(folder.clone()), Bound::Unbounded))
+            .range::<TreePath, _>((Bound::Excluded(folder), Bound::Unbounded))
             .take_while(move |(path, _)| path.is_within(folder))
     }
 
@@ -251,7 +253,7 @@ impl Pending {
     fn shown(&self) -> Option<Shown> {
         self.entry.as_ref().map(|entry| Shown {
             entry: entry.clone(),
-            seen: self.seen.iter().copied().collect(),
+            seen: self.seen.clone(),
             time: self.time,
         })
     }
@@ -260,6 +262,43 @@ impl Pending {
         self.shown()
             .or_else(|| tree.filter(|shown| shown.seen.iter().any(|dot| !self.seen.contains(dot))))
     }
+}
+
+/// What a folder's children are where the tree shows these and this is pending below it.
+pub(super) fn over_children(
+    folder: &TreePath,
+    tree: Vec<(Name, Shown)>,
+    below: &Changes,
+) -> Vec<(Name, Shown)> {
+    if below.is_empty() {
+        return tree;
+    }
+    let mut children: BTreeMap<Name, Shown> = tree.into_iter().collect();
+    let depth = folder.names().len();
+    for (path, pending) in below {
+        let Some(name) = path.names().get(depth) else {
+            continue;
+        };
+        if path.names().len() == depth + 1 {
+            match pending.over(children.remove(name)) {
+                Some(shown) => children.insert(name.clone(), shown),
+                None => None,
+            };
+        } else if pending.entry.is_some() && !children.contains_key(name) {
+            children.insert(name.clone(), Shown::implied_directory());
+        }
+    }
+    children.into_iter().collect()
+}
+
+/// Adds dots to an ascending list.
+fn add(dots: &mut Vec<Dot>, more: &[Dot]) {
+    if more.iter().all(|dot| dots.contains(dot)) {
+        return;
+    }
+    dots.extend(more);
+    dots.sort_unstable();
+    dots.dedup();
 }
 
 #[cfg(test)]
@@ -293,7 +332,15 @@ mod tests {
             seen: seen.iter().map(|sequence| dot(*sequence)).collect(),
             held: false,
         };
-        overlay.change(edit, HybridTime(100));
+        overlay.change(vec![edit], || HybridTime(100));
+    }
+
+    fn children(
+        overlay: &Overlay,
+        folder: &TreePath,
+        tree: Vec<(Name, Shown)>,
+    ) -> Vec<(Name, Shown)> {
+        over_children(folder, tree, &overlay.changes_below(folder))
     }
 
     #[test]
@@ -307,7 +354,7 @@ mod tests {
             (Name::new("x").unwrap(), shown(1)),
             (copy.clone(), shown(2)),
         ];
-        let left = overlay.over_children(&TreePath::root(), tree);
+        let left = children(&overlay, &TreePath::root(), tree);
         assert_eq!(left, [(copy, shown(2))]);
     }
 
@@ -320,11 +367,8 @@ mod tests {
         assert_eq!(overlay.over(&at("d"), Some(shown(1))), implied);
         assert_eq!(overlay.over(&at("d/e"), None), implied);
         let names = |overlay: &Overlay, folder| {
-            let children = overlay.over_children(&folder, Vec::new());
-            children
-                .into_iter()
-                .map(|child| child.0)
-                .collect::<Vec<_>>()
+            let shown = children(overlay, &folder, Vec::new());
+            shown.into_iter().map(|child| child.0).collect::<Vec<_>>()
         };
         assert_eq!(names(&overlay, TreePath::root()), [Name::new("d").unwrap()]);
         assert_eq!(names(&overlay, at("d")), [Name::new("e").unwrap()]);
@@ -343,12 +387,12 @@ mod tests {
         overlay.committed(&committing, dot(7));
         assert!(overlay.waits(up_to));
         let left = overlay.ready();
-        assert_eq!(left[0].1.seen, [dot(1), dot(7)].into());
+        assert_eq!(left[0].1.seen, [dot(1), dot(7)]);
         overlay.committed(&left, dot(8));
         assert_eq!(overlay.len(), 0);
         // Whoever opened the file before any of this follows on too.
         change(&mut overlay, "x", true, &[1]);
-        assert_eq!(overlay.ready()[0].1.seen, [dot(1), dot(8)].into());
+        assert_eq!(overlay.ready()[0].1.seen, [dot(1), dot(8)]);
     }
 
     #[test]
@@ -364,12 +408,51 @@ mod tests {
     }
 
     #[test]
+    fn many_changes_at_once_are_as_one_by_one() {
+        let mut paths: Vec<_> = (0..MANY).map(|number| format!("d/{number:05}")).collect();
+        paths.reverse();
+        let edits = |seen: &[u64]| -> Vec<Edit> {
+            let edit = |path: &String| Edit {
+                path: at(path),
+                entry: Some(Entry::implied_directory()),
+                seen: seen.iter().map(|sequence| dot(*sequence)).collect(),
+                held: false,
+            };
+            paths.iter().map(edit).collect()
+        };
+        let (mut whole, mut single) = (Overlay::new(), Overlay::new());
+        for overlay in [&mut whole, &mut single] {
+            change(overlay, "a", true, &[]);
+            change(overlay, "d/00500", true, &[3]);
+        }
+        let mut clock = 0;
+        whole.change(edits(&[1]), || {
+            clock += 1;
+            HybridTime(clock)
+        });
+        for (time, edit) in edits(&[1]).into_iter().enumerate() {
+            single.change(vec![edit], || HybridTime(time as u64 + 1));
+        }
+        assert_eq!(whole.ready(), single.ready());
+        assert_eq!(whole.generation(), single.generation());
+        for overlay in [&mut whole, &mut single] {
+            let mut committing = overlay.ready();
+            change(overlay, "d/00007", false, &[]);
+            // A head may have left some of them out.
+            committing.remove(20);
+            overlay.committed(&committing, dot(9));
+        }
+        assert_eq!(whole.ready(), single.ready());
+        assert_eq!(whole.len(), 2);
+    }
+
+    #[test]
     fn a_write_that_saw_something_else_does_not_replace_the_last_local_one() {
         let mut overlay = Overlay::new();
         change(&mut overlay, "x", true, &[1]);
         let committing = overlay.ready();
         overlay.committed(&committing, dot(7));
         change(&mut overlay, "x", true, &[5]);
-        assert_eq!(overlay.ready()[0].1.seen, [dot(5)].into());
+        assert_eq!(overlay.ready()[0].1.seen, [dot(5)]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::overlay::Pending;
+use super::overlay::{Changes, Pending};
 use crate::manifest::{
     self, Change, Dot, Entry, InternalKey, Key, Kind, MISSING_MAX, Name, NodeHash, NodeSource,
     Timestamp, TreeError, TreePath, Version, Versions, View, WriterNumber,
@@ -18,7 +18,7 @@ pub(super) type Edits = BTreeMap<Key, Option<Versions>>;
 pub(super) fn plan(
     source: &impl NodeSource,
     root: NodeHash,
-    pending: &[(TreePath, Pending)],
+    pending: &Changes,
     dot: Dot,
 ) -> Result<Edits, TreeError> {
     let mut edits = Edits::new();
@@ -53,7 +53,7 @@ fn put(
         return Ok(());
     };
     let there = current(source, root, edits, &key)?;
-    let mut elsewhere = change.seen.clone();
+    let mut elsewhere: BTreeSet<_> = change.seen.iter().copied().collect();
     for version in there.iter().flat_map(Versions::as_slice) {
         elsewhere.remove(&version.dot);
     }
@@ -64,14 +64,13 @@ fn put(
         let versions = current(source, root, edits, &origin)?;
         edits.insert(origin, Versions::replace(versions.as_ref(), &seen, None));
     }
-    let seen: Vec<_> = change.seen.iter().copied().collect();
     let new = change.entry.clone().map(|entry| Version {
         dot,
         time: change.time,
         entry,
         moved: None,
     });
-    let versions = Versions::replace(there.as_ref(), &seen, new);
+    let versions = Versions::replace(there.as_ref(), &change.seen, new);
     if versions != there || edits.contains_key(&key) {
         edits.insert(key, versions);
     }

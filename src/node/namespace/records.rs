@@ -9,7 +9,12 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_bytes::ByteBuf;
 
-use super::{NamespaceError, disk::Disk, heads::KnownHead, overlay::Pending};
+use super::{
+    NamespaceError,
+    disk::Disk,
+    heads::KnownHead,
+    overlay::{Changes, Pending},
+};
 use crate::{
     manifest::{
         CausalContext, Dot, HybridTime, NodeHash, TreePath, Version, Versions, WriterNumber,
@@ -254,10 +259,7 @@ impl<D: Disk> Records<D> {
     }
 
     /// Keeps the pending changes for the next start; none removes the record.
-    pub(super) fn save_pending(
-        &self,
-        pending: &[(TreePath, Pending)],
-    ) -> Result<(), NamespaceError> {
+    pub(super) fn save_pending(&self, pending: &Changes) -> Result<(), NamespaceError> {
         if pending.is_empty() {
             return Ok(self.disk.set_setting(PENDING, None)?);
         }

@@ -18,11 +18,11 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
     Edit, NamespaceError, NamespaceStatus, Published, RemoteChanges, disk::Disk, merge::Eagerness,
-    nodes::Nodes, records::Records, state::State,
+    nodes::Nodes, overlay::over_children, records::Records, state::State,
 };
 use crate::{
     cluster::ClusterKeys,
-    manifest::{self, Dot, Name, Shown, Timestamp, TreeError, TreePath, View},
+    manifest::{self, Dot, HybridTime, Name, Shown, TreeError, TreePath, View},
     net::proto::{HEADS_MAX, NAMED_MAX},
 };
 
@@ -162,10 +162,14 @@ impl<D: Disk> Replica<D> {
 
     /// The direct children of a folder in byte order of their names.
     pub(super) fn children(&self, folder: &TreePath) -> Result<Vec<(Name, Shown)>, NamespaceError> {
-        let state = self.state.read();
-        let view = state.view().ok_or(NamespaceError::NoHead)?;
+        // Read together, they show one moment; a large folder takes its time.
+        let (view, pending) = {
+            let state = self.state.read();
+            (state.view(), state.overlay.changes_below(folder))
+        };
+        let view = view.ok_or(NamespaceError::NoHead)?;
         let tree = self.look(&view, |view| manifest::children(&self.nodes, view, folder))?;
-        Ok(state.overlay.over_children(folder, tree))
+        Ok(over_children(folder, tree, &pending))
     }
 
     /// Everything below a folder, parents before children.
@@ -208,22 +212,17 @@ impl<D: Disk> Replica<D> {
         }
     }
 
-    /// When a direct entry of the folder last changed, or the time that was set for the folder since.
-    pub(super) fn folder_modified(&self, folder: &TreePath) -> Result<Timestamp, NamespaceError> {
-        let own = self.get(folder)?;
+    /// See [`super::Namespace::folder_newest`].
+    pub(super) fn folder_newest(&self, folder: &TreePath) -> Result<HybridTime, NamespaceError> {
         let state = self.state.read();
         let view = state.view().ok_or(NamespaceError::NoHead)?;
-        let newest = self
-            .look(&view, |view| {
-                manifest::folder_newest(&self.nodes, view, folder)
-            })?
+        let newest = self.look(&view, |view| {
+            manifest::folder_newest(&self.nodes, view, folder)
+        })?;
+        Ok(newest
             .unwrap_or_default()
-            .max(state.overlay.folder_modified(folder).unwrap_or_default())
-            .max(state.removals.get(folder).copied().unwrap_or_default());
-        Ok(match own {
-            Some(own) if own.time >= newest && !folder.names().is_empty() => own.entry.modified,
-            _ => Timestamp(i64::try_from(newest.0).unwrap_or(i64::MAX)),
-        })
+            .max(state.overlay.folder_newest(folder).unwrap_or_default())
+            .max(state.removals.get(folder).copied().unwrap_or_default()))
     }
 
     /// Applies local changes at once, to be committed together.
@@ -248,10 +247,7 @@ impl<D: Disk> Replica<D> {
             if state.root.is_none() {
                 return Err(NamespaceError::NoHead);
             }
-            for edit in edits {
-                let time = state.tick(now.wall_ns);
-                state.overlay.change(edit, time);
-            }
+            state.change(edits, now.wall_ns);
         }
         self.tell(Event::ToCommit);
         Ok(())

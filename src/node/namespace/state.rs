@@ -8,7 +8,7 @@ use std::{
 use libp2p::{PeerId, identity::Keypair};
 
 use super::{
-    NamespaceError,
+    Edit, NamespaceError,
     disk::Disk,
     heads::{HeadSet, KnownHead},
     overlay::Overlay,
@@ -258,8 +258,17 @@ impl State {
 
     /// The next moment of the hybrid clock.
     pub(super) fn tick(&mut self, wall_ns: u64) -> HybridTime {
-        self.clock = HybridTime(wall_ns.max(self.clock.0.saturating_add(1)));
+        self.clock = after(self.clock, wall_ns);
         self.clock
+    }
+
+    /// Takes local changes.
+    pub(super) fn change(&mut self, edits: Vec<Edit>, wall_ns: u64) {
+        let clock = &mut self.clock;
+        self.overlay.change(edits, || {
+            *clock = after(*clock, wall_ns);
+            *clock
+        });
     }
 
     /// Notes a moment that somebody else wrote at; verified heads are at most five minutes ahead.
@@ -301,6 +310,11 @@ impl State {
 pub(super) fn removed_from(key: &Key, new: Option<&Versions>) -> Option<TreePath> {
     let path = key.path().filter(|_| new.is_none())?;
     path.split().map(|(folder, _)| folder)
+}
+
+/// The moment after another: what the clock on the wall says, if that goes forward.
+fn after(last: HybridTime, wall_ns: u64) -> HybridTime {
+    HybridTime(wall_ns.max(last.0.saturating_add(1)))
 }
 
 /// What matters here of a head.

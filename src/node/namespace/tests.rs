@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     cluster::ClusterId,
     content::{ContentId, Object},
-    manifest::{self, Kind},
+    manifest::{self, Kind, Timestamp},
 };
 
 mod clones;
