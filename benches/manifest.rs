@@ -226,7 +226,7 @@ fn versions(file: u64, writer: u64, sequence: u64) -> Result<Option<Versions>> {
             1000,
             Timestamp(time as i64),
         ),
-        moved: Vec::new(),
+        moved: None,
     };
     Ok(Versions::new(vec![version]))
 }

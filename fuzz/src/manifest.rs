@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use p2pfs::manifest::{
-    CausalContext, Entry, InternalKey, Key, Kind, Name, Node, NodeHash, Timestamp, TreePath,
+    CausalContext, Entry, InternalKey, Key, Kind, Moved, Name, Node, NodeHash, Timestamp, TreePath,
     Version, Versions, merge_versions, shown,
 };
 use p2pfs::{
@@ -93,7 +93,7 @@ fn version(writer: u64, sequence: u64, kind: Kind) -> Version {
         },
         time: HybridTime(1_700_000_000_000_000_000 + sequence),
         entry: Entry::new(kind, 0o640, 1000, 1000, modified),
-        moved: Vec::new(),
+        moved: None,
     }
 }
 
@@ -110,7 +110,9 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         number: 0x0801,
     };
     let mut moved = version(6, 1, file(3));
-    moved.moved = vec![moved.dot];
+    moved.moved = TreePath::parse(b"old/name")
+        .ok()
+        .and_then(|from| Moved::new(from, &[moved.dot]));
     let mut tagged = version(2, 9, Kind::Symlink(b"../there".to_vec()));
     tagged.entry.attributes = BTreeMap::from([(b"mime_type".to_vec(), b"text/plain".to_vec())]);
     tagged.entry.unknown = BTreeMap::from([(200, vec![0x82, 1, 0x61, b'x'])]);

@@ -137,7 +137,7 @@ fn new(sequence: u64) -> Version {
         dot: dot(5, sequence),
         time: HybridTime(1_700_000_000_000_000_000 + sequence),
         entry: Entry::new(Kind::Directory, 0o755, 0, 0, Timestamp(0)),
-        moved: Vec::new(),
+        moved: None,
     }
 }
 

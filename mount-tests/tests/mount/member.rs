@@ -130,7 +130,7 @@ impl Member {
                 dot: self.next_dot(),
                 time,
                 entry: Entry::new(Kind::File(*object), 0o644, 0, 0, modified),
-                moved: Vec::new(),
+                moved: None,
             };
             (Key::of_path(&path).unwrap(), Versions::new(vec![version]))
         });

@@ -312,8 +312,11 @@ fn an_edit_on_the_renaming_side_is_never_lost() {
         b.rename(world, "f", "g");
         b.write(world, "g", file(21));
     };
-    let changes: [&dyn Fn(&World, &mut Member); 2] = [&before, &after];
-    for change in changes {
+    for is_before in [true, false] {
+        let change = |world: &World, b: &mut Member| match is_before {
+            true => before(world, b),
+            false => after(world, b),
+        };
         let files = apart(base, |world, a| a.write(world, "f", file(11)), change);
         let contents: BTreeSet<_> = files
             .iter()

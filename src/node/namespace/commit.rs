@@ -131,7 +131,7 @@ impl<D: Disk> Replica<D> {
 
     /// Whether changes replace what a head brought that is shown and not merged yet. A head that is signed now would not have
     /// seen what it replaces: it waits until that is merged, all of it, since changes may belong together.
-    fn follows_unmerged(&self, pending: &[(manifest::TreePath, Pending)]) -> bool {
+    fn follows_unmerged(&self, pending: &Changes) -> bool {
         let mut state = self.state.write();
         let covers = state.covers.clone();
         let seen = pending.iter().flat_map(|(_, pending)| &pending.seen);

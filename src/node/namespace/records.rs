@@ -281,7 +281,7 @@ impl<D: Disk> Records<D> {
                     entry: ByteBuf::from(
                         versions.map_or_else(Vec::new, |versions| versions.encode()),
                     ),
-                    seen: pending.seen.iter().copied().collect(),
+                    seen: pending.seen.to_vec(),
                     time: pending.time,
                 }
             })

@@ -75,7 +75,7 @@ fn node(number: u8) -> Vec<u8> {
         },
         time: HybridTime(5),
         entry: Entry::new(Kind::Directory, 0o755, 0, 0, Timestamp(5)),
-        moved: Vec::new(),
+        moved: None,
     };
     let edits = [(Key::of_path(&path).unwrap(), Versions::new(vec![version]))];
     let Applied { mut nodes, .. } = apply(&Nothing, empty_root(), &edits.into()).unwrap();

@@ -41,7 +41,7 @@ impl Tree {
                 },
                 time: HybridTime(sequence),
                 entry: Entry::new(Kind::Directory, 0o700, 0, 0, Timestamp(5)),
-                moved: Vec::new(),
+                moved: None,
             };
             (Key::of_path(&path).unwrap(), Versions::new(vec![version]))
         });
