@@ -59,6 +59,8 @@ struct Plan {
     charged: u64,
     /// What was handed in since the last round through everything ended; `None` within one.
     since_round: Option<u64>,
+    /// There was no room for something since then.
+    overflowed: bool,
 }
 
 /// A node to be looked at; the highest level comes first.
@@ -95,9 +97,11 @@ impl Plan {
         self.add(Level::Root, root);
     }
 
-    /// Whether so much has changed since the last round that the tracker may drop what is needed.
+    /// Whether so much has changed since the last round that the tracker may drop what is needed, or has no room for more.
     fn wants_round(&self, room: u64) -> bool {
-        self.since_round.is_some_and(|bytes| bytes > room / 8)
+        // Before the room for changes is used up.
+        self.since_round
+            .is_some_and(|bytes| bytes > room / 16 || self.overflowed)
     }
 
     /// The next places, of one level: what is above others is handed in before them.
@@ -131,6 +135,7 @@ impl Plan {
         };
         if self.charged + charge > limit {
             self.queue.clear();
+            self.overflowed = self.since_round.is_some();
             return false;
         }
         self.charged += charge;

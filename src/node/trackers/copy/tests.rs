@@ -217,6 +217,38 @@ fn after_many_changes_everything_is_gone_through_anew() {
 }
 
 #[test]
+fn a_tree_larger_than_the_room_keeps_up_with_its_changes() {
+    let mut tree = Tree::of(10_000);
+    let size = |(_, bytes): (_, &bytes::Bytes)| bytes.len() as u64 + NODE_OVERHEAD_BYTES;
+    let room = tree.nodes.iter().map(size).sum::<u64>() / 2;
+    let mut there = BTreeSet::new();
+    let mut plan = plan(tree.root());
+    carry_out(&mut plan, &tree, &mut there, room);
+    let mut rounds = 0;
+    for sequence in 2..300 {
+        tree.change([sequence as u32 * 7], sequence);
+        if plan.wants_round(room) {
+            rounds += 1;
+            plan.begin_round(tree.root());
+        } else {
+            plan.add(Level::Root, tree.root());
+        }
+        carry_out(&mut plan, &tree, &mut there, room);
+        assert!(there.contains(&tree.root()), "state {sequence}");
+    }
+    assert!((2..200).contains(&rounds), "{rounds}");
+    // Where the room shrinks, the next round makes do with it.
+    tree.change([1], 300);
+    plan.add(Level::Root, tree.root());
+    carry_out(&mut plan, &tree, &mut there, room / 2);
+    assert!(!there.contains(&tree.root()));
+    assert!(plan.wants_round(room / 2));
+    plan.begin_round(tree.root());
+    carry_out(&mut plan, &tree, &mut there, room / 2);
+    assert!(there.contains(&tree.root()));
+}
+
+#[test]
 fn batches_are_within_what_a_request_takes() {
     let node = |n: u32, size| (NodeHash([n as u8; 32]), bytes::Bytes::from(vec![1; size]));
     let mut nodes: VecDeque<_> = (0..200).map(|n| node(n, 4000)).collect();
