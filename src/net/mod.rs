@@ -163,6 +163,8 @@ pub enum NetEvent {
     Up(PeerId),
     /// The last connection to a proven peer went away.
     Down(PeerId),
+    /// One of several connections to a proven peer went away: what was under way on it is lost.
+    Missed(PeerId),
     /// The addresses of this node changed.
     Addresses(Vec<Multiaddr>),
 }

@@ -249,9 +249,9 @@ impl Traffic {
         *self.active.lock() = Some(Instant::now());
     }
 
-    /// Whether it did lately. A ping that waits behind data on a slow line is no sign of death.
-    pub(super) fn alive_within(&self, within: Duration) -> bool {
-        self.active.lock().is_some_and(|at| at.elapsed() < within)
+    /// When it last did. A ping that waits behind data on a slow line is no sign of death.
+    pub(super) fn last(&self) -> Option<Instant> {
+        *self.active.lock()
     }
 }
 

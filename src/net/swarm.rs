@@ -45,14 +45,12 @@ use super::{
 
 /// Longest life of a connection to a peer that proves nothing: the handshake's time and a little for closing.
 const UNPROVEN_MAX: Duration = HELLO_WITHIN.saturating_add(Duration::from_secs(1));
-/// Pause between two pings, and longest wait for an answer.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
-const PING_WITHIN: Duration = Duration::from_secs(5);
-/// A connection whose pings have not been answered for this long is closed. (libp2p reports only the second failure in a
-/// row, after some 25 s.)
-const SILENT_MAX: Duration = Duration::from_secs(15);
-/// A peer that moved data within this time is alive, whatever its pings do: they queue behind the data on a slow line.
-const ALIVE_WITHIN: Duration = Duration::from_secs(10);
+/// Pause between two pings.
+const PING_INTERVAL: Duration = Duration::from_secs(3);
+/// A connection is closed when no ping was answered, and no data moved, for this long: pings queue behind the data on a slow
+/// line. The longer packets are lost, the longer TCP waits before it sends them again, as long again as they were lost; a new
+/// connection is there sooner. (libp2p reports only the second failure in a row, which takes longer.)
+const SILENT_MAX: Duration = Duration::from_secs(8);
 /// libp2p closes a connection without streams after this. Those that should end sooner are ended here.
 const IDLE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Connections, all together; a peer keeps some dozens.
@@ -95,7 +93,7 @@ impl Behaviour {
             .with_cache_size(0);
         let ping = ping::Config::new()
             .with_interval(PING_INTERVAL)
-            .with_timeout(PING_WITHIN);
+            .with_timeout(SILENT_MAX);
         Self {
             limits: connection_limits::Behaviour::new(limits),
             sources: Sources::default(),
@@ -355,11 +353,15 @@ impl Owner {
         }
         for (id, connection) in &mut self.connections {
             if connection.answered.is_some_and(|at| now >= at + SILENT_MAX) {
-                connection.answered = Some(now);
                 let known = self.shared.peer(&connection.peer);
-                if !known.is_some_and(|known| known.traffic.alive_within(ALIVE_WITHIN)) {
+                let active = known.and_then(|known| known.traffic.last());
+                if active.is_some_and(|at| now < at + SILENT_MAX) {
+                    connection.answered = active;
+                } else {
                     debug!(peer = %connection.peer, "no sign of life: closing the connection");
                     self.swarm.close_connection(*id);
+                    // Closing may take a moment; it is not asked for again at once.
+                    connection.answered = Some(now);
                 }
             }
         }
@@ -571,6 +573,9 @@ impl Owner {
         let last_at = self.whereabouts(&peer);
         self.connections.remove(&id);
         if remaining > 0 {
+            if self.shared.peer(&peer).is_some() {
+                let _ = self.shared.events.send(NetEvent::Missed(peer));
+            }
             return;
         }
         self.shared.connected.write().remove(&peer);

@@ -89,7 +89,7 @@ async fn meet(node: Arc<Node>) {
     let mut events = node.net.events();
     loop {
         match events.recv().await {
-            Ok(NetEvent::Up(peer)) => {
+            Ok(NetEvent::Up(peer) | NetEvent::Missed(peer)) => {
                 let node = node.clone();
                 tokio::spawn(async move { greet(&node, peer).await });
             }

@@ -217,7 +217,7 @@ impl Executor {
                 self.scheduler.handle_peer_up(self.now(), *peer, round_trip);
             }
             NetEvent::Down(peer) => self.scheduler.handle_peer_down(self.now(), *peer),
-            NetEvent::Addresses(_) => {}
+            NetEvent::Missed(_) | NetEvent::Addresses(_) => {}
         }
     }
 
