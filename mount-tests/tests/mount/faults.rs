@@ -88,7 +88,7 @@ fn verify_finds_damage_and_repairs_it_from_another_holder() {
 
 #[test]
 fn with_all_holders_stopped_reads_end_and_everything_else_goes_on() {
-    let pair = pair_with("--read-timeout 6s");
+    let pair = pair_with("--read-timeout 20s");
     let (lost, here) = (noise(1, 4_000_000), noise(2, 500_000));
     pair.a.write("lost", &lost);
     pair.a.write("here", &here);
@@ -97,28 +97,24 @@ fn with_all_holders_stopped_reads_end_and_everything_else_goes_on() {
     until(SOON, "the entry is seen", || b.has("lost"));
     pair.a.signal(Signal::STOP);
 
-    // A reader that is interrupted ends at once, long before the read itself is given up.
-    let mut interrupted = b.host().start_sh("exec cat mnt/lost > part");
+    // A reader that is interrupted ends, long before the read itself is given up.
+    let begun = Instant::now();
+    let mut reader = b.host().start_sh("exec cat mnt/lost > part");
+    let mut interrupted = b.host().start_sh("exec cat mnt/lost > other");
     until(SOON, "it waits for the network", || {
         !b.status()["transfers"].as_array().unwrap().is_empty()
     });
     interrupted.signal(Signal::INT);
-    interrupted.ends_within(Duration::from_millis(2500));
-
-    let begun = Instant::now();
-    let mut reader = b.host().start_sh("exec cat mnt/lost > part");
+    interrupted.ends_within(SOON);
     for _ in 0..5 {
         assert_eq!(b.list("").unwrap(), ["here", "lost"]);
         assert_eq!(hash(&b.read("here").unwrap()), hash(&here));
         b.write("new", "written meanwhile");
         b.with("new", |path| fs::remove_file(path)).unwrap();
     }
-    assert!(
-        begun.elapsed() < Duration::from_secs(6),
-        "the mount was slow: {:?}",
-        begun.elapsed()
-    );
-    let status = reader.ends_within(Duration::from_secs(15));
+    // All of that while the other reader waited.
+    assert_eq!(reader.output(), "");
+    let status = reader.ends_within(LONG);
     assert_eq!(status.code(), Some(1), "{}", reader.output());
     assert!(
         reader.output().contains("Input/output error"),
@@ -127,7 +123,7 @@ fn with_all_holders_stopped_reads_end_and_everything_else_goes_on() {
     );
     let stalled = begun.elapsed();
     assert!(
-        stalled >= Duration::from_millis(5500),
+        stalled >= Duration::from_secs(19),
         "given up after {stalled:?}"
     );
 
@@ -146,7 +142,7 @@ fn a_look_into_an_unknown_folder_ends_in_time_and_can_be_interrupted() {
     // So many names that a newcomer does not get them along with the first look at the root.
     a.host().sh("cd mnt; for dir in 1 2 3 4 5 6 7 8; do mkdir dir$dir; (cd dir$dir; touch $(seq 300)); done");
     a.publishes();
-    let b = b.mount(&id, &format!("--read-timeout 4s --peer {}", a.multiaddr()));
+    let b = b.mount(&id, &format!("--read-timeout 20s --peer {}", a.multiaddr()));
     assert_eq!(b.list("").unwrap().len(), 8);
     let pid = a.pid();
     kill_process(pid, Signal::STOP).unwrap();
@@ -156,11 +152,11 @@ fn a_look_into_an_unknown_folder_ends_in_time_and_can_be_interrupted() {
             .is_ok_and(|stat| stat.contains("(ls) S") || stat.contains("(ls) D"))
     });
     interrupted.signal(Signal::INT);
-    interrupted.ends_within(Duration::from_millis(2500));
+    interrupted.ends_within(SOON);
     let begun = Instant::now();
     assert_eq!(b.list("dir6").unwrap_err().raw_os_error(), EIO);
     assert!(
-        (3..10).contains(&begun.elapsed().as_secs()),
+        (19..60).contains(&begun.elapsed().as_secs()),
         "given up after {:?}",
         begun.elapsed()
     );
