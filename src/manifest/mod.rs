@@ -4,6 +4,7 @@
 //! and asks again. Nothing here reads a clock, a socket or a file.
 
 mod cbor;
+mod conflicts;
 mod context;
 mod entry;
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod parts;
 mod tree;
 mod view;
 
+pub use conflicts::{Conflict, ConflictVersion, conflict_at, conflicts};
 pub use context::{CausalContext, Dot, HybridTime, WRITERS_MAX, WriterNumber};
 pub use entry::{
     ATTRIBUTE_NAME_BYTES_MAX, ATTRIBUTE_VALUE_BYTES_MAX, ATTRIBUTES_BYTES_MAX, ATTRIBUTES_MAX,
@@ -31,4 +33,4 @@ pub use tree::{
     Applied, Change, MISSING_MAX, NodeSource, TreeError, apply, diff, diff_after, empty_root, get,
     range_summary, scan, summary,
 };
-pub use view::{Shown, children, find_copy, lookup, may_be_copy, shown};
+pub use view::{Shown, children, find_copy, lookup, may_be_copy, node_name, shown};

@@ -19,7 +19,7 @@ const MARKER: &str = " (conflict, ";
 /// A longer ending (with its dot) is no extension, and goes before the note about the conflict.
 const EXTENSION_BYTES_MAX: usize = 32;
 /// Copies whose names would be equal are told apart by a number up to this.
-const EQUAL_NAMES_MAX: u32 = 65_536;
+pub(super) const EQUAL_NAMES_MAX: u32 = 65_536;
 
 /// Whether a name may be that of a conflict copy; an ordinary name may look like one.
 pub fn may_be_copy(name: &Name) -> bool {
@@ -68,14 +68,14 @@ pub(super) struct Group<'a> {
 }
 
 impl Group<'_> {
-    fn shown(&self) -> Shown {
+    pub(super) fn shown(&self) -> Shown {
         Shown {
             entry: self.newest.entry.clone(),
             seen: self.dots.clone(),
             time: self.newest.time,
         }
     }
-    fn is_directory(&self) -> bool {
+    pub(super) fn is_directory(&self) -> bool {
         self.newest.entry.kind == Kind::Directory
     }
 }
@@ -162,12 +162,7 @@ pub fn find_copy(
     let Some((folder, name)) = path.split() else {
         return Ok(None);
     };
-    // What stands before the first marker is the start of the original's name, cut or not, and of all names that could
-    // be in this one's way.
-    let bytes = name.as_bytes();
-    let mut windows = bytes.windows(MARKER.len());
-    let marker = windows.position(|window| window == MARKER.as_bytes());
-    let Some(start) = marker.and_then(|marker| bytes.get(..marker)) else {
+    let Some(start) = before_marker(name) else {
         return Ok(None);
     };
     let mut listed = listing(source, view, &folder, start)?;
@@ -175,14 +170,23 @@ pub fn find_copy(
     Ok(item.and_then(|item| Some((item.copy_of?, item.shown))))
 }
 
-struct Item {
-    shown: Shown,
+/// What stands before the first marker in a copy's name is the start of the original's name, cut or not, and of all names
+/// that could be in this one's way.
+pub(super) fn before_marker(name: &Name) -> Option<&[u8]> {
+    let bytes = name.as_bytes();
+    let mut windows = bytes.windows(MARKER.len());
+    let marker = windows.position(|window| window == MARKER.as_bytes())?;
+    bytes.get(..marker)
+}
+
+pub(super) struct Item {
+    pub(super) shown: Shown,
     /// The name under which a conflict copy's versions stand.
-    copy_of: Option<Name>,
+    pub(super) copy_of: Option<Name>,
 }
 
 /// What is shown in a folder under names that start with `start`, and the copies of what is.
-fn listing(
+pub(super) fn listing(
     source: &impl NodeSource,
     view: &View,
     folder: &TreePath,
@@ -274,7 +278,21 @@ fn implied_folders(
     Ok(names)
 }
 
-/// Node names of writers, from their table; the number in hexadecimal for those that aren't in it.
+/// The node name of a writer, from their table; `None` when it isn't in it.
+pub fn node_name(
+    source: &impl NodeSource,
+    view: &View,
+    writer: WriterNumber,
+) -> Result<Option<String>, TreeError> {
+    let key = Key::of_internal(&InternalKey::Writer(writer));
+    let row = versions(source, view, &key)?;
+    Ok(match row.map(|versions| shown(&versions).0.entry.kind) {
+        Some(Kind::Writer { node, .. }) => Some(node),
+        _ => None,
+    })
+}
+
+/// Node names of writers as names of copies have them.
 fn node_names(
     source: &impl NodeSource,
     view: &View,
@@ -283,25 +301,25 @@ fn node_names(
     let mut missing = BTreeSet::new();
     let mut names = BTreeMap::new();
     for writer in writers {
-        let key = Key::of_internal(&InternalKey::Writer(writer));
-        let row = gather(&mut missing, versions(source, view, &key))?.flatten();
-        let name = match row.map(|versions| shown(&versions).0.entry.kind) {
-            Some(Kind::Writer { node, .. }) => node.replace('/', "_"),
-            _ => format!("{:016x}", writer.0),
-        };
-        names.insert(writer, name);
+        let node = gather(&mut missing, node_name(source, view, writer))?.flatten();
+        names.insert(writer, in_a_name(node.as_deref(), writer));
     }
     complete(missing)?;
     Ok(names)
 }
 
+/// How the name of a copy names its writer: the number in hexadecimal where the node's name isn't known.
+pub(super) fn in_a_name(node: Option<&str>, writer: WriterNumber) -> String {
+    match node {
+        Some(node) => node.replace('/', "_"),
+        None => format!("{:016x}", writer.0),
+    }
+}
+
 /// `stem (conflict, node, time).ext`; from the second of equal names on with their number after the time. The stem is cut
 /// where the whole would be longer than 255 bytes.
-fn copy_name(original: &Name, node: &str, time: HybridTime, nth: u32) -> Option<Name> {
-    let bytes = original.as_bytes();
-    let dot = bytes.iter().rposition(|&byte| byte == b'.');
-    let dot = dot.filter(|&dot| dot > 0 && bytes.len() - dot <= EXTENSION_BYTES_MAX);
-    let (stem, extension) = bytes.split_at_checked(dot.unwrap_or(bytes.len()))?;
+pub(super) fn copy_name(original: &Name, node: &str, time: HybridTime, nth: u32) -> Option<Name> {
+    let (stem, extension) = stem_and_extension(original);
     let time = utc(time);
     let note = match nth {
         1 => format!("{MARKER}{node}, {time})"),
@@ -317,6 +335,16 @@ fn copy_name(original: &Name, node: &str, time: HybridTime, nth: u32) -> Option<
     }
     let stem = stem.get(..cut)?;
     Name::new([stem, note.as_bytes(), extension].concat()).ok()
+}
+
+/// The note about a conflict goes between the two.
+pub(super) fn stem_and_extension(name: &Name) -> (&[u8], &[u8]) {
+    let bytes = name.as_bytes();
+    let dot = bytes.iter().rposition(|&byte| byte == b'.');
+    let dot = dot.filter(|&dot| dot > 0 && bytes.len() - dot <= EXTENSION_BYTES_MAX);
+    bytes
+        .split_at_checked(dot.unwrap_or(bytes.len()))
+        .unwrap_or((bytes, &[]))
 }
 
 /// `YYYY-MM-DD HH.MM.SS`, UTC.
