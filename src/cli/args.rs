@@ -56,6 +56,11 @@ pub(crate) enum Command {
     Peers(ReportArgs),
     /// Find files by name or glob, with who holds them now
     Find(FindArgs),
+    /// List files that were changed on two sides at once, with their copies; pick one
+    Conflicts(ConflictsArgs),
+    /// Follow changes and transfers, one JSON object a line
+    #[command(after_long_help = EVENTS_HELP)]
+    Events(EventsArgs),
     /// Check every cached block against its hash; fetch damaged ones again
     Verify(ReportArgs),
     /// Leave a cluster: delete registrations, unmount, forget the keys
@@ -220,6 +225,73 @@ pub(crate) struct FindArgs {
     pub(crate) pattern: String,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct ConflictsArgs {
+    /// Only those at or below this path
+    pub(crate) path: Option<PathBuf>,
+    /// The mount: its folder, a path inside it, the cluster's name, or a state folder [default: that of the path, or the
+    /// only one running]
+    #[arg(short = 'C', value_name = "DIR-OR-NAME", global = true)]
+    pub(crate) mount: Option<String>,
+    /// Print one JSON object
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// List at most so many; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) limit: u64,
+    #[command(subcommand)]
+    pub(crate) command: Option<ConflictsCommand>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ConflictsCommand {
+    /// Make one version the only one; what is dropped is printed with its hash
+    Resolve(ResolveArgs),
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct ResolveArgs {
+    /// The file, or one of its conflict copies
+    pub(crate) path: PathBuf,
+    /// Which version: shown (the one under the name), the name of the node that wrote it, a copy's name, or the start of
+    /// its hash (4 digits or more)
+    #[arg(long, value_name = "WHICH")]
+    pub(crate) keep: std::ffi::OsString,
+}
+
+/// The lines of `events`.
+const EVENTS_HELP: &str = "\
+Each line is an object with \"at_s\" (seconds since 1970) and \"event\":
+  following   the first line: name, mountpoint
+  published   this node signed a head: root, changes, all
+  changed     others' changes are shown here: root, changes, all
+  conflict    a file was changed on two sides at once: path, shown, copies,
+              lost_here (true where this node's version has become a copy)
+  settled     a conflict is none any more: path
+  peer-up     a member is connected: id, node, address
+  peer-down   it is gone: id, node
+  transfer    one has ended or stalled: path, hash, state, done_bytes,
+              total_bytes, rate_bytes_per_s, sources
+  lagged      so many events were passed over, because the reader was slow or
+              too much happened at once: missed (0: not known)
+  ended       the last line: the mount has ended (exit status 1)
+\"changes\" are objects with path, change (created, changed, removed) and node
+(null when not known); \"all\" says that there are more than are named. Paths
+are those in the cluster; where one is not UTF-8, path_hex has its bytes.
+Ctrl-C ends it with exit status 0.";
+
+#[derive(ClapArgs)]
+pub(crate) struct EventsArgs {
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Begin with the events that the mount still remembers (4096 at most)
+    #[arg(long)]
+    pub(crate) recent: bool,
+    /// Accepted for uniformity: it is always JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(ClapArgs)]

@@ -1,13 +1,14 @@
 //! Which mount a command means.
 
 use std::{
-    os::unix::fs::MetadataExt,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
 use super::{
     Failure, What,
     args::{Common, Which},
+    units::plain,
 };
 use crate::{
     control::client::{ClientError, ControlClient},
@@ -126,15 +127,66 @@ pub(crate) fn resolve(common: &Common, named: &str) -> Result<PathBuf, Failure> 
 /// The state folder of the mount that a path is in: its root says so. The path may lead there through links.
 pub(crate) fn behind(path: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(path).ok()?;
-    named_by_ancestor(&absolute).or_else(|| named_by_ancestor(&path.canonicalize().ok()?))
+    let found =
+        named_by_ancestor(&absolute).or_else(|| named_by_ancestor(&path.canonicalize().ok()?));
+    Some(found?.0)
 }
 
-fn named_by_ancestor(path: &Path) -> Option<PathBuf> {
+/// The same with the path inside the cluster. What stands there need not be there, nor is a link there followed.
+fn place(path: &Path) -> Option<(PathBuf, Vec<u8>)> {
+    let inside = |path: &Path| {
+        let (dir, root) = named_by_ancestor(path)?;
+        let below = path.strip_prefix(&root).ok()?;
+        Some((dir, below.as_os_str().as_bytes().to_vec()))
+    };
+    let absolute = std::path::absolute(path).ok()?;
+    inside(&absolute).or_else(|| {
+        let folder = absolute.parent()?.canonicalize().ok()?;
+        inside(&folder.join(absolute.file_name()?))
+    })
+}
+
+/// The mount whose path is given, and the path inside the cluster. With `-C` a path that is in no mount is taken for one
+/// inside the cluster.
+pub(crate) async fn within(
+    common: &Common,
+    which: &Which,
+    path: &Path,
+) -> Result<(Found, Vec<u8>), Failure> {
+    let named = path.display();
+    let Some(mount) = &which.mount else {
+        let found = mount_of(path).await?;
+        return match place(path) {
+            Some((_, below)) => Ok((found, below)),
+            None => Err(Failure::new(format_args!("{named} cannot be followed"))),
+        };
+    };
+    let dir = resolve(common, mount)?;
+    let below = match place(path) {
+        Some((other, below)) if is_same(&other, &dir) => below,
+        None if path.is_relative() => path.as_os_str().as_bytes().to_vec(),
+        _ => {
+            return Err(Failure::usage(format_args!(
+                "{named} is not in the mount that -C names"
+            )));
+        }
+    };
+    Ok((Found::at(dir).checked(mount).await?, below))
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let id = |path: &Path| path.metadata().ok().map(|seen| (seen.dev(), seen.ino()));
+    id(one).is_some_and(|one| id(other) == Some(one))
+}
+
+/// The state folder that an ancestor's attribute names, and that ancestor.
+fn named_by_ancestor(path: &Path) -> Option<(PathBuf, PathBuf)> {
     let mut value = vec![0; 4096];
     path.ancestors().find_map(|ancestor| {
         let length = rustix::fs::getxattr(ancestor, STATE_DIR_ATTRIBUTE, &mut value[..]).ok()?;
         let text = std::str::from_utf8(value.get(..length)?).ok()?;
-        Some(PathBuf::from(text)).filter(|dir| is_own(dir))
+        let dir = Some(PathBuf::from(text)).filter(|dir| is_own(dir))?;
+        Some((dir, ancestor.to_path_buf()))
     })
 }
 
@@ -169,5 +221,12 @@ pub(crate) async fn mount_of(path: &Path) -> Result<Found, Failure> {
 
 /// What asking a mount failed with.
 pub(crate) fn refused(what: impl std::fmt::Display) -> impl FnOnce(ClientError) -> Failure {
-    move |error| Failure::new(format_args!("{what}: {error}"))
+    move |error| {
+        // The words may have names of others in them.
+        let message = plain(&format!("{what}: {error}"));
+        match error {
+            ClientError::Wrong(_) => Failure::usage(message),
+            _ => Failure::new(message),
+        }
+    }
 }

@@ -8,7 +8,9 @@ mod args;
 mod background;
 mod cluster;
 mod config;
+mod conflicts;
 mod demo;
+mod events;
 mod locate;
 mod logging;
 mod mount;
@@ -154,6 +156,8 @@ async fn ask(common: &args::Common, command: Command) -> Outcome {
         Command::Status(options) => reports::status(common, options).await,
         Command::Peers(options) => reports::peers(common, options).await,
         Command::Find(options) => reports::find(common, options).await,
+        Command::Conflicts(options) => conflicts::run(common, options).await,
+        Command::Events(options) => events::run(common, options).await,
         Command::Verify(options) => reports::verify(common, options).await,
         Command::Leave(options) => cluster::leave(common, options).await,
         Command::Report(options) => reports::report(common, options).await,

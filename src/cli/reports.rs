@@ -12,6 +12,7 @@ use super::{
 };
 use crate::control::{
     client::escape,
+    text::json_pretty,
     types::{FindReport, PeerReport, StatusReport, TrackerState, VerifyReport},
 };
 
@@ -22,10 +23,11 @@ const FIND_WITHIN: Duration = Duration::from_secs(300);
 /// How long a verification may take: it reads the whole cache.
 const VERIFY_WITHIN: Duration = Duration::from_secs(24 * 3600);
 
-fn print_json(report: &impl Serialize) -> Result<(), Failure> {
+/// Names of others in it cannot steer a terminal.
+pub(super) fn print_json(report: &impl Serialize) -> Result<(), Failure> {
     println!(
         "{}",
-        serde_json::to_string_pretty(report).what("the report could not be written")?
+        json_pretty(report).what("the report could not be written")?
     );
     Ok(())
 }

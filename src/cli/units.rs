@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::control::text::steers;
+
 /// A size: a number with an optional `K M G T` or `KiB…` suffix, powers of 1024.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let text = text.trim();
@@ -73,19 +75,17 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// Text of other members, safe on a terminal: control characters and marks that turn the direction of writing are shown as
-/// U+FFFD. `--json` has them escaped.
+/// Text of other members, safe on a terminal: what could steer it, or turn the direction of writing, is shown as U+FFFD.
+/// `--json` has it escaped.
 pub(crate) fn plain(text: &str) -> String {
-    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars()
-        .map(|c| {
-            if c.is_control() || turns(c) {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
-        .collect()
+    let safe = |c| if steers(c) { '\u{fffd}' } else { c };
+    text.chars().map(safe).collect()
+}
+
+/// A moment as `2025-11-20 17.28.05`, UTC, as the names of conflict copies have it.
+pub(crate) fn utc(seconds: f64) -> String {
+    // Times of entries are never negative; what doesn't fit is cut off.
+    crate::manifest::utc(crate::manifest::HybridTime((seconds * 1e9) as u64))
 }
 
 /// `1 file`, `2 files`.

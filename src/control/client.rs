@@ -3,15 +3,21 @@
 use std::{path::Path, time::Duration};
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, StatusCode, body::Bytes};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::short_socket_path;
 
 /// Most bytes of an answer (a `find` over a million files).
 const ANSWER_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Most bytes of a line of a report that goes on.
+const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Why a mount could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +31,9 @@ pub enum ClientError {
     /// It refused, in its own words.
     #[error("{0}")]
     Refused(String),
+    /// What was asked for makes no sense to it, in its own words.
+    #[error("{0}")]
+    Wrong(String),
     /// It did not answer in time.
     #[error("the mount did not answer within {} s", .0.as_secs())]
     TimedOut(Duration),
@@ -106,6 +115,44 @@ impl ControlClient {
         path: &str,
         body: Vec<u8>,
     ) -> Result<Bytes, ClientError> {
+        let (answer, _connection) = self.send(method, path, body).await?;
+        let status = answer.status();
+        let text = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|error| ClientError::Garbled(error.to_string()))?
+            .to_bytes();
+        let words = || String::from_utf8_lossy(&text).into_owned();
+        match status {
+            StatusCode::OK => Ok(text),
+            StatusCode::CONFLICT => Err(ClientError::Refused(words())),
+            StatusCode::BAD_REQUEST => Err(ClientError::Wrong(words())),
+            _ => Err(ClientError::Garbled(format!("{status}: {}", words()))),
+        }
+    }
+
+    /// Follows a report that goes on, line by line.
+    pub async fn follow(&self, path: &str, within: Duration) -> Result<Lines, ClientError> {
+        let sending = self.send(Method::GET, path, Vec::new());
+        let (answer, connection) = tokio::time::timeout(within, sending)
+            .await
+            .map_err(|_| ClientError::TimedOut(within))??;
+        match answer.status() {
+            StatusCode::OK => Ok(Lines {
+                body: answer.into_body(),
+                read: Vec::new(),
+                _connection: connection,
+            }),
+            status => Err(ClientError::Garbled(status.to_string())),
+        }
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<(Response<Incoming>, AbortOnDropHandle<hyper::Result<()>>), ClientError> {
         let garbled = |error: &dyn std::fmt::Display| ClientError::Garbled(error.to_string());
         let folder = std::fs::File::open(&self.dir).map_err(|_| ClientError::NotRunning)?;
         let stream = UnixStream::connect(short_socket_path(&folder, "control.sock"))
@@ -118,7 +165,7 @@ impl ControlClient {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| garbled(&error))?;
-        let connection = tokio::spawn(connection);
+        let connection = AbortOnDropHandle::new(tokio::spawn(connection));
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -130,22 +177,41 @@ impl ControlClient {
             .send_request(request)
             .await
             .map_err(|error| garbled(&error))?;
-        let status = answer.status();
-        let text = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(|error| ClientError::Garbled(error.to_string()))?
-            .to_bytes();
-        connection.abort();
-        match status {
-            StatusCode::OK => Ok(text),
-            StatusCode::CONFLICT => Err(ClientError::Refused(
-                String::from_utf8_lossy(&text).into_owned(),
-            )),
-            _ => Err(ClientError::Garbled(format!(
-                "{status}: {}",
-                String::from_utf8_lossy(&text)
-            ))),
+        Ok((answer, connection))
+    }
+}
+
+/// A report that goes on.
+pub struct Lines {
+    body: Incoming,
+    read: Vec<u8>,
+    _connection: AbortOnDropHandle<hyper::Result<()>>,
+}
+
+impl Lines {
+    /// The next line without its end, as soon as there is one; `None` when the mount ends the report.
+    ///
+    /// # Errors
+    /// The mount is gone, or sends a line of more than 16 MiB. Cancelling it loses nothing.
+    pub async fn next(&mut self) -> Result<Option<String>, ClientError> {
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let rest = self.read.split_off(end + 1);
+                let mut line = std::mem::replace(&mut self.read, rest);
+                line.truncate(end);
+                let line = String::from_utf8(line);
+                return Ok(Some(
+                    line.map_err(|error| ClientError::Garbled(error.to_string()))?,
+                ));
+            }
+            if self.read.len() > LINE_BYTES_MAX {
+                return Err(ClientError::Garbled("a line without an end".into()));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Err(_)) => return Err(ClientError::NotRunning),
+                Some(Ok(frame)) => self.read.extend(frame.data_ref().into_iter().flatten()),
+            }
         }
     }
 }

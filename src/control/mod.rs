@@ -4,16 +4,20 @@
 //! they call [`Control`], which the node implements.
 
 pub mod client;
+pub mod events;
 mod server;
+pub mod text;
 pub mod types;
 
 use std::{path::PathBuf, sync::Arc};
 
 use futures::future::BoxFuture;
 
+use events::Follower;
 pub use server::{ControlServer, serve};
 use types::{
-    FindReport, LeaveReport, LeaveRequest, PeerReport, StatusReport, UnmountRequest, VerifyReport,
+    ConflictsReport, ConflictsRequest, FindReport, LeaveReport, LeaveRequest, PeerReport,
+    ResolveReport, ResolveRequest, StatusReport, UnmountRequest, VerifyReport,
 };
 
 /// A refusal: one sentence, and whether what was asked for makes no sense rather than failed.
@@ -22,6 +26,8 @@ use types::{
 pub struct ControlError {
     /// What failed and why.
     pub message: String,
+    /// What was asked for makes no sense: the command line was wrong.
+    pub wrong: bool,
 }
 
 impl ControlError {
@@ -29,6 +35,15 @@ impl ControlError {
     pub fn new(message: impl std::fmt::Display) -> Self {
         Self {
             message: message.to_string(),
+            wrong: false,
+        }
+    }
+
+    /// A refusal of what makes no sense.
+    pub fn wrong(message: impl std::fmt::Display) -> Self {
+        Self {
+            wrong: true,
+            ..Self::new(message)
         }
     }
 }
@@ -48,6 +63,18 @@ pub trait Control: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<FindReport, ControlError>>;
     /// For `verify`.
     fn verify(self: Arc<Self>) -> BoxFuture<'static, Result<VerifyReport, ControlError>>;
+    /// For `conflicts`: a page of them.
+    fn conflicts(
+        self: Arc<Self>,
+        request: ConflictsRequest,
+    ) -> BoxFuture<'static, Result<ConflictsReport, ControlError>>;
+    /// For `conflicts resolve`.
+    fn resolve(
+        self: Arc<Self>,
+        request: ResolveRequest,
+    ) -> BoxFuture<'static, Result<ResolveReport, ControlError>>;
+    /// For `events`: those from now on, or with those that are still remembered.
+    fn follow(&self, recent: bool) -> Follower;
     /// Publishes what is closed and pending; returns when it is in a signed head.
     fn publish(self: Arc<Self>) -> BoxFuture<'static, Result<(), ControlError>>;
     /// For `report`: a peer id or a node name.

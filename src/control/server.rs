@@ -4,8 +4,9 @@ use std::{io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
 use axum::{
     Json, Router,
+    body::Body,
     extract::{Query, State},
-    http::StatusCode,
+    http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -14,7 +15,7 @@ use tokio::{net::UnixListener, task::JoinHandle};
 
 use super::{
     Control, ControlError, short_socket_path,
-    types::{LeaveRequest, UnmountRequest},
+    types::{ConflictsRequest, LeaveRequest, ResolveRequest, UnmountRequest},
 };
 
 /// A running control socket; removed when dropped.
@@ -52,6 +53,9 @@ pub fn serve(dir: &Path, control: Arc<dyn Control>) -> io::Result<ControlServer>
         .route("/peers", get(peers))
         .route("/find", get(find))
         .route("/verify", post(verify))
+        .route("/conflicts", get(conflicts))
+        .route("/conflicts/resolve", post(resolve))
+        .route("/events", get(events))
         .route("/publish", post(publish))
         .route("/report", post(report))
         .route("/unmount", post(unmount))
@@ -70,6 +74,7 @@ type Node = State<Arc<dyn Control>>;
 fn answer<T: Serialize>(result: Result<T, ControlError>) -> Response {
     match result {
         Ok(report) => Json(report).into_response(),
+        Err(error) if error.wrong => (StatusCode::BAD_REQUEST, error.message).into_response(),
         Err(error) => (StatusCode::CONFLICT, error.message).into_response(),
     }
 }
@@ -101,6 +106,31 @@ async fn find(State(node): Node, Query(query): Query<Pattern>) -> Response {
 
 async fn verify(State(node): Node) -> Response {
     answer(node.verify().await)
+}
+
+async fn conflicts(State(node): Node, Query(query): Query<ConflictsRequest>) -> Response {
+    answer(node.conflicts(query).await)
+}
+
+async fn resolve(State(node): Node, Json(request): Json<ResolveRequest>) -> Response {
+    answer(node.resolve(request).await)
+}
+
+#[derive(Deserialize)]
+struct Recent {
+    #[serde(default)]
+    recent: bool,
+}
+
+/// Lines of JSON until the mount ends. What is sent is read from the ring when the reader takes it, so a slow one costs
+/// nothing and keeps nobody waiting.
+async fn events(State(node): Node, Query(query): Query<Recent>) -> Response {
+    let lines = futures::stream::unfold(node.follow(query.recent), |mut follower| async move {
+        let line = follower.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(line), follower))
+    });
+    let kind = [(CONTENT_TYPE, "application/x-ndjson")];
+    (kind, Body::from_stream(lines)).into_response()
 }
 
 async fn publish(State(node): Node) -> Response {

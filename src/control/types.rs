@@ -162,7 +162,7 @@ pub struct NetworkReport {
 }
 
 /// A transfer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TransferReport {
     /// Path it was asked for under.
     pub path: String,
@@ -269,4 +269,215 @@ pub struct LeaveReport {
     pub only_here: Vec<String>,
     /// All of them.
     pub totals: OnlyHereReport,
+}
+
+/// A line of `p2pfs events`: when, and what, as one flat object.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Seconds since 1970.
+    pub at_s: f64,
+    /// What happened; its name stands under `event`.
+    #[serde(flatten)]
+    pub what: Happened,
+}
+
+impl Event {
+    /// Something that happens now.
+    pub fn now(what: Happened) -> Self {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Self {
+            at_s: since.map_or(0.0, |since| since.as_secs_f64()),
+            what,
+        }
+    }
+}
+
+/// What happened. Paths are those inside the cluster, without a `/` in front; where one is not UTF-8 it is shown with U+FFFD,
+/// and `path_hex` has its bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Happened {
+    /// The first line: everything after it is told.
+    Following {
+        /// Name the cluster is saved under.
+        name: String,
+        /// Where it is mounted.
+        mountpoint: String,
+    },
+    /// This node has signed a head.
+    Published {
+        /// Its root, hex.
+        root: String,
+        /// What it changes; nothing when it only joins the heads of others.
+        changes: Vec<ChangeReport>,
+        /// More has changed than is named.
+        all: bool,
+    },
+    /// What others have published is shown here now.
+    Changed {
+        /// The root that it led to, hex.
+        root: String,
+        /// What has changed.
+        changes: Vec<ChangeReport>,
+        /// More has changed than is named.
+        all: bool,
+    },
+    /// A file turned out to be changed on two sides at once, or on one more.
+    Conflict {
+        /// The conflict.
+        #[serde(flatten)]
+        conflict: ConflictReport,
+        /// A version that this node wrote is not the one shown, and has become a copy.
+        lost_here: bool,
+    },
+    /// A conflict is none any more.
+    Settled {
+        /// The name that several versions stood under.
+        path: String,
+        /// See [`Happened`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path_hex: Option<String>,
+    },
+    /// A member is connected.
+    PeerUp {
+        /// Peer id.
+        id: String,
+        /// Node name.
+        node: String,
+        /// Address of the connection.
+        address: String,
+    },
+    /// The last connection to a member is gone.
+    PeerDown {
+        /// Peer id.
+        id: String,
+        /// Node name.
+        node: String,
+    },
+    /// A transfer has ended, or has made no progress for five seconds.
+    Transfer {
+        /// It.
+        #[serde(flatten)]
+        transfer: TransferReport,
+        /// Content id, hex.
+        hash: String,
+    },
+    /// The reader was too slow, or too much happened at once: so many events were passed over.
+    Lagged {
+        /// How many; 0 when that is not known.
+        missed: u64,
+    },
+    /// The last line: the mount has come to its end.
+    Ended,
+}
+
+/// A path that has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeReport {
+    /// It.
+    pub path: String,
+    /// See [`Happened`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// How.
+    pub change: ChangeKind,
+    /// The node that wrote it, when known; who removed something isn't.
+    pub node: Option<String>,
+}
+
+/// How a path has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChangeKind {
+    /// It was not there.
+    Created,
+    /// Content, attributes, or the versions under its name.
+    Changed,
+    /// It is gone.
+    Removed,
+}
+
+/// A file that was changed on two sides at once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConflictReport {
+    /// The name that the versions stand under.
+    pub path: String,
+    /// See [`Happened`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// The version that the name shows.
+    pub shown: VersionReport,
+    /// The others, the latest first.
+    pub copies: Vec<VersionReport>,
+}
+
+/// One of the versions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VersionReport {
+    /// The name that shows it; for an event none when that could not be told in time.
+    pub path: Option<String>,
+    /// See [`Happened`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// `file`, `directory`, `symlink`, `fifo`, `socket`, `device`, `link`.
+    pub kind: String,
+    /// The node that wrote it, when known.
+    pub node: Option<String>,
+    /// Whether that is this node.
+    pub here: bool,
+    /// When, seconds since 1970.
+    pub time_s: f64,
+    /// Bytes; 0 for what is no file.
+    pub size: u64,
+    /// Content id, hex; none for what is no file.
+    pub hash: Option<String>,
+}
+
+/// `p2pfs conflicts`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConflictsReport {
+    /// Conflicts in the order of the manifest: a folder's own before those below its folders.
+    pub conflicts: Vec<ConflictReport>,
+    /// All that the cluster has, wherever.
+    pub total: u64,
+    /// There are more where these come from.
+    pub more: bool,
+    /// What to ask for next, for those who page through the control socket: `after`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// Asks for a page of conflicts.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ConflictsRequest {
+    /// Where: a path inside the cluster, hex of its bytes; everywhere when it is empty.
+    #[serde(default)]
+    pub under: String,
+    /// What the page before it said.
+    pub after: Option<String>,
+}
+
+/// Asks for one version to be kept as the only one.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ResolveRequest {
+    /// Path of the conflict or of one of its copies, inside the cluster, hex of its bytes.
+    pub path_hex: String,
+    /// `shown`, a node's name, a copy's name, or the start of a hash.
+    pub keep: String,
+}
+
+/// `p2pfs conflicts resolve`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResolveReport {
+    /// The name that has one version now.
+    pub path: String,
+    /// See [`Happened`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// The version that it has.
+    pub kept: VersionReport,
+    /// Those that gave way.
+    pub dropped: Vec<VersionReport>,
+    /// Whether it is in a signed head already; else it is on disk, and will be.
+    pub published: bool,
 }

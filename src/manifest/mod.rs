@@ -33,4 +33,4 @@ pub use tree::{
     Applied, Change, MISSING_MAX, NodeSource, TreeError, apply, diff, diff_after, empty_root, get,
     range_summary, scan, summary,
 };
-pub use view::{Shown, children, find_copy, lookup, may_be_copy, node_name, shown};
+pub use view::{Shown, children, find_copy, lookup, may_be_copy, node_name, shown, utc};

@@ -348,7 +348,7 @@ pub(super) fn stem_and_extension(name: &Name) -> (&[u8], &[u8]) {
 }
 
 /// `YYYY-MM-DD HH.MM.SS`, UTC.
-fn utc(time: HybridTime) -> String {
+pub fn utc(time: HybridTime) -> String {
     let seconds = time.0 / 1_000_000_000;
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     // Days since 0000-03-01 in the proleptic Gregorian calendar, where leap days end the year: a cycle of 400 years has

@@ -1,5 +1,5 @@
 //! The node's standing tasks: passing on what was published, comparing heads with members, remembering members,
-//! settling the store.
+//! settling the store, telling what happens.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use libp2p::{Multiaddr, PeerId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{Node, run_blocking};
+use super::{Node, events, run_blocking};
 use crate::{
     net::{
         NetEvent,
@@ -42,6 +42,7 @@ pub(super) fn start(node: &Arc<Node>) {
         tokio::spawn(meet(node.clone())),
         tokio::spawn(compare(node.clone())),
         tokio::spawn(settle(node.clone())),
+        tokio::spawn(events::tell(node.clone())),
     ] {
         let mut ended = node.ended.subscribe();
         tokio::spawn(async move {

@@ -7,7 +7,9 @@
 
 pub mod address;
 mod background;
+mod conflicts;
 mod create;
+mod events;
 mod members;
 pub mod namespace;
 mod reports;
@@ -127,6 +129,7 @@ pub struct Node {
     transfers: Transfers,
     trackers: Arc<Trackers>,
     holders: Arc<KnownHolders>,
+    events: Arc<control::events::EventLog>,
     /// Block answers that peers said they are working on.
     loads: Mutex<BTreeMap<PeerId, u32>>,
     mounted: OnceLock<Arc<fs::Mounted>>,
@@ -209,6 +212,7 @@ impl Node {
             transfers,
             trackers,
             holders,
+            events: Arc::default(),
             loads: Mutex::default(),
             mounted: OnceLock::new(),
             socket: Mutex::default(),
@@ -348,6 +352,7 @@ impl Node {
         }
         self.end();
         self.close().await;
+        self.events.end();
         // Whoever asked for the end over the socket still gets the answer.
         self.ended.send_replace(true);
         tokio::time::sleep(ANSWER_GOES_OUT).await;
@@ -498,6 +503,28 @@ impl Control for Node {
 
     fn verify(self: Arc<Self>) -> BoxFuture<'static, Result<types::VerifyReport, ControlError>> {
         async move { self.verify_report().await }.boxed()
+    }
+
+    fn conflicts(
+        self: Arc<Self>,
+        request: types::ConflictsRequest,
+    ) -> BoxFuture<'static, Result<types::ConflictsReport, ControlError>> {
+        async move { self.conflicts_report(request).await }.boxed()
+    }
+
+    fn resolve(
+        self: Arc<Self>,
+        request: types::ResolveRequest,
+    ) -> BoxFuture<'static, Result<types::ResolveReport, ControlError>> {
+        async move { self.resolve_conflict(request).await }.boxed()
+    }
+
+    fn follow(&self, recent: bool) -> control::events::Follower {
+        let greeting = types::Happened::Following {
+            name: self.saved.name.to_string(),
+            mountpoint: self.config.mountpoint.display().to_string(),
+        };
+        self.events.follow(recent, greeting)
     }
 
     fn publish(self: Arc<Self>) -> BoxFuture<'static, Result<(), ControlError>> {

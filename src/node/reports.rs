@@ -27,7 +27,7 @@ use crate::{
     manifest::{Kind, Shown, TreePath},
     net::proto::{BlockAnswer, BlockRequest},
     store::{Origin, Presence, Store},
-    transfer::TransferState,
+    transfer::{TransferState, TransferStatus},
 };
 
 /// How long a report waits for manifest nodes that are not here.
@@ -106,24 +106,8 @@ impl Node {
     }
 
     pub(super) fn transfer_reports(&self) -> Vec<TransferReport> {
-        let reports = self
-            .transfers
-            .status()
-            .into_iter()
-            .map(|transfer| TransferReport {
-                path: transfer.label,
-                state: match transfer.state {
-                    TransferState::Requesting => "requesting".into(),
-                    TransferState::Downloading => "downloading".into(),
-                    TransferState::Finished => "finished".into(),
-                    TransferState::Stalled(reason) => format!("stalled: {reason}"),
-                },
-                done_bytes: transfer.done_bytes,
-                total_bytes: transfer.object.size,
-                rate_bytes_per_s: transfer.rate_bytes_per_s,
-                sources: transfer.sources,
-            });
-        reports.collect()
+        let transfers = self.transfers.status();
+        transfers.into_iter().map(TransferReport::from).collect()
     }
 
     /// Connected members, and those that are gone but were blamed for something.
@@ -387,6 +371,24 @@ impl Node {
             }
         }
         Ok(report)
+    }
+}
+
+impl From<TransferStatus> for TransferReport {
+    fn from(transfer: TransferStatus) -> Self {
+        Self {
+            path: transfer.label,
+            state: match transfer.state {
+                TransferState::Requesting => "requesting".into(),
+                TransferState::Downloading => "downloading".into(),
+                TransferState::Finished => "finished".into(),
+                TransferState::Stalled(reason) => format!("stalled: {reason}"),
+            },
+            done_bytes: transfer.done_bytes,
+            total_bytes: transfer.object.size,
+            rate_bytes_per_s: transfer.rate_bytes_per_s,
+            sources: transfer.sources,
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use rand::Rng;
 
 use super::{
-    NamespaceError, RemoteChanges,
+    Arrival, NamespaceError, RemoteChanges,
     disk::Disk,
     heads::{KnownHead, Way},
     replica::{Event, Moment, Replica},
@@ -52,7 +52,7 @@ const JOIN_DELAY_MS: std::ops::Range<u64> = 500..3000;
 /// Contents that gave way to others under the same number and are named in the log.
 const CONTRADICTED_TOLD_MAX: usize = 64;
 /// Changes that are named; more are "all".
-const NAMED_CHANGES_MAX: usize = 4096;
+pub(super) const NAMED_CHANGES_MAX: usize = 4096;
 
 /// What an attempt came to.
 #[derive(Debug)]
@@ -150,7 +150,7 @@ impl<D: Disk> Replica<D> {
                 };
                 return match difference {
                     Ok(changes) => {
-                        self.become_state(digest, head.root, joined, changes.as_deref(), now)?;
+                        self.become_state(digest, head.root, joined, changes, now)?;
                         Ok(Step::Done)
                     }
                     Err(TreeError::Missing(nodes)) => Ok(Step::Missing(nodes)),
@@ -164,7 +164,7 @@ impl<D: Disk> Replica<D> {
             Ok(merged) => {
                 self.nodes.put(&merged.nodes)?;
                 tell_contradicted(&merged.contradicted);
-                self.become_state(digest, merged.root, joined, Some(&merged.changes), now)?;
+                self.become_state(digest, merged.root, joined, Some(merged.changes), now)?;
                 Ok(Step::Done)
             }
             Err(TreeError::Missing(nodes)) => {
@@ -249,7 +249,10 @@ impl<D: Disk> Replica<D> {
         self.plan_join(&mut state, now.at);
         drop(state);
         self.drop_heads(&dropped)?;
-        self.tell(Event::Changed(RemoteChanges::All));
+        self.tell(Event::Changed(Arrival {
+            root: head.root,
+            changes: None,
+        }));
         self.tell(Event::ToMerge);
         Ok(())
     }
@@ -338,7 +341,7 @@ impl<D: Disk> Replica<D> {
         digest: &[u8; 32],
         root: NodeHash,
         covers: CausalContext,
-        changes: Option<&[Change]>,
+        changes: Option<Vec<Change>>,
         now: Moment,
     ) -> Result<(), NamespaceError> {
         let mut state = self.state.write();
@@ -350,13 +353,14 @@ impl<D: Disk> Replica<D> {
         state.set_state(root, covers);
         state.first = None;
         let dropped = state.heads.set_in_state(digest);
-        if let Some(changes) = changes {
+        if let Some(changes) = &changes {
             note_removals(&mut state, changes);
         }
         self.plan_join(&mut state, now.at);
         drop(state);
         self.drop_heads(&dropped)?;
-        self.tell(Event::Changed(changes.map_or(RemoteChanges::All, named)));
+        let changes = changes.filter(|changes| changes.len() <= NAMED_CHANGES_MAX);
+        self.tell(Event::Changed(Arrival { root, changes }));
         self.tell(Event::ToCommit);
         Ok(())
     }
@@ -402,11 +406,8 @@ fn tell_contradicted(contradicted: &[(Key, Version)]) {
 }
 
 /// The paths of changes, as far as they can be named.
-fn named(changes: &[Change]) -> RemoteChanges {
+pub(super) fn named(changes: &[Change]) -> RemoteChanges {
     let mut paths = BTreeSet::new();
-    if changes.len() > NAMED_CHANGES_MAX {
-        return RemoteChanges::All;
-    }
     for change in changes {
         match (change.key.path(), change.key.internal()) {
             (Some(path), _) => {

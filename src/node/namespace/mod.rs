@@ -17,6 +17,7 @@
 mod admit;
 mod commit;
 mod committer;
+mod conflicts;
 mod disk;
 mod heads;
 mod identity;
@@ -48,7 +49,11 @@ use libp2p::{PeerId, identity::Keypair};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use self::replica::{Event, Moment, Replica};
+pub use self::conflicts::Arrival;
+use self::{
+    merge::named,
+    replica::{Event, Moment, Replica},
+};
 use crate::{
     cluster::{ClusterKeys, Head},
     manifest::{Dot, Entry, HybridTime, Name, NodeHash, Shown, Summary, TreeError, TreePath},
@@ -62,6 +67,8 @@ const FLUSH_MAX: Duration = Duration::from_secs(10);
 const FETCH_MAX: Duration = Duration::from_secs(10);
 /// Announcements that a slow listener may be behind.
 const ANNOUNCED_MAX: usize = 256;
+/// Arrivals that one may be behind: they come with the changed entries.
+const ARRIVALS_MAX: usize = 16;
 
 /// Why the namespace could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -187,6 +194,7 @@ struct Signals {
     head_known: watch::Sender<bool>,
     published: broadcast::Sender<Arc<Published>>,
     remote_changes: broadcast::Sender<RemoteChanges>,
+    arrivals: broadcast::Sender<Arc<Arrival>>,
     fetcher: Arc<dyn NodeFetcher>,
 }
 
@@ -197,8 +205,12 @@ impl Signals {
             Event::Published(published) => {
                 let _ = self.published.send(published);
             }
-            Event::Changed(changes) => {
-                let _ = self.remote_changes.send(changes);
+            Event::Changed(arrival) => {
+                let paths = arrival.changes.as_deref().map(named);
+                let _ = self
+                    .remote_changes
+                    .send(paths.unwrap_or(RemoteChanges::All));
+                let _ = self.arrivals.send(Arc::new(arrival));
             }
             Event::HeadKnown(known) => {
                 self.head_known.send_replace(known);
@@ -253,6 +265,7 @@ impl Namespace {
             head_known: watch::Sender::new(false),
             published: broadcast::Sender::new(ANNOUNCED_MAX),
             remote_changes: broadcast::Sender::new(ANNOUNCED_MAX),
+            arrivals: broadcast::Sender::new(ARRIVALS_MAX),
             fetcher: fetcher.clone(),
         });
         let sink = signals.clone();

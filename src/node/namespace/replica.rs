@@ -17,7 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    Edit, NamespaceError, NamespaceStatus, Published, RemoteChanges, disk::Disk, merge::Eagerness,
+    Arrival, Edit, NamespaceError, NamespaceStatus, Published, disk::Disk, merge::Eagerness,
     nodes::Nodes, overlay::over_children, records::Records, state::State,
 };
 use crate::{
@@ -53,7 +53,7 @@ pub(super) enum Event {
     /// A head was signed.
     Published(Arc<Published>),
     /// What is shown has changed by a head of another.
-    Changed(RemoteChanges),
+    Changed(Arrival),
     /// Whether a head is known has changed, or may have.
     HeadKnown(bool),
     /// There may be something to commit.

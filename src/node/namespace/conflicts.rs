@@ -1,0 +1,141 @@
+//! What reports and events ask of the namespace: conflicts, who wrote what, what the heads of others brought. And the one
+//! change that they make: the end of a conflict.
+
+use std::sync::Arc;
+
+use tokio::sync::broadcast;
+
+use super::{Edit, Namespace, NamespaceError, RemoteChanges, merge::NAMED_CHANGES_MAX};
+use crate::manifest::{
+    self, Change, Conflict, ConflictVersion, Dot, NodeHash, TreeError, TreePath, WriterNumber,
+};
+
+/// What the heads of others have changed.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// The root that it led to.
+    pub root: NodeHash,
+    /// The changes; `None` when there are too many to tell, or nobody gave the nodes that tell them.
+    pub changes: Option<Vec<Change>>,
+}
+
+impl Namespace {
+    /// What others bring, as it is merged. A listener that falls behind misses some.
+    pub fn arrivals(&self) -> broadcast::Receiver<Arc<Arrival>> {
+        self.shared.signals.arrivals.subscribe()
+    }
+
+    /// The root of the merged state.
+    pub fn root(&self) -> Result<NodeHash, NamespaceError> {
+        self.shared
+            .replica
+            .state
+            .read()
+            .root
+            .ok_or(NamespaceError::NoHead)
+    }
+
+    /// The number that this node writes under.
+    pub fn own_number(&self) -> WriterNumber {
+        WriterNumber::of(&self.writer_identity().public().to_peer_id())
+    }
+
+    /// The changes from one root to another; `None` when they are more than 4096, or nodes are missing.
+    pub fn changes(
+        &self,
+        from: NodeHash,
+        to: NodeHash,
+    ) -> Result<Option<Vec<Change>>, NamespaceError> {
+        match manifest::diff(&self.shared.replica.nodes, from, to, NAMED_CHANGES_MAX + 1) {
+            Ok(changes) => Ok((changes.len() <= NAMED_CHANGES_MAX).then_some(changes)),
+            Err(TreeError::Missing(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The node name of a writer, as the table of writers of this root has it.
+    pub fn node_name(
+        &self,
+        root: NodeHash,
+        writer: WriterNumber,
+    ) -> Result<Option<String>, NamespaceError> {
+        Ok(manifest::node_name(
+            &self.shared.replica.nodes,
+            root,
+            writer,
+        )?)
+    }
+
+    /// See [`manifest::conflicts`]: those of the merged state.
+    pub fn conflicts(
+        &self,
+        under: &TreePath,
+        after: Option<&TreePath>,
+        limit: usize,
+    ) -> Result<Vec<Conflict>, NamespaceError> {
+        let nodes = &self.shared.replica.nodes;
+        Ok(manifest::conflicts(
+            nodes,
+            self.root()?,
+            under,
+            after,
+            limit,
+        )?)
+    }
+
+    /// See [`manifest::conflict_at`].
+    pub fn conflict_at(
+        &self,
+        root: NodeHash,
+        path: &TreePath,
+    ) -> Result<Option<Conflict>, NamespaceError> {
+        Ok(manifest::conflict_at(
+            &self.shared.replica.nodes,
+            root,
+            path,
+        )?)
+    }
+
+    /// Makes one version of a conflict the only one under its name, as a change that saw them all: a version that this
+    /// node has not seen stays. Returns whether the change is in a signed head; else it is on disk, to be published later.
+    ///
+    /// # Errors
+    /// A directory that has something in it stays whatever is chosen, so it cannot give way to a file.
+    pub async fn resolve(
+        &self,
+        conflict: &Conflict,
+        keep: &ConflictVersion,
+    ) -> Result<bool, NamespaceError> {
+        let is_directory =
+            |version: &ConflictVersion| version.shown.entry.kind == manifest::Kind::Directory;
+        if is_directory(&conflict.shown)
+            && !is_directory(keep)
+            && !self.children(&conflict.path)?.is_empty()
+        {
+            return Err(NamespaceError::Failed(
+                "the folder of that name has something in it, which must be moved or removed first"
+                    .into(),
+            ));
+        }
+        let dots = conflict.versions().flat_map(|version| &version.shown.seen);
+        let seen: Vec<Dot> = dots.copied().collect();
+        // A directory that nobody made has no version to write: it is there without.
+        let entry = keep.writer.map(|_| keep.shown.entry.clone());
+        self.change(vec![Edit {
+            path: conflict.path.clone(),
+            entry,
+            seen,
+            held: false,
+        }])?;
+        let up_to = self.shared.replica.state.read().overlay.generation();
+        let flushed = self.flush().await;
+        // The filesystem has not made this change: to it and to the kernel it is like one of somebody else.
+        let paths = conflict
+            .versions()
+            .filter_map(|version| version.path.clone());
+        let changed = RemoteChanges::Paths(Arc::new(paths.collect()));
+        let _ = self.shared.signals.remote_changes.send(changed);
+        flushed?;
+        Ok(!self.shared.replica.state.read().overlay.waits(up_to))
+    }
+}
