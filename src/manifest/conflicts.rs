@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use super::{
     Key, Name, NodeHash, NodeSource, Shown, Summary, TreeError, TreePath, Versions, View,
     WriterNumber,
+    node::Child,
     parts::lives_below,
     tree::{Step, Visitor, walk},
     view::{
@@ -150,8 +151,8 @@ impl Finder {
 }
 
 impl Visitor for Finder {
-    fn child(&mut self, _first: &Key, _upper: Option<&Key>, summary: &Summary) -> Step {
-        if summary.conflicts == 0 {
+    fn child(&mut self, _first: &Key, _upper: Option<&Key>, child: &Child) -> Step {
+        if child.summary.conflicts == 0 {
             return Step::Skip;
         }
         self.step()

@@ -29,8 +29,21 @@ fn help_of_every_command_states_every_option() {
     let host = lab.host("a");
     let help = host.p2pfs("--help");
     for command in [
-        "create", "id", "mount", "unmount", "tracker", "share", "status", "peers", "find",
-        "verify", "leave", "report", "demo",
+        "create",
+        "id",
+        "mount",
+        "unmount",
+        "tracker",
+        "share",
+        "status",
+        "peers",
+        "find",
+        "conflicts",
+        "events",
+        "verify",
+        "leave",
+        "report",
+        "demo",
     ] {
         assert!(
             help.ok().contains(&format!("  {command} ")),

@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 
 use super::{Edit, Namespace, NamespaceError, RemoteChanges, merge::NAMED_CHANGES_MAX};
 use crate::manifest::{
-    self, Change, Conflict, ConflictVersion, Dot, NodeHash, TreeError, TreePath, WriterNumber,
+    self, Change, Conflict, ConflictVersion, Dot, NodeHash, TreeError, TreePath, View, WriterNumber,
 };
 
 /// What the heads of others have changed.
@@ -59,9 +59,10 @@ impl Namespace {
         root: NodeHash,
         writer: WriterNumber,
     ) -> Result<Option<String>, NamespaceError> {
+        let view = View::of(root);
         Ok(manifest::node_name(
             &self.shared.replica.nodes,
-            root,
+            &view,
             writer,
         )?)
     }
@@ -89,9 +90,10 @@ impl Namespace {
         root: NodeHash,
         path: &TreePath,
     ) -> Result<Option<Conflict>, NamespaceError> {
+        let view = View::of(root);
         Ok(manifest::conflict_at(
             &self.shared.replica.nodes,
-            root,
+            &view,
             path,
         )?)
     }
