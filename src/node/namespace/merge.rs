@@ -196,7 +196,10 @@ impl<D: Disk> Replica<D> {
             covers: head.covers.clone(),
         });
         drop(state);
-        self.tell(Event::Changed(RemoteChanges::All));
+        self.tell(Event::Changed(Arrival {
+            root: head.root,
+            changes: None,
+        }));
         true
     }
 
