@@ -238,7 +238,7 @@ impl Node {
                 id: peer.to_string(),
                 node: known.peers.remove(peer).unwrap_or_default(),
             }),
-            NetEvent::Addresses(_) => {}
+            NetEvent::Missed(_) | NetEvent::Addresses(_) => {}
         }
     }
 
