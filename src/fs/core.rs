@@ -258,6 +258,18 @@ impl Core {
         Ok(())
     }
 
+    /// Applies the edits of a rename.
+    pub(super) fn apply_rename(
+        &self,
+        edits: Vec<Edit>,
+        from: &TreePath,
+        to: &TreePath,
+    ) -> Result<(), Fail> {
+        self.tree.rename(edits, from.clone(), to.clone())?;
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
     /// Notes that something changed elsewhere.
     pub(super) fn note_change(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);

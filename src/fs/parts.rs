@@ -25,6 +25,8 @@ pub(crate) trait Tree: Send + Sync + 'static {
         within: Duration,
     ) -> BoxFuture<'_, Result<(), NamespaceError>>;
     fn change(&self, edits: Vec<Edit>) -> Result<(), NamespaceError>;
+    /// The same, where they rename one path to another.
+    fn rename(&self, edits: Vec<Edit>, from: TreePath, to: TreePath) -> Result<(), NamespaceError>;
     fn flush(&self) -> BoxFuture<'_, Result<(), NamespaceError>>;
     fn committed_by(&self) -> Option<Dot>;
     fn was_committed(&self, by: Dot) -> bool;
@@ -57,6 +59,9 @@ impl Tree for Namespace {
         within: Duration,
     ) -> BoxFuture<'_, Result<(), NamespaceError>> {
         Box::pin(Namespace::fetch(self, missing, within))
+    }
+    fn rename(&self, edits: Vec<Edit>, from: TreePath, to: TreePath) -> Result<(), NamespaceError> {
+        self.rename(edits, from, to)
     }
     fn change(&self, edits: Vec<Edit>) -> Result<(), NamespaceError> {
         Namespace::change(self, edits)

@@ -298,6 +298,7 @@ impl Core {
                 entry: Some(entry.clone()),
                 seen: seen.clone(),
                 held: false,
+                moved: None,
             });
             // After the file's, so that it is the later of the two.
             edits.extend(self.keep_folder_time(&path));
@@ -330,6 +331,7 @@ impl Core {
             entry: Some(shown.entry),
             seen: shown.seen,
             held: false,
+            moved: None,
         })
     }
 

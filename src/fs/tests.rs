@@ -308,6 +308,7 @@ impl Fixture {
                 entry: Some(entry),
                 seen,
                 held: false,
+                moved: None,
             }])
             .expect("changed");
     }

@@ -220,6 +220,7 @@ impl Core {
             entry: Some(entry.clone()),
             seen: Vec::new(),
             held: mode.write,
+            moved: None,
         }])?;
         let mut live = Live::new(0, Object::empty(), entry, now_hybrid(), Vec::new(), path);
         let facts = live.state.get_mut().facts();

@@ -42,6 +42,7 @@ impl Core {
             entry: Some(entry.clone()),
             seen: Vec::new(),
             held: false,
+            moved: None,
         }])?;
         let facts = self.facts_after(&path, &entry);
         let mut inodes = self.inodes.lock();
@@ -151,6 +152,7 @@ impl Core {
             entry: Some(shown.entry),
             seen: shown.seen,
             held: false,
+            moved: None,
         }])
     }
 }
@@ -162,5 +164,6 @@ pub(super) fn removal(path: TreePath, shown: Shown) -> Edit {
         entry: None,
         seen: shown.seen,
         held: false,
+        moved: None,
     }
 }

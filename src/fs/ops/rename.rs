@@ -13,7 +13,7 @@ use crate::{
         errno::FsError,
         live::Live,
     },
-    manifest::{Dot, Entry, Kind, Shown, TreePath},
+    manifest::{self, Dot, Entry, Kind, Shown, TreePath},
     node::namespace::Edit,
 };
 
@@ -109,7 +109,11 @@ impl Core {
             true => RwLockWriteGuard::unlocked(&mut order, gather),
             false => gather(),
         }?;
-        self.apply(edits)?;
+        match replace {
+            // Each is where the other was: there is nowhere to follow to.
+            Replace::Exchange => self.apply(edits)?,
+            Replace::Yes | Replace::No => self.apply_rename(edits, &from_path, &to_path)?,
+        }
         drop(moving);
         if replace != Replace::Exchange {
             let replaced = self.inodes.lock().child(to.0, &to_name);
@@ -276,6 +280,7 @@ fn moves(
             path: moved.to,
             entry: Some(moved.entry),
             held: moved.held,
+            moved: manifest::Moved::new(moved.from.clone(), &moved.seen).filter(|_| !is_exchange),
         });
         if !is_exchange {
             removed.push((moved.from, moved.seen));
@@ -287,6 +292,7 @@ fn moves(
         entry: None,
         seen,
         held: false,
+        moved: None,
     }));
     edits
 }

@@ -129,6 +129,7 @@ impl Core {
             entry: Some(entry.clone()),
             seen: shown.seen,
             held: false,
+            moved: None,
         }])?;
         self.with_live(number, |live| {
             live.entry = entry.clone();

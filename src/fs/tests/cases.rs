@@ -298,6 +298,7 @@ fn a_kill_brings_back_no_name_that_was_removed_after_its_publication() {
                 entry: Some(entry),
                 seen: Vec::new(),
                 held: false,
+                moved: None,
             }])
             .expect("changed");
     }
@@ -317,12 +318,14 @@ fn a_kill_brings_back_no_name_that_was_removed_after_its_publication() {
             entry: Some(shown.entry.clone()),
             seen: Vec::new(),
             held: false,
+            moved: None,
         }));
         edits.push(Edit {
             path,
             entry: None,
             seen: shown.seen,
             held: false,
+            moved: None,
         });
     }
     fixture.namespace.change(edits).expect("changed");
@@ -826,6 +829,7 @@ fn attributes_that_somebody_else_sets_while_a_file_is_written_stay() {
             entry: Some(entry),
             seen: shown.seen,
             held: false,
+            moved: None,
         }])
         .expect("changed");
     fixture.core.release(handle);

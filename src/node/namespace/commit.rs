@@ -1,6 +1,10 @@
 //! The committer: signs heads for local changes, and heads that join what several heads say.
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde_bytes::ByteBuf;
 
@@ -16,7 +20,7 @@ use super::{
 };
 use crate::{
     cluster::Head,
-    manifest::{self, Applied, CausalContext, Dot, NodeHash, Version},
+    manifest::{self, Applied, CausalContext, Dot, HybridTime, NodeHash, TreeError, Version},
     net::proto::{CHANGES_MAX, Push},
 };
 
@@ -24,6 +28,10 @@ use crate::{
 pub(super) const PUSHED_CHANGES_BYTES_MAX: usize = 256 * 1024;
 /// Sequences made durable ahead, so that a commit waits for the disk once. A crash skips those that were not used.
 const SEQUENCES_AHEAD: u64 = 32;
+
+/// How often old hints of renames are looked for, and how many are dropped at a time.
+const HINTS_LOOKED_AFTER: Duration = Duration::from_secs(3600);
+const HINTS_DROPPED_MAX: usize = 256;
 
 /// What an attempt came to.
 pub(super) enum Step {
@@ -73,7 +81,7 @@ impl<D: Disk> Replica<D> {
 
     /// `turn` is held.
     fn commit_pending(&self, now: Moment) -> Result<Step, NamespaceError> {
-        let (base, covers, pending, joins, contradicted) = {
+        let (base, covers, pending, renames, joins, contradicted) = {
             let state = self.state.read();
             let Some(root) = state.root else {
                 return Ok(Step::Idle);
@@ -82,7 +90,9 @@ impl<D: Disk> Replica<D> {
                 && !state.heads.represents(root, &state.covers);
             let contradicted = state.heads.contradicts(root, &state.covers);
             let pending = state.overlay.ready();
-            (root, state.covers.clone(), pending, joins, contradicted)
+            let renames = state.overlay.renames();
+            let covers = state.covers.clone();
+            (root, covers, pending, renames, joins, contradicted)
         };
         if pending.is_empty() && !joins {
             self.plan_join(&mut self.state.write(), now.at);
@@ -94,6 +104,8 @@ impl<D: Disk> Replica<D> {
         let dot = self.next_dot(1)?;
         let mut edits = plan::plan(&self.nodes, base, &pending, dot)?;
         if !edits.is_empty() {
+            plan::add_hints(&self.nodes, base, &mut edits, &renames, &covers, dot)?;
+            self.drop_old_hints(base, &mut edits, now)?;
             self.add_row(base, &mut edits, dot, now)?;
         }
         let applied = manifest::apply(&self.nodes, base, &edits)?;
@@ -121,12 +133,39 @@ impl<D: Disk> Replica<D> {
             now,
             |state| {
                 state.overlay.committed(&pending, dot);
+                state.overlay.renames_told(&renames);
                 let time = state.clock;
                 state.note_removals(removals, time);
             },
         )?;
         self.tell(Event::Published(Arc::new(published)));
         Ok(Step::Done)
+    }
+
+    /// Has old hints of renames removed with this commit, if that was not looked after for a while.
+    fn drop_old_hints(
+        &self,
+        base: NodeHash,
+        edits: &mut Edits,
+        now: Moment,
+    ) -> Result<(), NamespaceError> {
+        let looked = self.state.read().hints_looked_after;
+        if looked.is_some_and(|looked| now.at.duration_since(looked) < HINTS_LOOKED_AFTER) {
+            return Ok(());
+        }
+        let before = HybridTime(now.wall_ns.saturating_sub(manifest::HINT_AGE_MAX_NS));
+        match manifest::without_old_hints(&self.nodes, base, before, HINTS_DROPPED_MAX) {
+            Ok(old) => {
+                for (key, left) in old {
+                    edits.entry(key).or_insert(left);
+                }
+            }
+            // It is not worth fetching for.
+            Err(TreeError::Missing(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.state.write().hints_looked_after = Some(now.at);
+        Ok(())
     }
 
     /// Whether changes replace what a head brought that is shown and not merged yet. A head that is signed now would not have

@@ -13,13 +13,15 @@ use rand::Rng;
 
 use super::{
     Arrival, NamespaceError, RemoteChanges,
+    commit::Signing,
     disk::Disk,
     heads::{KnownHead, Way},
+    plan::Edits,
     replica::{Event, Moment, Replica},
     state::{ShownPart, State, removed_from},
 };
 use crate::manifest::{
-    self, CausalContext, Change, InternalKey, Key, NodeHash, TreeError, Version, WriterNumber,
+    self, CausalContext, Change, Dot, InternalKey, Key, NodeHash, TreeError, Version, WriterNumber,
 };
 
 /// How many nodes merging a head may fetch at once. With more it can wait a while: another member may merge it, and what is
@@ -51,6 +53,8 @@ const DIFFERENCE_NODES_MAX: usize = 64;
 const JOIN_DELAY_MS: std::ops::Range<u64> = 500..3000;
 /// Contents that gave way to others under the same number and are named in the log.
 const CONTRADICTED_TOLD_MAX: usize = 64;
+/// Differences merged at a time: memory follows this, not the whole.
+const PORTION_MAX: usize = 8192;
 /// Changes that are named; more are "all".
 pub(super) const NAMED_CHANGES_MAX: usize = 4096;
 
@@ -76,6 +80,26 @@ pub(super) struct Effort {
     pub(super) unreachable: bool,
     /// It has taken so long that what can be done without is.
     pub(super) late: bool,
+}
+
+/// Two trees merged.
+struct MergedTree {
+    root: NodeHash,
+    /// How it differs from ours; `None` for more than are named.
+    changes: Option<Vec<Change>>,
+    /// Renames were completed, as this write.
+    completed_as: Option<Dot>,
+}
+
+impl MergedTree {
+    fn note(&mut self, changes: impl IntoIterator<Item = Change>) {
+        if let Some(noted) = &mut self.changes {
+            noted.extend(changes);
+            if noted.len() > NAMED_CHANGES_MAX {
+                self.changes = None;
+            }
+        }
+    }
 }
 
 impl<D: Disk> Replica<D> {
@@ -140,7 +164,6 @@ impl<D: Disk> Replica<D> {
         }
         let mut joined = covers.clone();
         joined.join(&head.covers);
-        let merge = |ours, theirs| manifest::merge(&self.nodes, (root, ours), (head.root, theirs));
         let merged = match &way {
             Way::InState | Way::Adopt => {
                 let difference = if blindly {
@@ -157,14 +180,20 @@ impl<D: Disk> Replica<D> {
                     Err(error) => self.refuse_or_fail(&head, error, now),
                 };
             }
-            Way::Merge => merge(&covers, &head.covers),
-            Way::Union(ours, theirs) => merge(ours, theirs),
+            Way::Merge => {
+                let completing = self.state.read().writer.is_some();
+                self.merge_trees((root, &covers), (head.root, &head.covers), completing)
+            }
+            Way::Union(ours, theirs) => self.merge_trees((root, ours), (head.root, theirs), false),
         };
         match merged {
             Ok(merged) => {
-                self.nodes.put(&merged.nodes)?;
-                tell_contradicted(&merged.contradicted);
-                self.become_state(digest, merged.root, joined, Some(merged.changes), now)?;
+                match merged.completed_as {
+                    None => self.become_state(digest, merged.root, joined, merged.changes, now)?,
+                    Some(dot) => {
+                        self.sign_completed(merged.root, joined, dot, merged.changes, now)?;
+                    }
+                }
                 Ok(Step::Done)
             }
             Err(TreeError::Missing(nodes)) => {
@@ -176,6 +205,96 @@ impl<D: Disk> Replica<D> {
             }
             Err(error) => self.refuse_or_fail(&head, error, now),
         }
+    }
+
+    /// `turn` is held. Merges in portions, and keeps the nodes. `completing`: what others did under a path that was renamed
+    /// meanwhile follows to the new one, which takes a head of this node's.
+    fn merge_trees(
+        &self,
+        ours: (NodeHash, &CausalContext),
+        theirs: (NodeHash, &CausalContext),
+        completing: bool,
+    ) -> Result<MergedTree, TreeError> {
+        let mut merged = MergedTree {
+            root: ours.0,
+            changes: Some(Vec::new()),
+            completed_as: None,
+        };
+        let keep = |nodes: &[_]| {
+            let kept = self.nodes.put(nodes);
+            kept.map_err(|error| TreeError::Source(error.to_string()))
+        };
+        let mut after = None;
+        loop {
+            let from = (merged.root, ours.1);
+            let portion =
+                manifest::merge_portion(&self.nodes, from, theirs, after.as_ref(), PORTION_MAX)?;
+            keep(&portion.nodes)?;
+            tell_contradicted(&portion.contradicted);
+            merged.root = portion.root;
+            if completing {
+                // The number is used up only once something is signed under it.
+                let dot = self.next_dot(1);
+                let dot = dot.map_err(|error| TreeError::Source(error.to_string()))?;
+                let edits = manifest::complete_moves(
+                    &self.nodes,
+                    merged.root,
+                    ours,
+                    theirs,
+                    &portion.changes,
+                    dot,
+                )?;
+                if !edits.is_empty() {
+                    let applied = manifest::apply(&self.nodes, merged.root, &edits)?;
+                    keep(&applied.nodes)?;
+                    merged.root = applied.root;
+                    merged.completed_as = Some(dot);
+                    merged.note(edits.into_iter().map(|(key, new)| Change {
+                        key,
+                        old: None,
+                        new,
+                    }));
+                }
+            }
+            merged.note(portion.changes);
+            match portion.rest {
+                Some(rest) => after = Some(rest),
+                None => return Ok(merged),
+            }
+        }
+    }
+
+    /// `turn` is held. A merge that completed renames is a head of its own.
+    fn sign_completed(
+        &self,
+        root: NodeHash,
+        mut covers: CausalContext,
+        dot: Dot,
+        changes: Option<Vec<Change>>,
+        now: Moment,
+    ) -> Result<(), NamespaceError> {
+        let base = root;
+        let mut row = Edits::new();
+        self.add_row(base, &mut row, dot, now)?;
+        let applied = manifest::apply(&self.nodes, base, &row)?;
+        covers.add(dot);
+        let signing = Signing {
+            applied,
+            covers,
+            sequence: dot.sequence,
+            base,
+            edits: None,
+        };
+        let published = self.sign(signing, now, |state| {
+            if let Some(changes) = &changes {
+                note_removals(state, changes);
+            }
+        })?;
+        let root = published.head.root;
+        self.tell(Event::Published(Arc::new(published)));
+        self.tell(Event::Changed(Arrival { root, changes }));
+        self.tell(Event::ToCommit);
+        Ok(())
     }
 
     /// `turn` is held. Shows a head without merging it, where that would fetch so many nodes that it had better wait.
@@ -416,9 +535,9 @@ pub(super) fn named(changes: &[Change]) -> RemoteChanges {
             (Some(path), _) => {
                 paths.insert(path);
             }
-            (None, Some(InternalKey::Writer(_))) => {}
             // The names that share a file are not known from its record.
-            (None, _) => return RemoteChanges::All,
+            (None, Some(InternalKey::File(_))) => return RemoteChanges::All,
+            (None, _) => {}
         }
     }
     RemoteChanges::Paths(Arc::new(paths.into_iter().collect()))

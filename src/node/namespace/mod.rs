@@ -56,7 +56,9 @@ use self::{
 };
 use crate::{
     cluster::{ClusterKeys, Head},
-    manifest::{Dot, Entry, HybridTime, Name, NodeHash, Shown, Summary, TreeError, TreePath},
+    manifest::{
+        Dot, Entry, HybridTime, Moved, Name, NodeHash, Shown, Summary, TreeError, TreePath,
+    },
     net::proto::{HEADS_MAX, NAMED_MAX, Push},
     store::Store,
 };
@@ -116,6 +118,8 @@ pub struct Edit {
     /// Visible here, but not committed until an edit of the same path comes with `held` false: a file that is being
     /// written for the first time.
     pub held: bool,
+    /// Where a rename brings the entry from, unchanged.
+    pub moved: Option<Moved>,
 }
 
 /// A state that this node has just signed.
@@ -366,6 +370,18 @@ impl Namespace {
     /// Applies local changes at once and wakes the committer. Those of one call are committed together.
     pub fn change(&self, edits: Vec<Edit>) -> Result<(), NamespaceError> {
         self.shared.replica.change(edits, Moment::now())
+    }
+
+    /// Renames: as [`Namespace::change`], and whatever others change under the old path at the same time follows to the new
+    /// one.
+    pub fn rename(
+        &self,
+        edits: Vec<Edit>,
+        from: TreePath,
+        to: TreePath,
+    ) -> Result<(), NamespaceError> {
+        let rename = Some((from, to));
+        self.shared.replica.apply(edits, rename, Moment::now())
     }
 
     /// A head of this node's by which all changes made so far, but for what is held, are committed: it or any later one has

@@ -9,7 +9,7 @@
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use super::{Edit, recent::Recent};
-use crate::manifest::{Dot, Entry, HybridTime, Name, Shown, TreePath};
+use crate::manifest::{Dot, Entry, HybridTime, Moved, Name, Shown, TreePath};
 
 /// Paths whose last local write is remembered.
 const LINEAGE_MAX: usize = 65_536;
@@ -37,6 +37,17 @@ pub(super) struct Pending {
     pub(super) since: u64,
     /// When it was made.
     pub(super) time: HybridTime,
+    /// Where a rename brought it from, since which it is unchanged.
+    pub(super) moved: Option<Moved>,
+}
+
+/// A rename whose hint no head has yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rename {
+    pub(super) from: TreePath,
+    pub(super) to: TreePath,
+    pub(super) time: HybridTime,
+    generation: u64,
 }
 
 /// What a path's last committed local write replaced.
@@ -56,6 +67,7 @@ pub(super) struct Overlay {
     edits: BTreeMap<Arc<TreePath>, Arc<Pending>>,
     generation: u64,
     lineage: Recent<Arc<TreePath>, Lineage>,
+    renames: Vec<Rename>,
 }
 
 impl Overlay {
@@ -64,6 +76,7 @@ impl Overlay {
             edits: BTreeMap::new(),
             generation: 0,
             lineage: Recent::new(LINEAGE_MAX),
+            renames: Vec::new(),
         }
     }
 
@@ -93,7 +106,16 @@ impl Overlay {
     }
 
     /// Takes local changes; `tick` gives each its time.
-    pub(super) fn change(&mut self, edits: Vec<Edit>, mut tick: impl FnMut() -> HybridTime) {
+    pub(super) fn change(&mut self, mut edits: Vec<Edit>, mut tick: impl FnMut() -> HybridTime) {
+        for edit in &mut edits {
+            // What nobody else has seen yet is no copy of what they have.
+            if let Some(moved) = &edit.moved
+                && let Some(source) = self.edits.get(moved.from())
+                && source.entry.is_some()
+            {
+                edit.moved = source.moved.clone();
+            }
+        }
         let is_whole = edits.len() >= MANY && edits.is_sorted_by(|a, b| a.path > b.path);
         if !is_whole {
             for edit in edits {
@@ -112,6 +134,10 @@ impl Overlay {
 
     fn pending(&mut self, edit: Edit, time: HybridTime) -> (Arc<TreePath>, Arc<Pending>) {
         self.generation += 1;
+        if edit.entry.is_some() && edit.moved.is_none() {
+            // The name is in use again: what others do under it is meant for what has it now.
+            self.renames.retain(|rename| rename.from != edit.path);
+        }
         let mut seen = edit.seen;
         seen.sort_unstable();
         if let Some(line) = self.lineage.get(&edit.path) {
@@ -138,8 +164,30 @@ impl Overlay {
             generation: self.generation,
             since,
             time,
+            moved: edit.moved,
         };
         (Arc::new(edit.path), Arc::new(pending))
+    }
+
+    /// Notes that what was changed last was a rename.
+    pub(super) fn renamed(&mut self, from: TreePath, to: TreePath, time: HybridTime) {
+        self.generation += 1;
+        self.renames.push(Rename {
+            from,
+            to,
+            time,
+            generation: self.generation,
+        });
+    }
+
+    /// Renames that no head tells of yet.
+    pub(super) fn renames(&self) -> Vec<Rename> {
+        self.renames.clone()
+    }
+
+    /// Notes that a head tells of these.
+    pub(super) fn renames_told(&mut self, told: &[Rename]) {
+        self.renames.retain(|rename| !told.contains(rename));
     }
 
     /// Takes back what was pending when the process ended.
@@ -331,6 +379,7 @@ mod tests {
             entry: lives.then(Entry::implied_directory),
             seen: seen.iter().map(|sequence| dot(*sequence)).collect(),
             held: false,
+            moved: None,
         };
         overlay.change(vec![edit], || HybridTime(100));
     }
@@ -417,6 +466,7 @@ mod tests {
                 entry: Some(Entry::implied_directory()),
                 seen: seen.iter().map(|sequence| dot(*sequence)).collect(),
                 held: false,
+                moved: None,
             };
             paths.iter().map(edit).collect()
         };

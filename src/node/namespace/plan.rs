@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::overlay::{Changes, Pending};
+use super::overlay::{Changes, Pending, Rename};
 use crate::manifest::{
-    self, Change, Dot, Entry, InternalKey, Key, Kind, MISSING_MAX, Name, NodeHash, NodeSource,
-    Timestamp, TreeError, TreePath, Version, Versions, View, WriterNumber,
+    self, CausalContext, Change, Dot, Entry, InternalKey, Key, Kind, MISSING_MAX, Name, NodeHash,
+    NodeSource, Timestamp, TreeError, TreePath, Version, Versions, View, WriterNumber,
 };
 
 /// New versions under keys; `None` where nothing is left.
@@ -68,8 +68,15 @@ fn put(
         dot,
         time: change.time,
         entry,
-        moved: None,
+        moved: change.moved.clone(),
     });
+    if there.is_none() && change.moved.is_none() && new.is_some() {
+        // The name is in use again: what others do under it is meant for what has it now.
+        let hint = Key::of_internal(&InternalKey::Move(path.clone()));
+        if current(source, root, edits, &hint)?.is_some() {
+            edits.insert(hint, None);
+        }
+    }
     let versions = Versions::replace(there.as_ref(), &change.seen, new);
     if versions != there || edits.contains_key(&key) {
         edits.insert(key, versions);
@@ -128,6 +135,33 @@ fn original_name(copy: &Name) -> Option<Name> {
     let end = bytes.iter().rposition(|byte| *byte == b')')?;
     let original = [bytes.get(..start)?, bytes.get(end + 1..)?].concat();
     Name::new(original).ok()
+}
+
+/// Adds the hints of renames, made on a state that has seen `covers`.
+pub(super) fn add_hints(
+    source: &impl NodeSource,
+    root: NodeHash,
+    edits: &mut Edits,
+    renames: &[Rename],
+    covers: &CausalContext,
+    dot: Dot,
+) -> Result<(), TreeError> {
+    for rename in renames {
+        let Some((key, entry)) = manifest::move_hint(&rename.from, &rename.to, covers) else {
+            continue;
+        };
+        let there = current(source, root, edits, &key)?;
+        let seen = there.iter().flat_map(Versions::as_slice);
+        let seen: Vec<_> = seen.map(|version| version.dot).collect();
+        let hint = Version {
+            dot,
+            time: rename.time,
+            entry,
+            moved: None,
+        };
+        edits.insert(key, Versions::replace(there.as_ref(), &seen, Some(hint)));
+    }
+    Ok(())
 }
 
 /// Adds the writer's row to the table of writers, unless it is there.

@@ -252,6 +252,7 @@ impl<D: Disk> Records<D> {
                     generation: 0,
                     since: 0,
                     time: record.time,
+                    moved: None,
                 };
                 Ok((path, pending))
             })

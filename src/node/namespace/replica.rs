@@ -227,6 +227,16 @@ impl<D: Disk> Replica<D> {
 
     /// Applies local changes at once, to be committed together.
     pub(super) fn change(&self, edits: Vec<Edit>, now: Moment) -> Result<(), NamespaceError> {
+        self.apply(edits, None, now)
+    }
+
+    /// The same, where they rename one path to another.
+    pub(super) fn apply(
+        &self,
+        edits: Vec<Edit>,
+        rename: Option<(TreePath, TreePath)>,
+        now: Moment,
+    ) -> Result<(), NamespaceError> {
         for edit in &edits {
             if edit.path.names().is_empty() {
                 return Err(NamespaceError::Failed(
@@ -247,7 +257,15 @@ impl<D: Disk> Replica<D> {
             if state.root.is_none() {
                 return Err(NamespaceError::NoHead);
             }
+            // What nobody else has seen needs no hint of where it went.
+            let is_known = edits
+                .iter()
+                .any(|edit| edit.entry.is_none() && !edit.seen.is_empty());
             state.change(edits, now.wall_ns);
+            if let Some((from, to)) = rename.filter(|_| is_known) {
+                let time = state.tick(now.wall_ns);
+                state.overlay.renamed(from, to, time);
+            }
         }
         self.tell(Event::ToCommit);
         Ok(())

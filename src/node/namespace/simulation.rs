@@ -29,7 +29,9 @@ use super::{
 use crate::{
     cluster::{ClusterId, ClusterKeys},
     content::{ContentId, Object},
-    manifest::{self, Entry, Key, Kind, Name, NodeHash, NodeSource, Shown, Timestamp, TreePath},
+    manifest::{
+        self, Entry, Key, Kind, Moved, Name, NodeHash, NodeSource, Shown, Timestamp, TreePath,
+    },
     net::proto::Push,
 };
 
@@ -159,6 +161,7 @@ impl World {
                 entry: Some(file(world.contents)),
                 seen: Vec::new(),
                 held: false,
+                moved: None,
             };
             let replica = world.peers[0].replica.as_ref().unwrap();
             replica.change(vec![edit], now).unwrap();
@@ -518,11 +521,13 @@ impl World {
         let there = files.choose(&mut self.random).cloned();
         let mut deed = Deed::default();
         let mut edits = Vec::new();
+        let mut rename = None;
         let edit = |path: TreePath, entry, seen| Edit {
             path,
             entry,
             seen,
             held: false,
+            moved: None,
         };
         match (self.random.random_range(0..10), there) {
             (0..2, Some((name, shown))) => {
@@ -545,7 +550,10 @@ impl World {
                 deed.renames = content_of(&shown.entry);
                 deed.replaces = over.as_ref().and_then(|over| content_of(&over.entry));
                 let seen = over.map(|over| over.seen).unwrap_or_default();
-                edits.push(edit(fresh, Some(shown.entry.clone()), seen));
+                let mut put = edit(fresh.clone(), Some(shown.entry.clone()), seen);
+                put.moved = Moved::new(from.clone(), &shown.seen);
+                edits.push(put);
+                rename = Some((from.clone(), fresh));
                 edits.push(edit(from, None, shown.seen));
             }
             (4..7, Some((name, shown))) => {
@@ -571,7 +579,7 @@ impl World {
             return;
         };
         self.beside += usize::from(!replica.state.read().parts.is_empty());
-        replica.change(edits, now).unwrap();
+        replica.apply(edits, rename, now).unwrap();
         self.oracle.done(&deed);
         self.peers[peer].open.push(deed);
         if self.chance(0.5) {
@@ -748,6 +756,7 @@ fn a_clock_that_is_set_back_after_a_crash_leaves_no_entry_newer_than_its_head() 
         entry: Some(file(1)),
         seen: Vec::new(),
         held: false,
+        moved: None,
     };
     replica.change(vec![edit], now(START_NS + HOUR)).unwrap();
     replica.keep_pending().unwrap();

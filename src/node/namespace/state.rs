@@ -60,6 +60,8 @@ pub(super) struct State {
     pub(super) parts: Vec<ShownPart>,
     /// Pending changes follow on from what a head brought that is not merged yet.
     pub(super) waits_for_merge: bool,
+    /// When old hints of renames were last looked for.
+    pub(super) hints_looked_after: Option<Instant>,
     /// The head whose state is shown since the start, and whose root node was not looked at yet.
     pub(super) first: Option<[u8; 32]>,
     /// Later than everything seen or written.
@@ -184,6 +186,7 @@ impl State {
             covers,
             parts: Vec::new(),
             waits_for_merge: false,
+            hints_looked_after: None,
             first: None,
             clock,
             heads: HeadSet::default(),

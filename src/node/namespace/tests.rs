@@ -14,6 +14,7 @@ use crate::{
 
 mod clones;
 mod lazy;
+mod moves;
 mod sharing;
 mod single;
 
@@ -142,6 +143,7 @@ impl Member {
             entry,
             seen: seen.unwrap_or_default(),
             held: false,
+            moved: None,
         });
     }
 

@@ -102,6 +102,7 @@ async fn renaming_a_conflict_copy_moves_it_out_of_the_conflict() {
         entry,
         seen,
         held: false,
+        moved: None,
     };
     a.ns.change(vec![
         edit("mine.txt", Some(shown.entry), Vec::new()),
@@ -129,6 +130,7 @@ async fn a_conflict_copy_whose_original_went_away_can_still_be_removed_by_its_na
         entry: None,
         seen,
         held: false,
+        moved: None,
     });
     a.ns.flush().await.unwrap();
     assert_eq!(a.everything().await, []);
@@ -185,6 +187,7 @@ async fn a_newcomer_fetches_nothing_until_it_looks() {
         entry: Some(file(n)),
         seen: Vec::new(),
         held: false,
+        moved: None,
     });
     a.ns.change(edits.collect()).unwrap();
     a.ns.flush().await.unwrap();
@@ -218,6 +221,7 @@ async fn a_writer_that_has_looked_at_nothing_publishes_what_it_writes() {
         entry: Some(file(2)),
         seen: Vec::new(),
         held: false,
+        moved: None,
     });
     b.ns.flush().await.unwrap();
     assert_eq!(b.ns.status().unpublished, 0);
@@ -236,6 +240,7 @@ async fn what_cannot_be_committed_is_kept_and_committed_after_a_restart() {
         entry: Some(file(2)),
         seen: Vec::new(),
         held: false,
+        moved: None,
     });
     b.ns.flush().await.unwrap();
     assert_eq!(b.ns.status().unpublished, 1, "nobody gives the nodes");

@@ -57,6 +57,7 @@ async fn the_changes_of_one_call_are_in_one_head() {
         entry,
         seen,
         held: false,
+        moved: None,
     };
     a.ns.change(vec![
         edit("new", Some(file(1)), Vec::new()),
@@ -86,6 +87,7 @@ async fn held_files_are_visible_here_but_not_published() {
         entry: Some(file(1)),
         seen: Vec::new(),
         held,
+        moved: None,
     };
     a.edit(edit(true));
     a.write("y", 2).await;
@@ -111,6 +113,7 @@ async fn a_writer_that_saw_the_file_before_its_own_last_commit_makes_no_conflict
         entry: Some(file(content)),
         seen: seen.to_vec(),
         held: false,
+        moved: None,
     };
     for content in 1..4 {
         a.edit(edit(content, &[]));
@@ -171,6 +174,7 @@ async fn read_only_members_change_nothing() {
         entry: Some(file(1)),
         seen: Vec::new(),
         held: false,
+        moved: None,
     };
     assert!(matches!(
         reader.ns.change(vec![edit]),
@@ -190,6 +194,7 @@ async fn entries_that_fit_in_no_tree_are_refused_at_once() {
         entry: Some(entry),
         seen: Vec::new(),
         held: false,
+        moved: None,
     };
     assert!(a.ns.change(vec![edit(at("x"), bad)]).is_err());
     assert!(
