@@ -75,19 +75,26 @@ pub fn diff_after(
             std::cmp::Ordering::Less => (true, false),
             std::cmp::Ordering::Greater => (false, true),
             std::cmp::Ordering::Equal => {
-                let level = |head: &Option<Head<'_>>| {
-                    let below = head.as_ref().and_then(|head| head.below.as_ref());
-                    below.map(|&(level, hash)| (level + 1, hash))
-                };
-                match (level(&first), level(&second)) {
-                    (Some((_, one)), Some((_, other))) if one == other => {
-                        a.advance();
-                        b.advance();
-                        continue;
+                let below = (
+                    first.as_ref().and_then(|head| head.below),
+                    second.as_ref().and_then(|head| head.below),
+                );
+                match below {
+                    (Some(one), Some(other)) if one.child.hash == other.child.hash => {
+                        // What is said of it elsewhere must be said here, or the new tree lies.
+                        if (one.level, one.child.summary) != (other.level, other.child.summary) {
+                            return Err(TreeError::Misplaced(other.child.hash));
+                        }
+                        if other.asks_no_more_than(&one) {
+                            a.advance();
+                            b.advance();
+                            continue;
+                        }
+                        (true, true)
                     }
                     (one, other) => {
-                        let (one, other) = (one.map(|at| at.0), other.map(|at| at.0));
-                        (one >= other, other >= one)
+                        let level = |below: Option<Below<'_>>| below.map(|below| below.level + 1);
+                        (level(one) >= level(other), level(other) >= level(one))
                     }
                 }
             }
@@ -169,10 +176,30 @@ fn below(key: &Key, upper: Option<&Key>) -> bool {
 /// The item that a cursor stands at: a row, or a whole child that was not entered.
 struct Head<'a> {
     key: &'a Key,
-    /// Of a child: its level and hash.
-    below: Option<(u8, NodeHash)>,
+    below: Option<Below<'a>>,
     /// Of a row.
     versions: Option<&'a Versions>,
+}
+
+/// A child, and what its place asks of it.
+#[derive(Clone, Copy)]
+struct Below<'a> {
+    level: u8,
+    child: &'a Child,
+    upper: Option<&'a Key>,
+    leftmost: bool,
+}
+
+impl Below<'_> {
+    /// Whether a child that fits the other place fits this one too, so that it need not be looked at.
+    fn asks_no_more_than(&self, other: &Self) -> bool {
+        let upper = match (self.upper, other.upper) {
+            (None, _) => true,
+            (Some(upper), Some(other)) => upper >= other,
+            (Some(_), None) => false,
+        };
+        upper && (self.leftmost || !other.leftmost)
+    }
 }
 
 struct Frame {
@@ -248,7 +275,12 @@ impl<'k> Cursor<'k> {
             }),
             Rows::Inner(rows) => rows.get(frame.next).map(|(key, child)| Head {
                 key,
-                below: Some((frame.node.level() - 1, child.hash)),
+                below: Some(Below {
+                    level: frame.node.level() - 1,
+                    child,
+                    upper: frame.child().and_then(|(_, upper)| upper),
+                    leftmost: frame.leftmost && frame.next == 0,
+                }),
                 versions: None,
             }),
         }

@@ -128,6 +128,7 @@ impl Namespace {
             entry,
             seen,
             held: false,
+            moved: None,
         }])?;
         let up_to = self.shared.replica.state.read().overlay.generation();
         let flushed = self.flush().await;
