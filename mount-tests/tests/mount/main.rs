@@ -7,6 +7,7 @@ mod by_reference;
 mod conflicts;
 mod ending;
 mod faults;
+mod hostile;
 mod joining;
 mod manners;
 mod member;

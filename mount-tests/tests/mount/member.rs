@@ -76,25 +76,32 @@ impl Member {
         member
     }
 
+    /// Takes over the heads whose nodes the mount has; it may hold others that wait for theirs.
     async fn learn(&mut self) {
         let Some(SyncAnswer::Heads(heads)) = self.peer.ask(SyncRequest::Heads).await else {
             panic!("no heads")
         };
-        let heads: Vec<_> = heads.into_iter().map(ByteBuf::into_vec).collect();
-        let mut missing: Vec<_> = heads
-            .iter()
-            .map(|head| Head::decode(head).unwrap().root)
-            .collect();
-        while let Some(hash) = missing.pop() {
-            let Some(SyncAnswer::Nodes(nodes)) =
-                self.peer.ask(SyncRequest::Nodes(vec![hash])).await
-            else {
-                panic!("no nodes")
-            };
-            missing.extend(Node::decode(&nodes[0]).unwrap().children());
-            self.shown().nodes.insert(hash, nodes[0].to_vec());
+        for head in heads {
+            let mut nodes = BTreeMap::new();
+            let mut missing = vec![Head::decode(&head).unwrap().root];
+            let mut whole = true;
+            while let Some(hash) = missing.pop() {
+                let Some(SyncAnswer::Nodes(answer)) =
+                    self.peer.ask(SyncRequest::Nodes(vec![hash])).await
+                else {
+                    panic!("no nodes")
+                };
+                match Node::decode(&answer[0]) {
+                    Ok(node) => missing.extend(node.children()),
+                    Err(_) => whole = false,
+                }
+                nodes.insert(hash, answer[0].to_vec());
+            }
+            if whole {
+                self.shown().nodes.extend(nodes);
+                self.shown().heads.push(head.into_vec());
+            }
         }
-        self.shown().heads = heads;
     }
 
     fn shown(&self) -> MutexGuard<'_, Shown> {
@@ -106,6 +113,11 @@ impl Member {
         let shown = self.shown();
         let heads = shown.heads.iter().map(|head| Head::decode(head).unwrap());
         heads.max_by_key(|head| head.time).expect("it has joined")
+    }
+
+    /// A node that it has.
+    pub(super) fn node(&self, hash: &NodeHash) -> Vec<u8> {
+        self.shown().nodes[hash].clone()
     }
 
     /// Its next write.
@@ -138,6 +150,13 @@ impl Member {
             apply(&Known(&self.shown().nodes.clone()), root, &edits.collect()).unwrap();
         self.shown().nodes.extend(nodes);
         root
+    }
+
+    /// Serves these bytes as a node, whatever they are.
+    pub(super) fn serve(&self, bytes: Vec<u8>) -> NodeHash {
+        let hash = NodeHash::of(&bytes);
+        self.shown().nodes.insert(hash, bytes);
+        hash
     }
 
     /// Signs its next head, for what has seen everything that it knows.
