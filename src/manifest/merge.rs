@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{
     CausalContext, Change, Key, NodeHash, NodeSource, TreeError, Version, Versions, apply,
-    diff_after,
+    diff_after, tree::here,
 };
 
 /// A merged state, or a part of the way to it.
@@ -100,7 +100,7 @@ pub fn merge_portion(
         .iter()
         .map(|change| (change.key.clone(), change.new.clone()))
         .collect();
-    let applied = apply(source, ours.0, &edits)?;
+    let applied = apply(source, ours.0, &edits).map_err(here)?;
     let mut context = ours.1.clone();
     if rest.is_none() {
         context.join(theirs.1);

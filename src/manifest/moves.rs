@@ -10,6 +10,7 @@
 //! - Nothing is lost: a moved version replaces the entry under the new name only where that is the rename's own, untouched
 //!   copy ([`Moved`] says of what), which the version's side does not know, of versions that this side has written over or
 //!   removed, and not renamed itself. Otherwise both stay, as concurrent versions.
+//! - A name that is in use again on the renaming side keeps what others do under it.
 //! - What cannot be moved stays where it is: cycles, moves to itself, chains of more than 8, paths that would be too long,
 //!   all but the shown one of several concurrent versions, and all but the first of several that would get one path.
 
@@ -239,12 +240,25 @@ impl<S: NodeSource> Completion<'_, S> {
                 let apart = matches!(sides, (Some(version), Some(hint)) if version != hint);
                 apart && !hint.seen.covers(dot)
             });
-            if let Some(hint) = unmet.max_by_key(|hint| hint.rank) {
+            if let Some(hint) = unmet.max_by_key(|hint| hint.rank)
+                && !self.is_in_use(&above, hint.dot)?
+            {
                 return Ok(at.moved(&above, &hint.to));
             }
             above = parent;
         }
         Ok(None)
+    }
+
+    /// Whether the side of a rename has something else under the old name by now, as after an editor has moved the former
+    /// version aside: what others do under the name is meant for that.
+    fn is_in_use(&mut self, path: &TreePath, hint: Dot) -> Result<bool, TreeError> {
+        let (Some(side), Some(key)) = (self.side(hint), Key::of_path(path)) else {
+            return Ok(false);
+        };
+        let (root, _) = self.states[side];
+        let there = gather(&mut self.missing, get(self.source, root, &key))?;
+        Ok(there.flatten().is_some())
     }
 
     fn hints(&mut self, path: &TreePath) -> Result<Vec<Hint>, TreeError> {

@@ -17,6 +17,7 @@ use super::{
     node::{Child, Rows, Value},
 };
 
+pub(super) use diff::here;
 pub use diff::{diff, diff_after};
 pub use edit::apply;
 

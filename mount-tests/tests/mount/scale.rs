@@ -306,7 +306,7 @@ fn large_folder(entries: usize) {
 }
 
 #[test]
-fn a_folder_renamed_when_the_machine_dies_is_the_old_or_the_new_one() {
+fn a_folder_renamed_when_the_process_is_killed_is_the_old_or_the_new_one() {
     const ENTRIES: usize = 3_000;
     let lab = Lab::new();
     let (a, b) = (lab.host("a"), lab.host("b"));

@@ -140,7 +140,7 @@ pub fn diff_after(
 }
 
 /// What is said of the old tree.
-fn here(error: TreeError) -> TreeError {
+pub(in crate::manifest) fn here(error: TreeError) -> TreeError {
     match error {
         TreeError::Misplaced(_) => TreeError::Source(format!("of the state here, {error}")),
         error => error,

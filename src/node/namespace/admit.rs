@@ -17,6 +17,11 @@ use crate::{
     manifest::{self, Key, NodeHash, TreeError, Versions},
 };
 
+/// Writers that a head may name: well below what fits one, or nobody could sign a head that has seen it.
+pub(super) const HEAD_WRITERS_MAX: usize = 2048;
+/// Heads that stand beside each other and are kept; each has a writer of its own.
+const HEADS_KEPT_MAX: usize = 1024;
+
 impl<D: Disk> Replica<D> {
     /// Takes heads. Returns whether any was news, and the first reason for which one was refused; the others are taken
     /// all the same.
@@ -106,6 +111,10 @@ impl<D: Disk> Replica<D> {
         }
         let head = Head::decode(bytes)?;
         head.verify(&self.keys, now.wall_ns)?;
+        if head.covers.len() > HEAD_WRITERS_MAX {
+            let reason = "it names more writers than a head that follows it could";
+            return Err(HeadError::Malformed(reason.into()));
+        }
         Ok(Some(known(&head, bytes.to_vec())))
     }
 
@@ -155,6 +164,12 @@ impl<D: Disk> Replica<D> {
     ) -> Result<bool, NamespaceError> {
         let digest = head.digest();
         let mut state = self.state.write();
+        let joins = |known: &KnownHead| head.covers.includes(&known.covers);
+        if state.heads.len() >= HEADS_KEPT_MAX && !state.heads.iter().any(joins) {
+            return Err(NamespaceError::Failed(format!(
+                "{HEADS_KEPT_MAX} heads stand beside each other already"
+            )));
+        }
         state.saw(head.time);
         let dropped = match state.heads.offer(head.clone(), false) {
             Offered::Covered => {
@@ -179,6 +194,8 @@ impl<D: Disk> Replica<D> {
             state.showed.put(digest, from);
         }
         let is_first = state.root.is_none();
+        // What pending changes wait for may have given way to this one.
+        let waited = std::mem::take(&mut state.waits_for_merge);
         self.plan_join(&mut state, now.at);
         drop(state);
         if is_first {
@@ -187,6 +204,9 @@ impl<D: Disk> Replica<D> {
         }
         self.tell(Event::HeadKnown(true));
         self.tell(Event::ToMerge);
+        if waited {
+            self.tell(Event::ToCommit);
+        }
         Ok(true)
     }
 }

@@ -52,6 +52,8 @@ pub(super) struct Signing {
     pub(super) base: NodeHash,
     /// The changed entries, for the push.
     pub(super) edits: Option<Edits>,
+    /// Whether all changes made here before are in it.
+    pub(super) commits: bool,
 }
 
 impl<D: Disk> Replica<D> {
@@ -129,6 +131,7 @@ impl<D: Disk> Replica<D> {
                 sequence: dot.sequence,
                 base,
                 edits: Some(edits),
+                commits: true,
             },
             now,
             |state| {
@@ -168,21 +171,42 @@ impl<D: Disk> Replica<D> {
         Ok(())
     }
 
-    /// Whether changes replace what a head brought that is shown and not merged yet. A head that is signed now would not have
-    /// seen what it replaces: it waits until that is merged, all of it, since changes may belong together.
+    /// Whether changes follow on from what is shown of a head that is not merged yet: they replace what it brought, or were
+    /// made where it has changed what is there, a removal included. A head that is signed now would not have seen that: it
+    /// waits until that is merged, all of it, since changes may belong together.
     fn follows_unmerged(&self, pending: &Changes) -> bool {
-        let mut state = self.state.write();
-        let covers = state.covers.clone();
+        let (view, root, covers) = {
+            let state = self.state.read();
+            let view = state.view().filter(|_| !state.parts.is_empty());
+            (view, state.root, state.covers.clone())
+        };
         let seen = pending.iter().flat_map(|(_, pending)| &pending.seen);
         let unseen: BTreeSet<Dot> = seen.copied().filter(|dot| !covers.covers(*dot)).collect();
-        let brings = |head: &KnownHead| unseen.iter().any(|dot| head.covers.covers(*dot));
-        state.waits_for_merge = !unseen.is_empty() && state.heads.need(brings);
-        if state.waits_for_merge {
-            drop(state);
-            self.tell(Event::ToMerge);
-            return true;
+        let differs = |path: &manifest::TreePath| {
+            let (Some(view), Some(root), Some(key)) = (&view, root, manifest::Key::of_path(path))
+            else {
+                return false;
+            };
+            let shown = manifest::versions(&self.nodes, view, &key);
+            match (shown, manifest::get(&self.nodes, root, &key)) {
+                (Ok(shown), Ok(merged)) => shown != merged,
+                // It can't be told: the merge will.
+                _ => true,
+            }
+        };
+        let all = pending.iter().any(|(path, _)| differs(path));
+        if !all && unseen.is_empty() {
+            return false;
         }
-        false
+        let mut state = self.state.write();
+        let brings = |head: &KnownHead| all || unseen.iter().any(|dot| head.covers.covers(*dot));
+        state.waits_for_merge = state.heads.need(brings);
+        let waits = state.waits_for_merge;
+        drop(state);
+        if waits {
+            self.tell(Event::ToMerge);
+        }
+        waits
     }
 
     /// `turn` is held. Adds this writer's row to the table of writers, unless it is there.
@@ -242,6 +266,7 @@ impl<D: Disk> Replica<D> {
             sequence,
             base,
             edits,
+            commits,
         } = signing;
         let (identity, number, certificate, time) = {
             let mut state = self.state.write();
@@ -267,6 +292,7 @@ impl<D: Disk> Replica<D> {
             root: head.root,
             base,
             time,
+            commits,
         };
         let dot = Dot {
             writer: number,
@@ -282,6 +308,10 @@ impl<D: Disk> Replica<D> {
         record.clock = time;
         self.records.save_state(&record)?;
         self.records.note_root(now.wall_ns, head.root)?;
+        if commits && self.state.read().pending_kept {
+            // All that was kept is in this head; after a crash it must not come again.
+            self.records.save_pending(&Vec::new())?;
+        }
         self.records.flush()?;
         {
             let mut state = self.state.write();
@@ -343,6 +373,7 @@ impl<D: Disk> Replica<D> {
                 sequence: dot.sequence,
                 base: root,
                 edits: None,
+                commits: true,
             },
             now,
             |_| {},

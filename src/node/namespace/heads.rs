@@ -4,7 +4,7 @@
 //! is still to be merged stays beside it, since that one may turn out to be nothing that can be merged; of one writer's heads
 //! the last one counts.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::pace::BackOff;
 use crate::manifest::{CausalContext, Dot, HybridTime, NodeHash, WriterNumber};
@@ -70,6 +70,8 @@ struct Held {
     in_state: bool,
     /// Merging it would fetch much, and can wait until then: what of it is looked at is shown all the same.
     later: Option<Instant>,
+    /// Since when it, or an earlier head of its writer, can wait: a busy writer is not put off for ever.
+    waits_since: Option<Instant>,
     /// It is needed now, whatever that takes.
     urgent: bool,
     /// Attempts to merge it that failed.
@@ -138,11 +140,17 @@ impl HeadSet {
             std::mem::take(&mut self.0).into_iter().partition(stays);
         self.0 = kept;
         let clashes = if clash { vec![head.dot()] } else { Vec::new() };
+        let before = dropped
+            .iter()
+            .filter(|held| held.head.writer == head.writer);
+        let waits_since = before.clone().filter_map(|held| held.waits_since).min();
+        let urgent = before.clone().any(|held| held.urgent);
         self.0.push(Held {
             head,
             in_state,
             later: None,
-            urgent: false,
+            waits_since,
+            urgent,
             tries: BackOff::default(),
             clashes,
         });
@@ -166,41 +174,45 @@ impl HeadSet {
     /// too.
     pub(super) fn to_merge(&self, now: Instant) -> Vec<KnownHead> {
         let is_due = |held: &&Held| !held.in_state && held.due().is_none_or(|due| due <= now);
-        let mut heads: Vec<_> = self
-            .0
-            .iter()
-            .filter(is_due)
-            .map(|held| held.head.clone())
-            .collect();
-        heads.sort_by_key(|head| std::cmp::Reverse(head.time));
-        heads
+        let mut due: Vec<_> = self.0.iter().filter(is_due).collect();
+        // Those that failed come last, whatever time they claim.
+        due.sort_by_key(|held| (held.tries.failures(), std::cmp::Reverse(held.head.time)));
+        due.into_iter().map(|held| held.head.clone()).collect()
     }
 
     /// Those that the state lacks.
-    #[cfg(test)]
     pub(super) fn unmerged(&self) -> impl Iterator<Item = &KnownHead> {
         let unmerged = self.0.iter().filter(|held| !held.in_state);
         unmerged.map(|held| &held.head)
     }
 
-    /// When the next of those that wait is due.
-    pub(super) fn next_due(&self) -> Option<Instant> {
+    /// When the next of those that wait is due, after a moment at which all that were due were tried.
+    pub(super) fn next_due(&self, tried: Instant) -> Option<Instant> {
         let waiting = self.0.iter().filter(|held| !held.in_state);
-        waiting.filter_map(Held::due).min()
+        waiting
+            .filter_map(Held::due)
+            .filter(|due| *due > tried)
+            .min()
     }
 
-    /// Whether a head that was not merged yet can wait: unless it did so already, or is needed.
-    pub(super) fn can_wait(&self, digest: &[u8; 32]) -> bool {
-        let held = self.0.iter().find(|held| held.head.digest() == *digest);
-        held.is_some_and(|held| held.later.is_none() && !held.urgent)
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
     }
 
-    pub(super) fn put_off(&mut self, digest: &[u8; 32], until: Instant) {
-        for held in &mut self.0 {
-            if held.head.digest() == *digest {
-                held.later = Some(until);
-            }
+    /// Puts a head off that was not merged yet, for so long since its writer's work was first put off. Not if it waited
+    /// already, or is needed. Whether it is put off.
+    pub(super) fn put_off(&mut self, digest: &[u8; 32], now: Instant, how_long: Duration) -> bool {
+        let mut held = self.0.iter_mut();
+        let Some(held) = held.find(|held| held.head.digest() == *digest) else {
+            return false;
+        };
+        let until = held.waits_since.unwrap_or(now) + how_long;
+        if held.urgent || held.later.is_some() || until <= now {
+            return false;
         }
+        held.waits_since.get_or_insert(now);
+        held.later = Some(until);
+        true
     }
 
     /// Notes that a head could not be merged; it is tried again ever more rarely.
@@ -239,6 +251,13 @@ impl HeadSet {
     /// Whether a writer's own last word is among those that stand beside others.
     pub(super) fn has_of(&self, writer: WriterNumber) -> bool {
         self.iter().any(|head| head.writer == writer)
+    }
+
+    /// Those that others are told of, the best first: what the state has seen, then by time.
+    pub(super) fn for_others(&self) -> Vec<&KnownHead> {
+        let mut told: Vec<_> = self.0.iter().collect();
+        told.sort_by_key(|held| std::cmp::Reverse((held.in_state, held.head.time)));
+        told.into_iter().map(|held| &held.head).collect()
     }
 
     /// The head of this name.
@@ -286,6 +305,13 @@ impl HeadSet {
         match covering {
             Some(by) => self.remove_where(|head| *head != by && head.covered_by(&by)),
             None => Vec::new(),
+        }
+    }
+
+    /// Has those that were put off tried anew.
+    pub(super) fn forget_waits(&mut self) {
+        for held in &mut self.0 {
+            held.later = None;
         }
     }
 
@@ -399,6 +425,22 @@ mod tests {
         assert_eq!(refused.unmerged().count(), 1);
         assert_eq!(set.set_in_state(&next.digest()).len(), 2);
         assert_eq!(set.iter().count(), 1);
+    }
+
+    #[test]
+    fn a_writer_that_goes_on_writing_is_not_put_off_for_ever() {
+        let mut set = HeadSet::default();
+        let (start, long) = (Instant::now(), Duration::from_secs(30));
+        for second in 0..40 {
+            let now = start + Duration::from_secs(second);
+            let next = head(1, second + 1, 1, &[(1, second + 1)]);
+            set.offer(next.clone(), false);
+            assert_eq!(set.to_merge(now), vec![next.clone()], "each is looked at");
+            assert_eq!(set.put_off(&next.digest(), now, long), second < 30);
+        }
+        let due = start + Duration::from_secs(39);
+        assert_eq!(set.to_merge(due).len(), 1);
+        assert_eq!(set.next_due(due), None);
     }
 
     #[test]

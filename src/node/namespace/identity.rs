@@ -74,6 +74,7 @@ impl<D: Disk> Replica<D> {
         state.join_due = None;
         state.seen_heads.clear();
         state.parts.clear();
+        state.heads.forget_waits();
         state.waits_for_merge = false;
         drop(state);
         self.tell(Event::ToCommit);
@@ -121,6 +122,7 @@ impl<D: Disk> Replica<D> {
             sequence: dot.sequence,
             base,
             edits: None,
+            commits: false,
         };
         let published = self.sign(signing, now, |state| {
             state.redo = None;

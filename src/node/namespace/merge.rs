@@ -13,6 +13,7 @@ use rand::Rng;
 
 use super::{
     Arrival, NamespaceError, RemoteChanges,
+    admit::HEAD_WRITERS_MAX,
     commit::Signing,
     disk::Disk,
     heads::{KnownHead, Way},
@@ -164,6 +165,10 @@ impl<D: Disk> Replica<D> {
         }
         let mut joined = covers.clone();
         joined.join(&head.covers);
+        if joined.len() > HEAD_WRITERS_MAX {
+            let reason = "with it there are more writers than a head can name";
+            return self.refuse(&head, reason, now).map(|()| Step::Done);
+        }
         let merged = match &way {
             Way::InState | Way::Adopt => {
                 let difference = if blindly {
@@ -174,6 +179,10 @@ impl<D: Disk> Replica<D> {
                 return match difference {
                     Ok(changes) => {
                         self.become_state(digest, head.root, joined, changes, now)?;
+                        if blindly {
+                            self.state.write().first = Some(*digest);
+                            self.tell(Event::ToMerge);
+                        }
                         Ok(Step::Done)
                     }
                     Err(TreeError::Missing(nodes)) => Ok(Step::Missing(nodes)),
@@ -232,34 +241,51 @@ impl<D: Disk> Replica<D> {
             keep(&portion.nodes)?;
             tell_contradicted(&portion.contradicted);
             merged.root = portion.root;
-            if completing {
-                // The number is used up only once something is signed under it.
-                let dot = self.next_dot(1);
-                let dot = dot.map_err(|error| TreeError::Source(error.to_string()))?;
-                let edits = manifest::complete_moves(
-                    &self.nodes,
-                    merged.root,
-                    ours,
-                    theirs,
-                    &portion.changes,
-                    dot,
-                )?;
-                if !edits.is_empty() {
-                    let applied = manifest::apply(&self.nodes, merged.root, &edits)?;
-                    keep(&applied.nodes)?;
-                    merged.root = applied.root;
-                    merged.completed_as = Some(dot);
-                    merged.note(edits.into_iter().map(|(key, new)| Change {
-                        key,
-                        old: None,
-                        new,
-                    }));
-                }
-            }
             merged.note(portion.changes);
             match portion.rest {
                 Some(rest) => after = Some(rest),
-                None => return Ok(merged),
+                None => break,
+            }
+        }
+        if completing {
+            self.complete_renames(&mut merged, ours, theirs)?;
+        }
+        Ok(merged)
+    }
+
+    /// `turn` is held. Looks through what a merge has changed, once all of it is there.
+    fn complete_renames(
+        &self,
+        merged: &mut MergedTree,
+        ours: (NodeHash, &CausalContext),
+        theirs: (NodeHash, &CausalContext),
+    ) -> Result<(), TreeError> {
+        let failed = |error: &dyn std::fmt::Display| TreeError::Source(error.to_string());
+        // The number is used up only once something is signed under it.
+        let dot = self.next_dot(1).map_err(|error| failed(&error))?;
+        let whole = merged.root;
+        let mut after: Option<Key> = None;
+        loop {
+            let changes =
+                manifest::diff_after(&self.nodes, ours.0, whole, after.as_ref(), PORTION_MAX)?;
+            let last = changes.last().filter(|_| changes.len() >= PORTION_MAX);
+            after = last.map(|change| change.key.clone());
+            let edits =
+                manifest::complete_moves(&self.nodes, merged.root, ours, theirs, &changes, dot)?;
+            if !edits.is_empty() {
+                let applied = manifest::apply(&self.nodes, merged.root, &edits)?;
+                let kept = self.nodes.put(&applied.nodes);
+                kept.map_err(|error| failed(&error))?;
+                merged.root = applied.root;
+                merged.completed_as = Some(dot);
+                merged.note(edits.into_iter().map(|(key, new)| Change {
+                    key,
+                    old: None,
+                    new,
+                }));
+            }
+            if after.is_none() {
+                return Ok(());
             }
         }
     }
@@ -284,6 +310,7 @@ impl<D: Disk> Replica<D> {
             sequence: dot.sequence,
             base,
             edits: None,
+            commits: false,
         };
         let published = self.sign(signing, now, |state| {
             if let Some(changes) = &changes {
@@ -306,10 +333,12 @@ impl<D: Disk> Replica<D> {
             Some(own) if state.heads.has_of(own) => self.eagerness.authors,
             _ => self.eagerness.others,
         };
-        if nodes <= enough || !state.heads.can_wait(&digest) {
+        if nodes <= enough || !state.heads.put_off(&digest, now.at, LATER) {
             return false;
         }
-        state.heads.put_off(&digest, now.at + LATER);
+        state
+            .parts
+            .retain(|part| !head.covers.includes(&part.covers));
         state.parts.push(ShownPart {
             root: head.root,
             covers: head.covers.clone(),
@@ -348,7 +377,10 @@ impl<D: Disk> Replica<D> {
             state.covers = CausalContext::default();
             drop(state);
             self.refuse(&head, &reason, now)?;
-            let next = self.state.read().heads.to_merge(now.at).into_iter().next();
+            let next = {
+                let state = self.state.read();
+                state.heads.unmerged().max_by_key(|head| head.time).cloned()
+            };
             match next {
                 Some(next) => self.show_first(&next, now)?,
                 None => {
@@ -363,6 +395,10 @@ impl<D: Disk> Replica<D> {
     /// Shows the state that a head stands for, where nothing is shown yet.
     pub(super) fn show_first(&self, head: &KnownHead, now: Moment) -> Result<(), NamespaceError> {
         let mut state = self.state.write();
+        if state.root.is_some() {
+            // Another one was first.
+            return Ok(());
+        }
         state.root = Some(head.root);
         state.covers = head.covers.clone();
         state.first = Some(head.digest());
@@ -436,6 +472,7 @@ impl<D: Disk> Replica<D> {
         let mut state = self.state.write();
         state.heads.remove_where(|known| known.digest() == digest);
         state.parts.retain(|part| part.root != head.root);
+        state.waits_for_merge = false;
         self.records.remove_head(head)?;
         let from = state.showed.get(&digest);
         self.plan_join(&mut state, now.at);
@@ -454,6 +491,7 @@ impl<D: Disk> Replica<D> {
             ));
         }
         self.tell(Event::ToMerge);
+        self.tell(Event::ToCommit);
         Ok(())
     }
 

@@ -68,9 +68,12 @@ async fn merge_forever(shared: &Arc<Shared>) {
     let mut attempts: BTreeMap<Goal, Attempt> = BTreeMap::new();
     let mut fetches = FuturesUnordered::new();
     let mut first = BackOff::default();
+    // All that was due then was tried, or is being fetched for: that wakes the task by itself.
+    let mut tried = Instant::now();
     loop {
-        let due = shared.replica.state.read().heads.next_due();
-        let due = due.into_iter().chain(first.until()).min();
+        let due = shared.replica.state.read().heads.next_due(tried);
+        let first_due = first.until().filter(|due| *due > tried);
+        let due = due.into_iter().chain(first_due).min();
         let retry = async {
             match due {
                 Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -86,6 +89,7 @@ async fn merge_forever(shared: &Arc<Shared>) {
             shared.replica.need_all();
         }
         let now = Instant::now();
+        tried = now;
         let heads = shared.replica.state.read().heads.to_merge(now);
         let heads = heads.into_iter().map(Some);
         let goals = first

@@ -4,8 +4,9 @@
 //!   named, the caller fetches it and asks again.
 //! - Local changes are visible at once. The committer groups them into heads: it makes a sequence durable, signs, keeps
 //!   the head, and only then forgets that they were pending.
-//! - Heads of others are checked before anything is done with them, and merged in the background. Nothing they bring is
-//!   fetched but what a merge compares; a head that has seen all of this state becomes the state with its root node alone.
+//! - Heads of others are checked before anything is done with them, and merged in the background. Of what
+//!   they bring no more is fetched than a merge compares; a head that has seen all of this state becomes the state once it was
+//!   compared with it, as far as that takes few nodes.
 //! - A writer number is used by one machine. When it turns out that another uses it too (a restored backup, a clone), a
 //!   new identity takes its place, and work that is not known to have reached anybody is signed again under it.
 //!

@@ -108,13 +108,7 @@ impl Overlay {
     /// Takes local changes; `tick` gives each its time.
     pub(super) fn change(&mut self, mut edits: Vec<Edit>, mut tick: impl FnMut() -> HybridTime) {
         for edit in &mut edits {
-            // What nobody else has seen yet is no copy of what they have.
-            if let Some(moved) = &edit.moved
-                && let Some(source) = self.edits.get(moved.from())
-                && source.entry.is_some()
-            {
-                edit.moved = source.moved.clone();
-            }
+            edit.moved = edit.moved.take().and_then(|moved| self.copied(moved));
         }
         let is_whole = edits.len() >= MANY && edits.is_sorted_by(|a, b| a.path > b.path);
         if !is_whole {
@@ -132,12 +126,26 @@ impl Overlay {
         self.edits.append(&mut changes.into_iter().collect());
     }
 
+    /// What a rename has copied, which may be newer than what it saw.
+    fn copied(&mut self, moved: Moved) -> Option<Moved> {
+        if let Some(source) = self.edits.get(moved.from())
+            && source.entry.is_some()
+        {
+            // What nobody else has seen yet is no copy of what they have.
+            return source.moved.clone();
+        }
+        let mut dots = moved.dots().to_vec();
+        if let Some(line) = self.lineage.get(moved.from())
+            && line.ancestors.iter().any(|dot| dots.contains(dot))
+        {
+            // It was pending a moment ago.
+            dots.push(line.own);
+        }
+        Moved::new(moved.from().clone(), &dots)
+    }
+
     fn pending(&mut self, edit: Edit, time: HybridTime) -> (Arc<TreePath>, Arc<Pending>) {
         self.generation += 1;
-        if edit.entry.is_some() && edit.moved.is_none() {
-            // The name is in use again: what others do under it is meant for what has it now.
-            self.renames.retain(|rename| rename.from != edit.path);
-        }
         let mut seen = edit.seen;
         seen.sort_unstable();
         if let Some(line) = self.lineage.get(&edit.path) {
@@ -442,6 +450,28 @@ mod tests {
         // Whoever opened the file before any of this follows on too.
         change(&mut overlay, "x", true, &[1]);
         assert_eq!(overlay.ready()[0].1.seen, [dot(1), dot(8)]);
+    }
+
+    #[test]
+    fn a_rename_copies_what_was_committed_since_it_looked() {
+        let mut overlay = Overlay::new();
+        change(&mut overlay, "f", true, &[1]);
+        let rename = |overlay: &mut Overlay| {
+            let edit = Edit {
+                path: at("g"),
+                entry: Some(Entry::implied_directory()),
+                seen: Vec::new(),
+                held: false,
+                moved: Moved::new(at("f"), &[dot(1)]),
+            };
+            overlay.change(vec![edit], || HybridTime(100));
+            let moved = overlay.edits[&at("g")].moved.clone();
+            moved.map(|moved| moved.dots().to_vec())
+        };
+        assert_eq!(rename(&mut overlay), None, "nobody has seen it");
+        let committing = overlay.ready();
+        overlay.committed(&committing, dot(7));
+        assert_eq!(rename(&mut overlay), Some(vec![dot(1), dot(7)]));
     }
 
     #[test]

@@ -47,6 +47,11 @@ pub(super) struct BackOff {
 }
 
 impl BackOff {
+    /// Attempts that failed in a row.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// The moment of the next attempt, when one has failed.
     pub(super) fn until(&self) -> Option<Instant> {
         self.until

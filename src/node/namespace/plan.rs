@@ -70,13 +70,6 @@ fn put(
         entry,
         moved: change.moved.clone(),
     });
-    if there.is_none() && change.moved.is_none() && new.is_some() {
-        // The name is in use again: what others do under it is meant for what has it now.
-        let hint = Key::of_internal(&InternalKey::Move(path.clone()));
-        if current(source, root, edits, &hint)?.is_some() {
-            edits.insert(hint, None);
-        }
-    }
     let versions = Versions::replace(there.as_ref(), &change.seen, new);
     if versions != there || edits.contains_key(&key) {
         edits.insert(key, versions);

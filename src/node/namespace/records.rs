@@ -4,7 +4,7 @@
 //! signed), `namespace/confirmed` (up to which its work is known to have reached others), `namespace/pending` (changes that
 //! could not be committed), `namespace/identity` (the identity taken in place of the node's
 //! first one), `namespace/redo` (work to be published again under it). Records among the heads: `h` ‖ digest → a head that
-//! no other covers; `o` ‖ writer ‖ sequence → what a head of this node stood for.
+//! is needed; `o` ‖ writer ‖ sequence → what a head of this node stood for.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_bytes::ByteBuf;
@@ -61,6 +61,8 @@ pub(super) struct OwnHead {
     /// The state that it was made on.
     pub(super) base: NodeHash,
     pub(super) time: HybridTime,
+    /// Whether all local changes made before it are in it.
+    pub(super) commits: bool,
 }
 
 /// Work under a writer number that turned out to be used elsewhere, to be published again under the present one.

@@ -17,14 +17,17 @@ use parking_lot::{Mutex, RwLock};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    Arrival, Edit, NamespaceError, NamespaceStatus, Published, disk::Disk, merge::Eagerness,
-    nodes::Nodes, overlay::over_children, records::Records, state::State,
+    Arrival, Edit, NamespaceError, NamespaceStatus, Published, disk::Disk, heads::KnownHead,
+    merge::Eagerness, nodes::Nodes, overlay::over_children, records::Records, state::State,
 };
 use crate::{
     cluster::ClusterKeys,
     manifest::{self, Dot, HybridTime, Name, Shown, TreeError, TreePath, View},
     net::proto::{HEADS_MAX, NAMED_MAX},
 };
+
+/// Most bytes of the heads that others are told of at once: they fit one message.
+const HEADS_BYTES_MAX: usize = 3 * 1024 * 1024;
 
 /// A moment, on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +78,7 @@ pub(super) struct Replica<D> {
     /// Held by whoever moves root, context, sequence or identity.
     pub(super) turn: Mutex<()>,
     pub(super) state: RwLock<State>,
-    /// The last own head that was on disk when this was opened.
+    /// The last own head with local changes that was on disk when this was opened.
     found: Option<Dot>,
     random: Mutex<StdRng>,
     pub(super) eagerness: Eagerness,
@@ -96,7 +99,7 @@ impl<D: Disk> Replica<D> {
         let records = Records::new(disk.clone());
         let state = State::load(&records, &keys, identity)?;
         Ok(Self {
-            found: state.last_signed(),
+            found: state.last_commit(),
             records,
             nodes: Nodes::new(disk),
             keys,
@@ -307,11 +310,14 @@ impl<D: Disk> Replica<D> {
     /// Heads for others, encoded; at most 256, the newest.
     pub(super) fn heads(&self) -> Vec<Vec<u8>> {
         let state = self.state.read();
-        let mut heads: Vec<_> = state.heads.iter().collect();
-        heads.sort_by_key(|head| std::cmp::Reverse(head.time));
+        let mut left = HEADS_BYTES_MAX;
+        let fits = |head: &&KnownHead| {
+            left = left.saturating_sub(head.bytes.len());
+            left > 0
+        };
+        let heads = state.heads.for_others().into_iter().take(HEADS_MAX);
         heads
-            .into_iter()
-            .take(HEADS_MAX)
+            .take_while(fits)
             .map(|head| head.bytes.clone())
             .collect()
     }

@@ -30,7 +30,7 @@ use crate::{
     cluster::{ClusterId, ClusterKeys},
     content::{ContentId, Object},
     manifest::{
-        self, Entry, Key, Kind, Moved, Name, NodeHash, NodeSource, Shown, Timestamp, TreePath,
+        self, Dot, Entry, Key, Kind, Moved, Name, NodeHash, NodeSource, Shown, Timestamp, TreePath,
     },
     net::proto::Push,
 };
@@ -412,12 +412,17 @@ impl World {
                     changes,
                 },
             ) => {
-                // One from too far ahead is refused.
-                let _ = replica.admit_push(from, head.into_vec(), base, changes, now);
+                let taken = replica.admit_push(from, head.into_vec(), base, changes, now);
+                // One from too far ahead is refused; nothing else is.
+                if let Err(reason) = taken {
+                    assert!(reason.to_string().contains("in the future"), "{reason}");
+                }
             }
             Message::Push(..) => {}
             Message::Heads(from, heads) => {
-                let _ = replica.admit(Some(from), heads, now);
+                if let (_, Err(reason)) = replica.admit(Some(from), heads, now) {
+                    assert!(reason.contains("in the future"), "{reason}");
+                }
             }
         }
         self.run(to);
@@ -481,7 +486,7 @@ impl World {
                     self.arrive(number, Message::Heads(from, vec![old]));
                 }
             }
-            985..988 => self.pass_time(365 * 24 * HOUR / 4),
+            985..988 => self.pass_time(2 * 365 * 24 * HOUR),
             988..992 => {
                 // What is synced without a head.
                 if let Some(replica) = &self.peers[number].replica {
@@ -548,6 +553,7 @@ impl World {
                     return;
                 }
                 deed.renames = content_of(&shown.entry);
+                deed.at = Some(from.clone());
                 deed.replaces = over.as_ref().and_then(|over| content_of(&over.entry));
                 let seen = over.map(|over| over.seen).unwrap_or_default();
                 let mut put = edit(fresh.clone(), Some(shown.entry.clone()), seen);
@@ -558,6 +564,7 @@ impl World {
             }
             (4..7, Some((name, shown))) => {
                 self.contents += 1;
+                deed.at = folder.join(&name).ok();
                 deed.writes = Some(self.contents);
                 deed.replaces = content_of(&shown.entry);
                 let entry = Some(file(self.contents));
@@ -568,6 +575,7 @@ impl World {
                     return;
                 };
                 self.contents += 1;
+                deed.at = Some(fresh.clone());
                 deed.writes = Some(self.contents);
                 deed.replaces = over.as_ref().and_then(|over| content_of(&over.entry));
                 let seen = over.map(|over| over.seen).unwrap_or_default();
@@ -772,6 +780,59 @@ fn a_clock_that_is_set_back_after_a_crash_leaves_no_entry_newer_than_its_head() 
         1
     );
     assert!(newest <= head.time);
+}
+
+#[test]
+fn a_head_that_only_completes_a_rename_does_not_pass_for_one_with_later_changes() {
+    let plan = Plan {
+        peers: 2,
+        steps: 0,
+        clones: false,
+    };
+    let mut world = World::new(plan, 0);
+    let edit = |path: &str, content: Option<u64>, seen: Vec<Dot>| Edit {
+        path: at(path),
+        entry: content.map(file),
+        seen,
+        held: false,
+        moved: None,
+    };
+    let seen = |world: &World, number: usize| {
+        let shown = world.ask(number, |replica| replica.get(&at("0.txt")));
+        shown.unwrap().unwrap().seen
+    };
+    let (now, old) = (world.moment(0), seen(&world, 0));
+    let mut put = edit("new.txt", Some(1), Vec::new());
+    put.moved = Moved::new(at("0.txt"), &old);
+    let edits = vec![put, edit("0.txt", None, old)];
+    let rename = Some((at("0.txt"), at("new.txt")));
+    let replica = world.peers[0].replica.as_ref().unwrap();
+    replica.apply(edits, rename, now).unwrap();
+    assert!(world.commit(0, now));
+    let old = seen(&world, 1);
+    let replica = world.peers[1].replica.as_ref().unwrap();
+    replica
+        .change(vec![edit("0.txt", Some(1000), old)], now)
+        .unwrap();
+    assert!(world.commit(1, now));
+
+    let replica = world.peers[1].replica.as_ref().unwrap();
+    replica
+        .change(vec![edit("later", Some(1001), Vec::new())], now)
+        .unwrap();
+    let by = replica.committed_by().unwrap();
+    let heads = world.peers[0].replica.as_ref().unwrap().heads();
+    replica.admit(None, heads, now).1.unwrap();
+    world.settle_merges(1, now);
+    let shown = world.ask(1, |replica| replica.get(&at("new.txt"))).unwrap();
+    assert_eq!(shown.and_then(|shown| content_of(&shown.entry)), Some(1000));
+    let unflushed = world.peers[1].disk.unflushed();
+    world.peers[1].replica = None;
+    world.peers[1].disk.crash(unflushed);
+    world.start(1, false);
+    let replica = world.peers[1].replica.as_ref().unwrap();
+    assert_eq!(replica.get(&at("later")).unwrap(), None);
+    assert!(!replica.was_committed(by));
 }
 
 #[test]

@@ -209,6 +209,12 @@ impl State {
             state.heads.offer(head, false);
             state.seen_heads.put(digest, ());
         }
+        // Its root may not have been looked at yet.
+        let first = state
+            .heads
+            .iter()
+            .find(|head| Some(head.root) == state.root);
+        state.first = first.map(KnownHead::digest);
         let pending = records.pending()?;
         state.pending_kept = !pending.is_empty();
         if state.writer.is_some() {
@@ -220,10 +226,10 @@ impl State {
         Ok(state)
     }
 
-    /// The last own head that is known.
-    pub(super) fn last_signed(&self) -> Option<Dot> {
+    /// The last own head that is known and has all local changes made before it.
+    pub(super) fn last_commit(&self) -> Option<Dot> {
         let writer = self.writer.as_ref()?;
-        let (&sequence, _) = writer.own.last_key_value()?;
+        let (&sequence, _) = writer.own.iter().rev().find(|(_, head)| head.commits)?;
         Some(Dot {
             writer: writer.number,
             sequence,

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::manifest::TreePath;
+
 /// What happened to one content.
 #[derive(Clone, Debug, Default)]
 struct Fate {
@@ -13,6 +15,8 @@ struct Fate {
     gone: bool,
     /// It was given another name: that is a write of its own, which a deletion of the old name has not seen.
     renamed: bool,
+    /// Where it was written: what follows a rename of that path is given another name too.
+    at: Option<TreePath>,
 }
 
 /// A local change, by the contents that it writes and replaces.
@@ -21,21 +25,24 @@ pub(super) struct Deed {
     pub(super) writes: Option<u64>,
     pub(super) replaces: Option<u64>,
     pub(super) renames: Option<u64>,
+    /// Where it writes, or renames from.
+    pub(super) at: Option<TreePath>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Oracle(BTreeMap<u64, Fate>);
+pub(super) struct Oracle(BTreeMap<u64, Fate>, BTreeSet<TreePath>);
 
 impl Oracle {
     pub(super) fn done(&mut self, deed: &Deed) {
         if let Some(content) = deed.writes {
-            self.0.entry(content).or_default();
+            self.0.entry(content).or_default().at = deed.at.clone();
         }
         if let Some(content) = deed.replaces {
             self.0.entry(content).or_default().superseded = true;
         }
         if let Some(content) = deed.renames {
             self.0.entry(content).or_default().renamed = true;
+            self.1.extend(deed.at.clone());
         }
     }
 
@@ -66,6 +73,7 @@ impl Oracle {
             .filter_map(|content| Some((content, self.0.get(content)?)));
         fates
             .filter(|(_, fate)| fate.gone && !fate.renamed)
+            .filter(|(_, fate)| fate.at.as_ref().is_none_or(|at| !self.1.contains(at)))
             .map(|(content, _)| *content)
             .collect()
     }
