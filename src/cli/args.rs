@@ -54,8 +54,12 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Show the peers of a mount
     Peers(ReportArgs),
+    /// Show what is being fetched, with state, rate and sources
+    Transfers(ReportArgs),
     /// Find files by name or glob, with who holds them now
     Find(FindArgs),
+    /// Bring files or trees into the local cache; goes on where an earlier run stopped
+    Fetch(PathsArgs),
     /// List files that were changed on two sides at once, with their copies; pick one
     Conflicts(ConflictsArgs),
     /// Follow changes and transfers, one JSON object a line
@@ -225,6 +229,18 @@ pub(crate) struct FindArgs {
     pub(crate) pattern: String,
     #[command(flatten)]
     pub(crate) report: ReportArgs,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct PathsArgs {
+    /// Files or folders in the mount
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(ClapArgs)]

@@ -11,9 +11,11 @@ mod config;
 mod conflicts;
 mod demo;
 mod events;
+mod keeping;
 mod locate;
 mod logging;
 mod mount;
+mod progress;
 mod reports;
 mod share;
 mod tracker;
@@ -155,6 +157,8 @@ async fn ask(common: &args::Common, command: Command) -> Outcome {
         Command::Share(options) => share::run(common, options).await,
         Command::Status(options) => reports::status(common, options).await,
         Command::Peers(options) => reports::peers(common, options).await,
+        Command::Transfers(options) => keeping::transfers(common, options).await,
+        Command::Fetch(options) => keeping::fetch(common, options).await,
         Command::Find(options) => reports::find(common, options).await,
         Command::Conflicts(options) => conflicts::run(common, options).await,
         Command::Events(options) => events::run(common, options).await,

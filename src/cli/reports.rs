@@ -13,7 +13,7 @@ use super::{
 use crate::control::{
     client::escape,
     text::json_pretty,
-    types::{FindReport, PeerReport, StatusReport, TrackerState, VerifyReport},
+    types::{FindReport, PeerReport, StatusReport, TrackerState, TransferReport, VerifyReport},
 };
 
 /// How long a report may take.
@@ -130,19 +130,21 @@ fn print_status(report: &StatusReport) {
         ),
     );
     for transfer in &report.transfers {
-        line(
-            "transfer",
-            format!(
-                "{}: {}, {} of {}, {}/s from {}",
-                transfer.path,
-                transfer.state,
-                size(transfer.done_bytes),
-                size(transfer.total_bytes),
-                size(transfer.rate_bytes_per_s),
-                count(transfer.sources as u64, "peer", "peers")
-            ),
-        );
+        line("transfer", transfer_line(transfer));
     }
+}
+
+/// `photos/a.jpg: downloading, 1.00 MiB of 2.00 MiB, 500.0 KiB/s from 2 peers`.
+pub(super) fn transfer_line(transfer: &TransferReport) -> String {
+    format!(
+        "{}: {}, {} of {}, {}/s from {}",
+        transfer.path,
+        transfer.state,
+        size(transfer.done_bytes),
+        size(transfer.total_bytes),
+        size(transfer.rate_bytes_per_s),
+        count(transfer.sources as u64, "peer", "peers")
+    )
 }
 
 pub(crate) async fn peers(common: &Common, options: ReportArgs) -> Outcome {

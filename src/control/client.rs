@@ -116,35 +116,50 @@ impl ControlClient {
         body: Vec<u8>,
     ) -> Result<Bytes, ClientError> {
         let (answer, _connection) = self.send(method, path, body).await?;
-        let status = answer.status();
-        let text = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(|error| ClientError::Garbled(error.to_string()))?
-            .to_bytes();
-        let words = || String::from_utf8_lossy(&text).into_owned();
-        match status {
-            StatusCode::OK => Ok(text),
-            StatusCode::CONFLICT => Err(ClientError::Refused(words())),
-            StatusCode::BAD_REQUEST => Err(ClientError::Wrong(words())),
-            _ => Err(ClientError::Garbled(format!("{status}: {}", words()))),
-        }
+        text_of(answer).await
     }
 
     /// Follows a report that goes on, line by line.
     pub async fn follow(&self, path: &str, within: Duration) -> Result<Lines, ClientError> {
-        let sending = self.send(Method::GET, path, Vec::new());
-        let (answer, connection) = tokio::time::timeout(within, sending)
+        self.lines(Method::GET, path, Vec::new(), within).await
+    }
+
+    /// Asks for an action and follows, line by line, how it goes. Dropping the lines gives it up.
+    pub async fn start(
+        &self,
+        path: &str,
+        request: &impl Serialize,
+        within: Duration,
+    ) -> Result<Lines, ClientError> {
+        let body =
+            serde_json::to_vec(request).map_err(|error| ClientError::Garbled(error.to_string()))?;
+        self.lines(Method::POST, path, body, within).await
+    }
+
+    async fn lines(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+        within: Duration,
+    ) -> Result<Lines, ClientError> {
+        let begin = async {
+            let (answer, connection) = self.send(method, path, body).await?;
+            if answer.status() == StatusCode::OK {
+                return Ok(Lines {
+                    body: answer.into_body(),
+                    read: Vec::new(),
+                    _connection: connection,
+                });
+            }
+            Err(match text_of(answer).await {
+                Ok(_) => ClientError::Garbled("an empty report".into()),
+                Err(error) => error,
+            })
+        };
+        tokio::time::timeout(within, begin)
             .await
-            .map_err(|_| ClientError::TimedOut(within))??;
-        match answer.status() {
-            StatusCode::OK => Ok(Lines {
-                body: answer.into_body(),
-                read: Vec::new(),
-                _connection: connection,
-            }),
-            status => Err(ClientError::Garbled(status.to_string())),
-        }
+            .map_err(|_| ClientError::TimedOut(within))?
     }
 
     async fn send(
@@ -178,6 +193,23 @@ impl ControlClient {
             .await
             .map_err(|error| garbled(&error))?;
         Ok((answer, connection))
+    }
+}
+
+/// The whole of an answer, or what it says went wrong.
+async fn text_of(answer: Response<Incoming>) -> Result<Bytes, ClientError> {
+    let status = answer.status();
+    let text = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
+        .collect()
+        .await
+        .map_err(|error| ClientError::Garbled(error.to_string()))?
+        .to_bytes();
+    let words = || String::from_utf8_lossy(&text).into_owned();
+    match status {
+        StatusCode::OK => Ok(text),
+        StatusCode::CONFLICT => Err(ClientError::Refused(words())),
+        StatusCode::BAD_REQUEST => Err(ClientError::Wrong(words())),
+        _ => Err(ClientError::Garbled(format!("{status}: {}", words()))),
     }
 }
 

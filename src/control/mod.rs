@@ -5,15 +5,18 @@
 
 pub mod client;
 pub mod events;
+pub mod keeping;
 mod server;
 pub mod text;
 pub mod types;
 
 use std::{path::PathBuf, sync::Arc};
 
-use futures::future::BoxFuture;
+use bytes::Bytes;
+use futures::{future::BoxFuture, stream::BoxStream};
 
 use events::Follower;
+use keeping::{PathsRequest, TransfersReport};
 pub use server::{ControlServer, serve};
 use types::{
     ConflictsReport, ConflictsRequest, FindReport, LeaveReport, LeaveRequest, PeerReport,
@@ -61,6 +64,13 @@ pub trait Control: Send + Sync + 'static {
         self: Arc<Self>,
         pattern: String,
     ) -> BoxFuture<'static, Result<FindReport, ControlError>>;
+    /// For `transfers`.
+    fn transfers(&self) -> TransfersReport;
+    /// For `fetch`: lines of JSON, each with its end, that tell how it goes ([`keeping::FetchLine`]); dropped, they end it.
+    fn fetch(
+        self: Arc<Self>,
+        request: PathsRequest,
+    ) -> BoxFuture<'static, Result<BoxStream<'static, Bytes>, ControlError>>;
     /// For `verify`.
     fn verify(self: Arc<Self>) -> BoxFuture<'static, Result<VerifyReport, ControlError>>;
     /// For `conflicts`: a page of them.

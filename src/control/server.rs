@@ -10,11 +10,15 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use bytes::Bytes;
+use futures::{StreamExt, stream::BoxStream};
 use serde::{Deserialize, Serialize};
 use tokio::{net::UnixListener, task::JoinHandle};
 
 use super::{
-    Control, ControlError, short_socket_path,
+    Control, ControlError,
+    keeping::{PathsRequest, TransfersReport},
+    short_socket_path,
     types::{ConflictsRequest, LeaveRequest, ResolveRequest, UnmountRequest},
 };
 
@@ -52,6 +56,8 @@ pub fn serve(dir: &Path, control: Arc<dyn Control>) -> io::Result<ControlServer>
         .route("/status", get(status))
         .route("/peers", get(peers))
         .route("/find", get(find))
+        .route("/transfers", get(transfers))
+        .route("/fetch", post(fetch))
         .route("/verify", post(verify))
         .route("/conflicts", get(conflicts))
         .route("/conflicts/resolve", post(resolve))
@@ -104,6 +110,18 @@ async fn find(State(node): Node, Query(query): Query<Pattern>) -> Response {
     answer(node.find(query.pattern).await)
 }
 
+async fn transfers(State(node): Node) -> Json<TransfersReport> {
+    Json(node.transfers())
+}
+
+/// Lines of JSON until it is done. A client that goes away drops them, and with them the fetch.
+async fn fetch(State(node): Node, Json(request): Json<PathsRequest>) -> Response {
+    match node.fetch(request).await {
+        Ok(lines) => ndjson(lines),
+        Err(error) => answer::<()>(Err(error)),
+    }
+}
+
 async fn verify(State(node): Node) -> Response {
     answer(node.verify().await)
 }
@@ -127,10 +145,15 @@ struct Recent {
 async fn events(State(node): Node, Query(query): Query<Recent>) -> Response {
     let lines = futures::stream::unfold(node.follow(query.recent), |mut follower| async move {
         let line = follower.next().await?;
-        Some((Ok::<_, std::convert::Infallible>(line), follower))
+        Some((line, follower))
     });
+    ndjson(lines.boxed())
+}
+
+fn ndjson(lines: BoxStream<'static, Bytes>) -> Response {
     let kind = [(CONTENT_TYPE, "application/x-ndjson")];
-    (kind, Body::from_stream(lines)).into_response()
+    let body = Body::from_stream(lines.map(Ok::<_, std::convert::Infallible>));
+    (kind, body).into_response()
 }
 
 async fn publish(State(node): Node) -> Response {

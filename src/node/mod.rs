@@ -10,6 +10,7 @@ mod background;
 mod conflicts;
 mod create;
 mod events;
+mod keeping;
 mod members;
 pub mod namespace;
 mod reports;
@@ -23,7 +24,8 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt, future::BoxFuture};
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture, stream::BoxStream};
 use libp2p::{Multiaddr, PeerId};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -499,6 +501,19 @@ impl Control for Node {
         pattern: String,
     ) -> BoxFuture<'static, Result<types::FindReport, ControlError>> {
         async move { self.find_report(&pattern).await }.boxed()
+    }
+
+    fn transfers(&self) -> control::keeping::TransfersReport {
+        control::keeping::TransfersReport {
+            transfers: self.transfer_reports(),
+        }
+    }
+
+    fn fetch(
+        self: Arc<Self>,
+        request: control::keeping::PathsRequest,
+    ) -> BoxFuture<'static, Result<BoxStream<'static, Bytes>, ControlError>> {
+        async move { keeping::fetch(self, keeping::paths_of(&request.paths_hex)?).await }.boxed()
     }
 
     fn verify(self: Arc<Self>) -> BoxFuture<'static, Result<types::VerifyReport, ControlError>> {

@@ -144,6 +144,8 @@ struct Stall {
 /// For so long a part of a range that stalled fails at once. The kernel asks again, page by page, for what its own readahead
 /// could not get: without this, one read would wait twice.
 const STALLED_FOR: Duration = Duration::from_secs(1);
+/// How long a wish waits that found too many of its kind.
+const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 /// Stalls remembered; the oldest makes room.
 const STALLS_MAX: usize = 256;
 
@@ -198,17 +200,52 @@ impl Transfers {
         bytes: Range<u64>,
         label: &str,
     ) -> Result<(), TransferError> {
+        let wish = self.wish_for(object, bytes, label, Priority::Demand);
+        wish.await.unwrap_or(Err(TransferError::Stopping))
+    }
+
+    /// As [`Transfers::ensure`], but behind everything that somebody waits for in a read. Waits while the engine has too much to
+    /// fetch ahead already.
+    ///
+    /// # Errors
+    /// As [`Transfers::ensure`].
+    pub async fn ensure_behind(
+        &self,
+        object: Object,
+        bytes: Range<u64>,
+        label: &str,
+    ) -> Result<(), TransferError> {
+        loop {
+            let wish = self.wish_for(object, bytes.clone(), label, Priority::Prefetch);
+            match wish.await {
+                Some(outcome) => return outcome,
+                None if self.stop.is_cancelled() => return Err(TransferError::Stopping),
+                None => tokio::time::sleep(REFUSED_PAUSE).await,
+            }
+        }
+    }
+
+    /// `None` when the engine did not take the wish, or is stopping.
+    async fn wish_for(
+        &self,
+        object: Object,
+        bytes: Range<u64>,
+        label: &str,
+        priority: Priority,
+    ) -> Option<Result<(), TransferError>> {
         let blocks = object.blocks_of(bytes);
         if blocks.is_empty() {
-            return Ok(());
+            return Some(Ok(()));
         }
-        let (present, size_proven) =
-            here(&self.store, &object).map_err(|error| TransferError::Store(error.to_string()))?;
+        let (present, size_proven) = match here(&self.store, &object) {
+            Ok(here) => here,
+            Err(error) => return Some(Err(TransferError::Store(error.to_string()))),
+        };
         if size_proven && present.contains(blocks.clone()) {
-            return Ok(());
+            return Some(Ok(()));
         }
         if let Some(error) = self.stalled(&object, &blocks) {
-            return Err(error);
+            return Some(Err(error));
         }
         let id = self.new_wish();
         let (done, answer) = oneshot::channel();
@@ -216,24 +253,22 @@ impl Transfers {
             id,
             object,
             blocks: blocks.clone(),
-            priority: Priority::Demand,
+            priority,
             label: label.to_owned(),
             done: Some(done),
         };
-        self.commands
-            .send(wish)
-            .await
-            .map_err(|_| TransferError::Stopping)?;
+        self.commands.send(wish).await.ok()?;
         let mut given_up = GiveUp {
             wish: Some(id),
             commands: &self.commands,
         };
-        let result = answer.await.unwrap_or(Err(TransferError::Stopping));
+        let answer = answer.await;
         given_up.wish = None;
+        let result = answer.ok()?;
         if let Err(error @ TransferError::Stalled { .. }) = &result {
             self.remember_stall(object, blocks, error.clone());
         }
-        result
+        Some(result)
     }
 
     fn remember_stall(&self, object: Object, blocks: Range<u64>, error: TransferError) {

@@ -4,6 +4,7 @@
 mod apart;
 mod attacker;
 mod by_reference;
+mod commands;
 mod conflicts;
 mod ending;
 mod faults;

@@ -1,0 +1,220 @@
+//! The commands about what is in the cache, and what comes into it.
+
+use std::fs;
+
+use p2pfs_mount_tests::{Finished, LONG, Mount, SOON, eventually, hash, noise, until};
+use serde_json::Value;
+
+use super::pair;
+
+const MIB: usize = 1 << 20;
+
+/// Runs a command about paths of the mount.
+fn about(mount: &Mount, command: &str, paths: &[&str]) -> Finished {
+    let paths: Vec<String> = paths
+        .iter()
+        .map(|path| mount.path(path).display().to_string())
+        .collect();
+    let words = command.split_whitespace();
+    let words: Vec<&str> = words.chain(paths.iter().map(String::as_str)).collect();
+    mount.host().p2pfs_with(&words)
+}
+
+/// What it reports.
+fn told(finished: &Finished) -> Value {
+    serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {finished}"))
+}
+
+fn received(mount: &Mount) -> u64 {
+    let status = mount.status();
+    status["network"]["block_bytes_received"].as_u64().unwrap()
+}
+
+fn cached(mount: &Mount, path: &str) -> u64 {
+    let cached = mount.attribute(path, "cached").unwrap();
+    cached.parse().unwrap()
+}
+
+/// A folder `docs` with a few files, as `a` wrote them; names and contents.
+fn docs(mount: &Mount) -> Vec<(String, Vec<u8>)> {
+    mount
+        .with("docs/deep", |path| fs::create_dir_all(path))
+        .unwrap();
+    let sizes = [0, 1, 4096, 70_000, 3 * MIB, 20 * MIB + 17];
+    let files: Vec<_> = (0..)
+        .zip(sizes)
+        .map(|(number, size)| {
+            let folder = ["docs", "docs/deep"][number % 2];
+            (format!("{folder}/{number}"), noise(number as u64, size))
+        })
+        .collect();
+    for (path, bytes) in &files {
+        mount.write(path, bytes);
+    }
+    mount.publishes();
+    files
+}
+
+#[test]
+fn fetch_brings_a_tree_here_and_says_what_was_there_already() {
+    let pair = pair();
+    let files = docs(&pair.a);
+    let bytes: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
+    let (last, content) = files.last().unwrap();
+    until(SOON, "b sees the last file", || pair.b.has(last));
+    // A part of the largest one is here before.
+    pair.b.read_at(last, 0, 100_000).unwrap();
+    let before = cached(&pair.b, last);
+    assert!(before >= 100_000 && before < content.len() as u64);
+
+    let report = told(&about(&pair.b, "fetch --json", &["docs"]));
+    assert_eq!(report["files"], files.len());
+    assert_eq!(report["bytes"], bytes);
+    assert_eq!(report["failed_files"], 0, "{report}");
+    assert_eq!(report["failed"], Value::Array(Vec::new()));
+    let already = report["already_here_bytes"].as_u64().unwrap();
+    assert!(already >= before, "{report}");
+    assert_eq!(
+        report["fetched_bytes"].as_u64().unwrap() + already,
+        bytes as u64
+    );
+    for (path, bytes) in &files {
+        assert_eq!(cached(&pair.b, path), bytes.len() as u64, "{path}");
+    }
+
+    // Again there is nothing to do, by the root as well.
+    let before = received(&pair.b);
+    let report = told(&about(&pair.b, "fetch --json", &["", "docs/deep"]));
+    assert_eq!(report["already_here_files"], files.len(), "{report}");
+    assert_eq!(report["fetched_bytes"], 0);
+    assert_eq!(received(&pair.b), before);
+
+    // It reads without anybody there.
+    pair.a.host().cut_off();
+    for (path, bytes) in &files {
+        assert_eq!(hash(&pair.b.read(path).unwrap()), hash(bytes), "{path}");
+    }
+    let said = about(&pair.b, "fetch", &["docs/deep"]);
+    assert!(said.ok().starts_with("3 files, "), "{said}");
+    assert_eq!(said.stderr, "", "no progress where nobody watches");
+}
+
+#[test]
+fn fetch_names_what_could_not_be_had_and_fails() {
+    let pair = super::pair_with("--read-timeout 2s");
+    docs(&pair.a);
+    until(SOON, "b sees the last file", || pair.b.has("docs/deep/5"));
+    assert_eq!(
+        told(&about(&pair.b, "fetch --json", &["docs/4"]))["files"],
+        1
+    );
+    pair.a.host().cut_off();
+    let said = about(&pair.b, "fetch --json", &["docs"]);
+    let report = told(&said);
+    let why = said.fails(1);
+    assert!(
+        why.starts_with("p2pfs: 4 files could not be fetched: "),
+        "{why}"
+    );
+    assert_eq!(report["files"], 6);
+    // The empty one, and the one that was fetched.
+    assert_eq!(report["already_here_files"], 2, "{report}");
+    assert_eq!(report["failed_files"], 4);
+    let failed = report["failed"].as_array().unwrap();
+    let mut paths: Vec<_> = failed.iter().map(|one| one["path"].as_str()).collect();
+    paths.sort();
+    let expected = ["docs/2", "docs/deep/1", "docs/deep/3", "docs/deep/5"];
+    assert_eq!(paths, expected.map(Some));
+
+    let nothing = about(&pair.b, "fetch", &["docs/none"]);
+    let why = nothing.fails(1);
+    assert!(why.contains("nothing is called /docs/none"), "{why}");
+    let outside = pair.b.host().p2pfs("fetch /");
+    assert!(outside.fails(1).contains("is not inside a p2pfs mount"));
+    assert_eq!(pair.b.host().p2pfs("fetch").code(), Some(2));
+}
+
+#[test]
+fn a_fetch_whose_client_goes_away_ends_and_transfers_show_it_while_it_runs() {
+    let pair = pair();
+    pair.a.write("large", noise(1, 64 * MIB));
+    pair.a.publishes();
+    until(SOON, "b sees it", || pair.b.has("large"));
+    assert_eq!(pair.b.ask("transfers").ok(), "no transfers");
+    pair.a.host().limit("40mbit");
+    let path = pair.b.path("large").display().to_string();
+    let mut fetch = pair.b.host().start_p2pfs(&format!("fetch {path}"));
+    eventually(LONG, "the transfer shows", || {
+        let report = pair.b.json("transfers");
+        let transfer = &report["transfers"][0];
+        let runs = transfer["state"] == "downloading"
+            && transfer["path"] == "large"
+            && transfer["total_bytes"] == 64 * MIB
+            && transfer["rate_bytes_per_s"].as_u64() > Some(0)
+            && transfer["sources"] == 1;
+        if runs {
+            Ok(())
+        } else {
+            Err(report.to_string())
+        }
+    });
+    fetch.signal(rustix::process::Signal::INT);
+    fetch.ends_within(SOON);
+    until(LONG, "it has ended", || {
+        pair.b.json("transfers")["transfers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|transfer| transfer["state"] != "downloading")
+    });
+    let here = cached(&pair.b, "large");
+    assert!(here < 64 * MIB as u64, "{here} bytes came");
+}
+
+/// The store follows what came by 200 ms or 64 MiB, and its index by 500 ms: at 160 Mbit/s that is less than this.
+const FORGOTTEN_MAX: u64 = 24 * MIB as u64;
+
+#[test]
+fn a_fetch_goes_on_where_a_killed_mount_stopped() {
+    let pair = pair();
+    let count = 24;
+    pair.a.with("many", |path| fs::create_dir(path)).unwrap();
+    for number in 0..count {
+        pair.a
+            .write(&format!("many/{number}"), noise(number, 4 * MIB));
+    }
+    pair.a.publishes_within(LONG);
+    let all = count * 4 * MIB as u64;
+    let last = format!("many/{}", count - 1);
+    until(LONG, "b sees all", || pair.b.has(&last));
+    pair.a.host().limit("160mbit");
+    let path = pair.b.path("many").display().to_string();
+    let fetch = pair.b.host().start_p2pfs(&format!("fetch {path}"));
+    until(LONG, "half of it is here", || received(&pair.b) > all / 2);
+    let came = received(&pair.b);
+    pair.b.kill();
+    drop(fetch);
+    let again = pair.b.host().mount(&pair.id, "");
+    again.meets(1);
+    let report = told(&about(&again, "fetch --json", &["many"]));
+    assert_eq!(report["failed_files"], 0, "{report}");
+    assert_eq!(report["bytes"], all);
+    let (already, brought) = (
+        report["already_here_bytes"].as_u64().unwrap(),
+        received(&again),
+    );
+    assert!(
+        already + FORGOTTEN_MAX > came,
+        "{already} of {came} bytes were kept"
+    );
+    // Besides the data there are proofs, 0.15 %, and what a hedge fetches twice.
+    assert!(
+        brought < all - already + 2 * MIB as u64,
+        "{brought} bytes for {} that were missing",
+        all - already
+    );
+    for number in 0..count {
+        let read = again.read(&format!("many/{number}")).unwrap();
+        assert_eq!(hash(&read), hash(&noise(number, 4 * MIB)));
+    }
+}

@@ -1,0 +1,153 @@
+//! Brings a content here, behind what reads wait for: in windows, a few at a time, within what all that is brought may take.
+//!
+//! What came stays: whoever brings a content again goes on where it stopped.
+
+use std::{ops::Range, sync::Arc};
+
+use futures::{StreamExt, stream};
+use tokio::sync::Semaphore;
+
+use crate::{
+    content::{BLOCK_BYTES, BlockSet, Object},
+    node::{Node, members::whole_holders},
+    store::{Presence, StoreError},
+    transfer::TransferError,
+};
+
+/// Bytes of a content that are asked for as one.
+const WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+/// Windows of one content under way at a time.
+const WINDOWS_AT_ONCE: usize = 4;
+/// Blocks that all that is brought for one purpose may have under way: 64 MiB.
+const BLOCKS_AT_ONCE: usize = 1024;
+/// How often a window is tried while a member is there that has it: what reads wait for may have taken all there was.
+const TRIES: usize = 5;
+
+/// The room that all contents brought for one purpose share. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Room(Arc<Semaphore>);
+
+impl Room {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(BLOCKS_AT_ONCE)))
+    }
+}
+
+/// The blocks of a content that are here.
+pub(super) fn here(node: &Node, object: &Object) -> Result<BlockSet, StoreError> {
+    Ok(match node.store.presence(object)? {
+        Presence::Absent => BlockSet::default(),
+        Presence::Partial(blocks) => blocks,
+        Presence::Complete => BlockSet::of(0..object.blocks()),
+    })
+}
+
+/// Bytes of these blocks.
+pub(super) fn bytes_in(object: &Object, blocks: &BlockSet) -> u64 {
+    let ranges = blocks.ranges().iter();
+    let bytes = ranges.map(|range| object.bytes_of(range.clone()));
+    bytes.map(|bytes| bytes.end - bytes.start).sum()
+}
+
+/// Brings what is missing; `came` is told of bytes as they come.
+pub(super) async fn bring(
+    node: &Node,
+    object: Object,
+    label: &str,
+    room: &Room,
+    came: &(dyn Fn(u64) + Sync),
+) -> Result<(), TransferError> {
+    let present = here(node, &object).map_err(|error| TransferError::Store(error.to_string()))?;
+    let windows = windows(&object, &present);
+    let brought = stream::iter(
+        windows
+            .into_iter()
+            .map(|(window, missing_bytes)| async move {
+                let blocks = object.blocks_of(window.clone());
+                // A window has far fewer blocks than fit a u32.
+                let permits = u32::try_from(blocks.end - blocks.start).unwrap_or(u32::MAX);
+                let Ok(_room) = room.0.acquire_many(permits).await else {
+                    return Err(TransferError::Stopping);
+                };
+                try_window(node, object, window, label).await?;
+                came(missing_bytes);
+                Ok(())
+            }),
+    );
+    let mut brought = brought.buffer_unordered(WINDOWS_AT_ONCE);
+    while let Some(outcome) = brought.next().await {
+        outcome?;
+    }
+    Ok(())
+}
+
+async fn try_window(
+    node: &Node,
+    object: Object,
+    window: Range<u64>,
+    label: &str,
+) -> Result<(), TransferError> {
+    let mut tries = 1;
+    loop {
+        let outcome = node
+            .transfers
+            .ensure_behind(object, window.clone(), label)
+            .await;
+        match outcome {
+            Err(TransferError::Stalled { .. }) if tries < TRIES => {
+                let (holders, _) = whole_holders(&node.net, &node.holders, &[object]).await;
+                if holders.is_empty() {
+                    return outcome;
+                }
+                tries += 1;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// The windows of a content in which something is missing, with how many bytes that is.
+fn windows(object: &Object, present: &BlockSet) -> Vec<(Range<u64>, u64)> {
+    let blocks_each = WINDOW_BYTES / BLOCK_BYTES;
+    let mut windows = Vec::new();
+    let mut start = 0;
+    while start < object.blocks() {
+        let end = (start + blocks_each).min(object.blocks());
+        let mut missing = BlockSet::default();
+        for range in present.missing(start..end) {
+            missing.insert(range);
+        }
+        if !missing.is_empty() {
+            let bytes = object.bytes_of(start..end);
+            windows.push((bytes, bytes_in(object, &missing)));
+        }
+        start = end;
+    }
+    windows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content::ContentId;
+
+    #[test]
+    fn windows_cover_what_is_missing_and_count_it() {
+        let object = Object {
+            content: ContentId([1; 32]),
+            size: 2 * WINDOW_BYTES + 5,
+        };
+        let of = |present: &BlockSet| windows(&object, present);
+        let all = [
+            (0..WINDOW_BYTES, WINDOW_BYTES),
+            (WINDOW_BYTES..2 * WINDOW_BYTES, WINDOW_BYTES),
+            (2 * WINDOW_BYTES..object.size, 5),
+        ];
+        assert_eq!(of(&BlockSet::default()), all);
+        let mut present = BlockSet::of(0..WINDOW_BYTES / BLOCK_BYTES + 1);
+        let rest = (all[1].0.clone(), WINDOW_BYTES - BLOCK_BYTES);
+        assert_eq!(of(&present), [rest, all[2].clone()]);
+        present.insert(0..object.blocks());
+        assert_eq!(of(&present), []);
+    }
+}
