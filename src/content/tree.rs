@@ -61,50 +61,49 @@ pub fn hash_into(data: &impl ReadAt, size: u64, tree: &mut impl WriteAt) -> io::
     Ok(ContentId(*root.as_bytes()))
 }
 
-/// Appends the proof and the bytes of `blocks` to `out`. Doesn't validate `data` against the tree: the receiver does.
+/// Fills `out`, which must have [`encoded_bytes`], with the proof and the bytes of `blocks`. Doesn't validate `data` against
+/// the tree: the receiver does.
 ///
 /// # Errors
-/// `InvalidInput` if `blocks` is empty or not within the content, and whatever reading gives; `UnexpectedEof` if data or
-/// tree end early. `out` is then as it was before.
+/// `InvalidInput` if `blocks` is empty or not within the content or `out` is not as long as they take, and whatever reading
+/// gives; `UnexpectedEof` if data or tree end early. What is in `out` then is of no use.
 pub fn encode_range(
     data: &impl ReadAt,
     tree: &impl ReadAt,
     object: Object,
     blocks: Range<u64>,
-    out: &mut Vec<u8>,
+    out: &mut [u8],
 ) -> io::Result<()> {
     let walk = Walk::new(object, &blocks).ok_or_else(beyond_content)?;
-    let had = out.len();
-    let bytes = usize::try_from(encoded_bytes(object, blocks)).map_err(|_| beyond_content())?;
-    out.reserve(bytes);
-    let done = walk.each(|step| {
-        let at = out.len();
-        match step {
-            Step::Node { offset, .. } => {
-                out.resize(at + NODE_BYTES as usize, 0);
-                tree.read_exact_at(offset, &mut out[at..])
-            }
-            Step::Block { offset, length, .. } => {
-                out.resize(at + length, 0);
-                data.read_exact_at(offset, &mut out[at..])
-            }
-        }
-    });
-    if done.is_err() {
-        out.truncate(had);
+    if encoded_bytes(object, blocks) != out.len() as u64 {
+        return Err(beyond_content());
     }
-    done
+    let mut rest = out;
+    walk.each(|step| {
+        let length = match step {
+            Step::Node { .. } => NODE_BYTES as usize,
+            Step::Block { length, .. } => length,
+        };
+        let (part, behind) = std::mem::take(&mut rest)
+            .split_at_mut_checked(length)
+            .ok_or_else(beyond_content)?;
+        rest = behind;
+        match step {
+            Step::Node { offset, .. } => tree.read_exact_at(offset, part),
+            Step::Block { offset, .. } => data.read_exact_at(offset, part),
+        }
+    })
 }
 
-/// A range of blocks that has been proven to belong to a content.
+/// A range of blocks that has been proven to belong to a content. Its bytes stay in the answer that they came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VerifiedRange {
+pub struct VerifiedRange<'a> {
     /// The content.
     pub object: Object,
     /// The proven blocks.
     pub blocks: Range<u64>,
-    /// Their bytes.
-    pub data: bytes::Bytes,
+    /// Their bytes, block by block.
+    pub data: Vec<&'a [u8]>,
     /// The inner nodes that came with them: byte offset in the hash tree, and the pair of hashes to store there.
     pub nodes: Vec<(u64, [u8; 64])>,
 }
@@ -146,7 +145,7 @@ pub fn verify_range(
     object: Object,
     blocks: Range<u64>,
     encoded: &[u8],
-) -> Result<VerifiedRange, RangeError> {
+) -> Result<VerifiedRange<'_>, RangeError> {
     let walk = Walk::new(object, &blocks).ok_or(RangeError::Range)?;
     let expected = encoded_bytes(object, blocks.clone());
     let actual = encoded.len() as u64;
@@ -156,7 +155,7 @@ pub fn verify_range(
     // From here on memory and time are bounded by what came.
     let bytes = object.bytes_of(blocks.clone());
     let data_bytes = usize::try_from(bytes.end - bytes.start).map_err(|_| RangeError::Range)?;
-    let mut data = Vec::with_capacity(data_bytes);
+    let mut data = Vec::new();
     let mut nodes = Vec::with_capacity((encoded.len() - data_bytes) / NODE_BYTES as usize);
     // Hashes that are still to be matched, the next one last.
     let mut due = vec![object.content.0];
@@ -206,19 +205,20 @@ pub fn verify_range(
                 if hash != due_here {
                     return Err(RangeError::Mismatch);
                 }
-                data.extend_from_slice(block);
+                data.push(block);
                 rest = behind;
             }
         }
         Ok(())
     })?;
-    if !rest.is_empty() || !due.is_empty() || data.len() != data_bytes {
+    let got: usize = data.iter().map(|block| block.len()).sum();
+    if !rest.is_empty() || !due.is_empty() || got != data_bytes {
         return Err(RangeError::Mismatch);
     }
     Ok(VerifiedRange {
         object,
         blocks,
-        data: data.into(),
+        data,
         nodes,
     })
 }

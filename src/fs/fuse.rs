@@ -26,6 +26,7 @@ use super::{
     errno::FsError,
     ops::{Changes, Mode, Place, Replace},
 };
+use crate::buffers::Buffer;
 use crate::manifest::Kind;
 
 /// How long the kernel keeps names and attributes: changes elsewhere are told to it as they come.
@@ -434,7 +435,7 @@ impl Filesystem for Shell {
         let again = move |core: &Arc<Core>| match first.take() {
             Some(need) => Err(Fail::Need(need)),
             None => {
-                let mut buf = vec![0; size];
+                let mut buf = Buffer::new(size);
                 let read = core.read(fh.0, offset, &mut buf, false)?;
                 buf.truncate(read);
                 Ok(buf)

@@ -32,6 +32,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
+use crate::buffers::Buffer;
+
 use super::{
     framing::{self, FrameError},
     peers::{Peer, Shared, Traffic},
@@ -272,14 +274,11 @@ async fn read_data<S: AsyncRead + Unpin>(
             "{length} bytes where {BLOCK_ANSWER_BYTES_MAX} are the limit"
         )));
     }
-    let mut bytes = vec![
-        0;
-        if wanted {
-            length
-        } else {
-            PIECE_BYTES.min(length)
-        }
-    ];
+    let mut bytes = Buffer::new(if wanted {
+        length
+    } else {
+        PIECE_BYTES.min(length)
+    });
     let mut done = 0;
     while done < length {
         let piece = PIECE_BYTES.min(length - done);

@@ -18,6 +18,7 @@ use super::{
     objects::is_of_the_block,
     record::{ObjectRecord, object_key, parse_object_key},
 };
+use crate::buffers::Buffer;
 use crate::content::{self, BLOCK_BYTES, BlockSet, INLINE_BYTES_MAX, Object};
 
 /// Blocks that are read and proven at a time: 1 MiB.
@@ -378,10 +379,11 @@ fn steps(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
 
 /// Which of these blocks match their hashes, and whether all could be read.
 fn proven(files: &Files, object: &Object, ranges: &[Range<u64>]) -> (BlockSet, bool) {
-    let mut encoded = Vec::new();
     let mut readable = true;
     let mut proves = |blocks: Range<u64>| {
-        encoded.clear();
+        // Steps are short.
+        let length = content::encoded_bytes(*object, blocks.clone());
+        let mut encoded = Buffer::new(usize::try_from(length).unwrap_or_default());
         let read = content::encode_range(
             &*files.data,
             &files.tree,

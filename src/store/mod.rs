@@ -56,6 +56,7 @@ use bytes::Bytes;
 
 use self::{cache::Core, worker::Worker};
 use crate::{
+    buffers::Buffer,
     content::{BlockSet, ContentId, Object, VerifiedRange},
     manifest::{Dot, NodeHash},
 };
@@ -396,7 +397,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Full`] leaves what was here before.
-    pub fn insert(&self, range: &VerifiedRange) -> Result<(), StoreError> {
+    pub fn insert(&self, range: &VerifiedRange<'_>) -> Result<(), StoreError> {
         self.inner.core.insert(range)
     }
 
@@ -412,7 +413,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Absent`] for blocks that are not here, an empty range, or blocks beyond the object's end.
-    pub fn encode(&self, object: &Object, blocks: Range<u64>) -> Result<Vec<u8>, StoreError> {
+    pub fn encode(&self, object: &Object, blocks: Range<u64>) -> Result<Buffer, StoreError> {
         self.inner.core.encode(object, blocks)
     }
 

@@ -17,6 +17,7 @@ use super::{
     failed,
     record::{ObjectRecord, parse_object_key},
 };
+use crate::buffers::Buffer;
 use crate::content::{self, BlockSet, ContentId, INLINE_BYTES_MAX, Object, VerifiedRange};
 
 /// Blocks that may be missing in a record before it is written at once: 64 MiB.
@@ -74,12 +75,18 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn insert(&self, range: &VerifiedRange) -> Result<(), StoreError> {
+    pub(super) fn insert(&self, range: &VerifiedRange<'_>) -> Result<(), StoreError> {
         let object = range.object;
         let bytes = object.bytes_of(range.blocks.clone());
         let fits = !range.blocks.is_empty()
             && range.blocks.end <= object.blocks()
-            && range.data.len() as u64 == bytes.end - bytes.start;
+            && range.data.len() as u64 == range.blocks.end - range.blocks.start
+            && range
+                .data
+                .iter()
+                .map(|block| block.len() as u64)
+                .sum::<u64>()
+                == bytes.end - bytes.start;
         if !fits {
             return Err(StoreError::Io {
                 what: format!("inserting blocks {:?} of {}", range.blocks, object.content),
@@ -87,7 +94,7 @@ impl Core {
             });
         }
         if object.size <= INLINE_BYTES_MAX {
-            return self.put_inline(&object, &range.data, Origin::Fetched);
+            return self.put_inline(&object, &range.data.concat(), Origin::Fetched);
         }
         let hot = self.hot_or_new(&object)?;
         let change = hot.change.lock();
@@ -191,34 +198,28 @@ impl Core {
         Ok(length)
     }
 
-    pub(super) fn encode(
-        &self,
-        object: &Object,
-        blocks: Range<u64>,
-    ) -> Result<Vec<u8>, StoreError> {
+    pub(super) fn encode(&self, object: &Object, blocks: Range<u64>) -> Result<Buffer, StoreError> {
+        let absent = || StoreError::Absent(blocks.clone());
         if blocks.is_empty() || blocks.end > object.blocks() {
-            return Err(StoreError::Absent(blocks));
+            return Err(absent());
         }
-        let mut out = Vec::new();
+        let length = content::encoded_bytes(*object, blocks.clone());
+        let mut out = None;
         self.with_blocks(object, &blocks, |source| {
-            out.clear();
-            // The blocks are here; callers stay near 1 MiB.
-            out.reserve(content::encoded_bytes(*object, blocks.clone()) as usize);
+            // Only now: the blocks are here, and callers stay near 1 MiB.
+            let length = usize::try_from(length).map_err(io::Error::other)?;
+            let out = out.get_or_insert_with(|| Buffer::new(length));
             match source {
                 Source::Inline(bytes) => {
                     let tree = TreeFile(None);
-                    content::encode_range(&&bytes[..], &tree, *object, blocks.clone(), &mut out)
+                    content::encode_range(&&bytes[..], &tree, *object, blocks.clone(), out)
                 }
-                Source::Files(files) => content::encode_range(
-                    &*files.data,
-                    &files.tree,
-                    *object,
-                    blocks.clone(),
-                    &mut out,
-                ),
+                Source::Files(files) => {
+                    content::encode_range(&*files.data, &files.tree, *object, blocks.clone(), out)
+                }
             }
         })?;
-        Ok(out)
+        out.ok_or_else(absent)
     }
 
     /// Runs `read` with the bytes of blocks that are here, again if blocks were dropped meanwhile: it may have seen a hole.
@@ -428,7 +429,9 @@ impl Core {
         for block in withdrawn.into_iter().flatten() {
             let range = block..block + 1;
             let files = self.files(hot, false)?;
-            let mut encoded = Vec::new();
+            // One block.
+            let length = content::encoded_bytes(hot.object, range.clone());
+            let mut encoded = Buffer::new(usize::try_from(length).unwrap_or_default());
             let (data, tree) = (&*files.data, &files.tree);
             let proves = content::encode_range(data, tree, hot.object, range.clone(), &mut encoded)
                 .is_ok()
@@ -523,16 +526,13 @@ enum Source<'a> {
     Files(&'a Files),
 }
 
-/// Writes the missing blocks of a range, and its inner nodes: neighbours in one go.
-fn write_range(files: &Files, range: &VerifiedRange, missing: &[Range<u64>]) -> io::Result<()> {
-    let start = range.object.bytes_of(range.blocks.clone()).start;
-    for blocks in missing {
-        let bytes = range.object.bytes_of(blocks.clone());
-        let data = range
-            .data
-            .get((bytes.start - start) as usize..(bytes.end - start) as usize)
-            .ok_or(io::ErrorKind::InvalidInput)?;
-        files.data.write_all_at(data, bytes.start)?;
+/// Writes the missing blocks of a range, and its inner nodes, neighbours of these in one go.
+fn write_range(files: &Files, range: &VerifiedRange<'_>, missing: &[Range<u64>]) -> io::Result<()> {
+    for (block, data) in (range.blocks.start..).zip(&range.data) {
+        if missing.iter().any(|blocks| blocks.contains(&block)) {
+            let bytes = range.object.bytes_of(block..block + 1);
+            files.data.write_all_at(data, bytes.start)?;
+        }
     }
     let Some(tree) = &files.tree.0 else {
         return Ok(());

@@ -7,7 +7,9 @@ use tokio::sync::broadcast;
 
 use super::*;
 use crate::{
-    content::{BLOCK_BYTES, ContentId, encode_range, hash_into, sizes::INTERESTING_SIZES},
+    content::{
+        BLOCK_BYTES, ContentId, encode_range, encoded_bytes, hash_into, sizes::INTERESTING_SIZES,
+    },
     net::{
         NetError, NetEvent,
         proto::{BlockAnswer, BlockRequest, Have, Push},
@@ -42,7 +44,7 @@ impl Content {
     }
 
     fn prove(&self, blocks: Range<u64>) -> Bytes {
-        let mut out = Vec::new();
+        let mut out = vec![0; encoded_bytes(self.object, blocks.clone()) as usize];
         encode_range(
             &&self.data[..],
             &&self.tree[..],
