@@ -58,6 +58,10 @@ pub(crate) enum Command {
     Transfers(ReportArgs),
     /// Find files by name or glob, with who holds them now
     Find(FindArgs),
+    /// Show where each part of a file would come from right now, and what reads of it wait for
+    Why(WhyArgs),
+    /// Return when things are published, nothing is being fetched, or there are copies enough
+    Wait(WaitArgs),
     /// Bring files or trees into the local cache; goes on where an earlier run stopped
     Fetch(PathsArgs),
     /// List files that were changed on two sides at once, with their copies; pick one
@@ -236,6 +240,41 @@ pub(crate) struct PathsArgs {
     /// Files or folders in the mount
     #[arg(required = true, value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct WhyArgs {
+    /// A file in the mount
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct WaitArgs {
+    /// Only what is at or below these paths [default: everything]
+    #[arg(value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    /// Until everything written here is published (so by default)
+    #[arg(long)]
+    pub(crate) published: bool,
+    /// Until nothing is being fetched
+    #[arg(long)]
+    pub(crate) idle: bool,
+    /// Until each content is whole at N members, this one included
+    #[arg(long, value_name = "N")]
+    pub(crate) copies: Option<u64>,
+    /// Give up after so long, with exit status 1 [default: never]
+    #[arg(long, value_name = "D", value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
     #[command(flatten)]
     pub(crate) which: Which,
     /// Print one JSON object

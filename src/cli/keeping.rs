@@ -1,10 +1,10 @@
-//! `transfers`, `fetch`: what comes into the cache.
+//! `transfers`, `fetch`, `wait`, `why`: what comes into the cache, and from where.
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use super::{
     Failure, Outcome, What,
-    args::{Common, PathsArgs, ReportArgs, Which},
+    args::{Common, PathsArgs, ReportArgs, WaitArgs, Which, WhyArgs},
     locate::{self, Found, refused},
     progress::{Far, Progress},
     reports::{print_json, transfer_line},
@@ -12,7 +12,10 @@ use super::{
 };
 use crate::control::{
     client::Lines,
-    keeping::{FailedReport, FetchLine, FetchReport, PathsRequest, TransfersReport},
+    keeping::{
+        FailedReport, FetchLine, FetchReport, PartReport, PathsRequest, TransfersReport,
+        WaitReport, WaitRequest, WhyReport,
+    },
     text::hex,
 };
 
@@ -20,6 +23,10 @@ use crate::control::{
 const REPORT_WITHIN: Duration = Duration::from_secs(30);
 /// How long it may take to begin: where the paths lead may have to be fetched first.
 const BEGIN_WITHIN: Duration = Duration::from_secs(120);
+/// How long the mount's answer may take beyond the time that was asked for.
+const ANSWER_SLACK: Duration = Duration::from_secs(10);
+/// As good as for ever.
+const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 pub(crate) async fn transfers(common: &Common, options: ReportArgs) -> Outcome {
     let mount = locate::find(common, &options.which).await?;
@@ -130,4 +137,89 @@ fn incomplete(report: &FetchReport) -> Failure {
         "{failed} could not be fetched{stopped}{first}"
     ))
     .hint("what came stays here: the same command goes on where this one stopped")
+}
+
+pub(crate) async fn wait(common: &Common, options: WaitArgs) -> Outcome {
+    let (mount, paths) = request(common, &options.which, &options.paths).await?;
+    let timeout = options.timeout.map(|timeout| timeout.min(FOR_EVER));
+    let request = WaitRequest {
+        published: options.published,
+        idle: options.idle,
+        copies: options.copies,
+        paths_hex: paths.paths_hex,
+        // Ten years of milliseconds fit.
+        timeout_ms: timeout.map(|timeout| timeout.as_millis() as u64),
+    };
+    let within = timeout.unwrap_or(FOR_EVER) + ANSWER_SLACK;
+    let report: WaitReport = mount
+        .client
+        .post("/wait", &request, within)
+        .await
+        .map_err(refused("the wait broke off"))?;
+    if options.json {
+        print_json(&report)?;
+    }
+    match (report.done, report.missing) {
+        (true, _) => Ok(ExitCode::SUCCESS),
+        (false, missing) => Err(Failure::new(format_args!(
+            "waited {:.1} s in vain: {}",
+            report.waited_s,
+            plain(missing.as_deref().unwrap_or("no reason was given"))
+        ))),
+    }
+}
+
+pub(crate) async fn why(common: &Common, options: WhyArgs) -> Outcome {
+    let paths = [options.file];
+    let (mount, request) = request(common, &options.which, &paths).await?;
+    let report: WhyReport = mount
+        .client
+        .post("/why", &request, REPORT_WITHIN)
+        .await
+        .map_err(refused("nothing can be said of it"))?;
+    if options.json {
+        print_json(&report)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!(
+        "{}  {}  {}",
+        plain(&report.path),
+        size(report.size),
+        report.hash
+    );
+    for part in &report.parts {
+        let (from, to) = (part.offset, part.offset + part.length);
+        println!(
+            "    {} to {}  {}",
+            size(from),
+            size(to),
+            plain(&source(part))
+        );
+    }
+    if report.more {
+        println!("    and more parts, which --json does not have either");
+    }
+    if report.unpublished {
+        println!("    it has changes that are not published yet");
+    }
+    for peer in &report.elsewhere {
+        println!("    a tracker names {peer}, which is not connected");
+    }
+    for transfer in &report.transfers {
+        println!("    transfer  {}", plain(&transfer_line(transfer)));
+    }
+    for peer in &report.silent {
+        eprintln!("p2pfs: warning: {} did not answer", plain(peer));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `here`, `nobody`, or the names of members.
+fn source(part: &PartReport) -> String {
+    let names: Vec<&str> = part.peers.iter().map(|peer| peer.node.as_str()).collect();
+    match (part.here, names.as_slice()) {
+        (true, _) => "here".to_owned(),
+        (false, []) => "nobody".to_owned(),
+        (false, names) => names.join(", "),
+    }
 }

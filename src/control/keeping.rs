@@ -1,9 +1,9 @@
-//! The JSON objects of the commands about what is in the cache: `transfers`, `fetch`. As those of [`super::types`]: sizes in
+//! The JSON objects of the commands about what is in the cache: `transfers`, `fetch`, `wait`, `why`. As those of [`super::types`]: sizes in
 //! bytes, times in seconds, fields are only ever added.
 
 use serde::{Deserialize, Serialize};
 
-use super::types::TransferReport;
+use super::types::{HolderReport, TransferReport};
 
 /// `p2pfs transfers`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -79,4 +79,69 @@ pub struct FailedReport {
     pub path_hex: Option<String>,
     /// Why not.
     pub reason: String,
+}
+
+/// Asks to wait.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct WaitRequest {
+    /// Until what is at the paths, or everything, is in a signed head. This is so by default.
+    pub published: bool,
+    /// Until nothing is being fetched.
+    pub idle: bool,
+    /// Until each content at the paths, or everywhere, is whole at so many members, this one included.
+    pub copies: Option<u64>,
+    /// As in [`PathsRequest`]; none for everything.
+    pub paths_hex: Vec<String>,
+    /// For how long; for ever without.
+    pub timeout_ms: Option<u64>,
+}
+
+/// `p2pfs wait`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WaitReport {
+    /// Whether all that was asked for is so.
+    pub done: bool,
+    /// What is not, when time was up.
+    pub missing: Option<String>,
+    /// How long it took.
+    pub waited_s: f64,
+}
+
+/// `p2pfs why`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WhyReport {
+    /// Path inside the cluster.
+    pub path: String,
+    /// See [`super::types::Happened`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_hex: Option<String>,
+    /// Bytes.
+    pub size: u64,
+    /// Content id, hex.
+    pub hash: String,
+    /// Whether it has changes that are not published yet: they are here.
+    pub unpublished: bool,
+    /// Where each part would come from right now, in order and without gaps.
+    pub parts: Vec<PartReport>,
+    /// There are more parts behind the first 1000.
+    pub more: bool,
+    /// Members that did not answer within two seconds.
+    pub silent: Vec<String>,
+    /// Peer ids that trackers name as holders and that are not connected.
+    pub elsewhere: Vec<String>,
+    /// What running reads and fetches of this content wait for.
+    pub transfers: Vec<TransferReport>,
+}
+
+/// A part of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartReport {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// It is here.
+    pub here: bool,
+    /// Members that have it, where it is not here; when there are none, nobody has it who is connected.
+    pub peers: Vec<HolderReport>,
 }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
 
 use events::Follower;
-use keeping::{PathsRequest, TransfersReport};
+use keeping::{PathsRequest, TransfersReport, WaitReport, WaitRequest, WhyReport};
 pub use server::{ControlServer, serve};
 use types::{
     ConflictsReport, ConflictsRequest, FindReport, LeaveReport, LeaveRequest, PeerReport,
@@ -71,6 +71,16 @@ pub trait Control: Send + Sync + 'static {
         self: Arc<Self>,
         request: PathsRequest,
     ) -> BoxFuture<'static, Result<BoxStream<'static, Bytes>, ControlError>>;
+    /// For `wait`.
+    fn wait(
+        self: Arc<Self>,
+        request: WaitRequest,
+    ) -> BoxFuture<'static, Result<WaitReport, ControlError>>;
+    /// For `why`: of one path.
+    fn why(
+        self: Arc<Self>,
+        request: PathsRequest,
+    ) -> BoxFuture<'static, Result<WhyReport, ControlError>>;
     /// For `verify`.
     fn verify(self: Arc<Self>) -> BoxFuture<'static, Result<VerifyReport, ControlError>>;
     /// For `conflicts`: a page of them.

@@ -17,7 +17,7 @@ use tokio::{net::UnixListener, task::JoinHandle};
 
 use super::{
     Control, ControlError,
-    keeping::{PathsRequest, TransfersReport},
+    keeping::{PathsRequest, TransfersReport, WaitRequest},
     short_socket_path,
     types::{ConflictsRequest, LeaveRequest, ResolveRequest, UnmountRequest},
 };
@@ -58,6 +58,8 @@ pub fn serve(dir: &Path, control: Arc<dyn Control>) -> io::Result<ControlServer>
         .route("/find", get(find))
         .route("/transfers", get(transfers))
         .route("/fetch", post(fetch))
+        .route("/wait", post(wait))
+        .route("/why", post(why))
         .route("/verify", post(verify))
         .route("/conflicts", get(conflicts))
         .route("/conflicts/resolve", post(resolve))
@@ -120,6 +122,14 @@ async fn fetch(State(node): Node, Json(request): Json<PathsRequest>) -> Response
         Ok(lines) => ndjson(lines),
         Err(error) => answer::<()>(Err(error)),
     }
+}
+
+async fn wait(State(node): Node, Json(request): Json<WaitRequest>) -> Response {
+    answer(node.wait(request).await)
+}
+
+async fn why(State(node): Node, Json(request): Json<PathsRequest>) -> Response {
+    answer(node.why(request).await)
 }
 
 async fn verify(State(node): Node) -> Response {

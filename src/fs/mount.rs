@@ -23,6 +23,7 @@ use super::{
     publish,
 };
 use crate::{
+    manifest::TreePath,
     node::namespace::{Namespace, RemoteChanges},
     store::{Store, StoreError},
     transfer::Transfers,
@@ -229,6 +230,15 @@ impl Mounted {
     /// Figures.
     pub fn status(&self) -> Status {
         self.core.status()
+    }
+
+    /// Whether a file at or below the path has something that is not published.
+    pub fn is_unpublished(&self, path: &TreePath) -> bool {
+        let lives: Vec<_> = self.core.lives.lock().values().cloned().collect();
+        lives.iter().any(|live| {
+            let state = live.state.lock();
+            (state.is_dirty() || state.importing) && !state.unlinked && state.path.is_within(path)
+        })
     }
 
     #[cfg(test)]

@@ -516,6 +516,20 @@ impl Control for Node {
         async move { keeping::fetch(self, keeping::paths_of(&request.paths_hex)?).await }.boxed()
     }
 
+    fn wait(
+        self: Arc<Self>,
+        request: control::keeping::WaitRequest,
+    ) -> BoxFuture<'static, Result<control::keeping::WaitReport, ControlError>> {
+        keeping::wait(self, request).boxed()
+    }
+
+    fn why(
+        self: Arc<Self>,
+        request: control::keeping::PathsRequest,
+    ) -> BoxFuture<'static, Result<control::keeping::WhyReport, ControlError>> {
+        async move { keeping::why(&self, keeping::path_of(&request.paths_hex)?).await }.boxed()
+    }
+
     fn verify(self: Arc<Self>) -> BoxFuture<'static, Result<types::VerifyReport, ControlError>> {
         async move { self.verify_report().await }.boxed()
     }

@@ -377,7 +377,7 @@ impl Node {
 impl From<TransferStatus> for TransferReport {
     fn from(transfer: TransferStatus) -> Self {
         Self {
-            path: transfer.label,
+            path: transfer.label.trim_start_matches('/').to_owned(),
             state: match transfer.state {
                 TransferState::Requesting => "requesting".into(),
                 TransferState::Downloading => "downloading".into(),

@@ -218,3 +218,125 @@ fn a_fetch_goes_on_where_a_killed_mount_stopped() {
         assert_eq!(hash(&read), hash(&noise(number, 4 * MIB)));
     }
 }
+
+#[test]
+fn why_tells_where_each_part_of_a_file_would_come_from() {
+    let pair = pair();
+    let bytes = noise(1, 4 * MIB);
+    pair.a.write("file", &bytes);
+    pair.a.publishes();
+    until(SOON, "b sees it", || pair.b.has("file"));
+    let c = pair.another("c", "");
+    c.meets(2);
+    until(SOON, "c sees it", || c.has("file"));
+    assert_eq!(
+        told(&about(&c, "fetch --json", &["file"]))["failed_files"],
+        0
+    );
+    // The random reader gets the block and no more.
+    pair.b.read_at("file", 2 * MIB as u64, 10).unwrap();
+    let report = told(&about(&pair.b, "why --json", &["file"]));
+    assert_eq!(report["hash"], hash(&bytes));
+    assert_eq!(
+        (&report["path"], &report["size"]),
+        (&"file".into(), &(4 * MIB).into())
+    );
+    let parts = report["parts"].as_array().unwrap();
+    let (mut end, mut here) = (0, 0);
+    for part in parts {
+        assert_eq!(part["offset"], end, "parts have no gaps: {report}");
+        let length = part["length"].as_u64().unwrap();
+        end += length;
+        let mut nodes: Vec<_> = part["peers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|peer| peer["node"].as_str().unwrap())
+            .collect();
+        nodes.sort();
+        if part["here"] == true {
+            here += length;
+            assert!(nodes.is_empty(), "{report}");
+        } else {
+            assert_eq!(nodes, ["a", "c"], "{report}");
+        }
+    }
+    assert_eq!(end, 4 * MIB as u64);
+    assert_eq!(here, cached(&pair.b, "file"));
+
+    // Nobody else has what is gone with the others.
+    pair.a.host().cut_off();
+    c.unmount();
+    eventually(LONG, "nobody has the rest", || {
+        let said = about(&pair.b, "why", &["file"]);
+        if said.ok().contains("  nobody") && said.ok().contains("  here") {
+            Ok(())
+        } else {
+            Err(said.to_string())
+        }
+    });
+    let none = about(&pair.b, "why", &["none"]);
+    assert!(none.fails(1).contains("nothing is called /none"), "{none}");
+    assert!(about(&pair.b, "why", &[""]).fails(1).contains("no file"));
+}
+
+#[test]
+fn wait_returns_when_it_is_so_and_names_what_is_missing_when_time_is_up() {
+    let pair = pair();
+    pair.a.with("d", |path| fs::create_dir(path)).unwrap();
+    pair.a.write("d/file", noise(1, MIB));
+    // Published, then visible at the other one.
+    about(&pair.a, "wait", &[]).ok();
+    assert_eq!(pair.a.json("wait")["done"], true);
+    about(&pair.b, "wait --published --timeout 15s", &["d/file"]).ok();
+    let late = about(&pair.b, "wait --published --timeout 300ms", &["d/none"]);
+    let why = late.fails(1);
+    assert!(why.contains("nothing is called \"d/none\""), "{why}");
+
+    let late = about(&pair.b, "wait --copies 2 --timeout 1s", &["d"]);
+    let why = late.fails(1);
+    assert!(
+        why.contains("\"d/file\" is whole at 1 of 2 members"),
+        "{why}"
+    );
+    let path = pair.b.path("d").display().to_string();
+    let mut waits = pair.a.host().start_p2pfs(&format!(
+        "wait --copies 2 --idle --timeout 60s {}",
+        pair.a.path("d").display()
+    ));
+    pair.b.host().p2pfs(&format!("fetch {path}")).ok();
+    assert!(waits.ends_within(LONG).success(), "{}", waits.output());
+    let report = pair.b.json("wait --copies 2");
+    assert_eq!(
+        (&report["done"], &report["missing"]),
+        (&true.into(), &Value::Null)
+    );
+
+    // A file that is being written is not published.
+    let file = pair
+        .a
+        .with("d/open", |path| fs::File::create(path))
+        .unwrap();
+    std::io::Write::write_all(&mut &file, b"half").unwrap();
+    let late = about(&pair.a, "wait --json --timeout 200ms", &["d"]);
+    let report = told(&late);
+    assert!(late.fails(1).contains("\"d\" is not published"), "{late}");
+    assert_eq!(report["done"], false);
+    drop(file);
+    about(&pair.a, "wait --timeout 15s", &["d"]).ok();
+
+    // Something that is being fetched.
+    pair.a.write("large", noise(2, 32 * MIB));
+    about(&pair.a, "wait", &[]).ok();
+    about(&pair.b, "wait", &["large"]).ok();
+    pair.a.host().limit("60mbit");
+    let path = pair.b.path("large").display().to_string();
+    let fetch = pair.b.host().start_p2pfs(&format!("fetch {path}"));
+    until(SOON, "it is being fetched", || {
+        let late = pair.b.ask("wait --idle --timeout 100ms");
+        late.code() == Some(1) && late.stderr.contains("large")
+    });
+    pair.b.ask("wait --idle --timeout 60s").ok();
+    assert_eq!(cached(&pair.b, "large"), 32 * MIB as u64);
+    drop(fetch);
+}

@@ -1,4 +1,4 @@
-//! What is kept in the cache at somebody's wish: `fetch`.
+//! What is kept in the cache at somebody's wish, and what is told of it: `fetch`, `wait`, `why`.
 //!
 //! - `walk` finds the files below paths, a folder at a time, and fetches the manifest nodes that this takes.
 //! - `bring` has one file brought here, in windows; `fetch` does so for all below some paths, and tells how far it is.
@@ -7,14 +7,18 @@
 
 mod bring;
 mod fetch;
+mod wait;
 mod walk;
+mod why;
 
 use crate::{
     control::{ControlError, text::unhex},
     manifest::TreePath,
 };
 
-pub(super) use fetch::fetch;
+use super::Node;
+
+pub(super) use {fetch::fetch, wait::wait, why::why};
 
 /// The paths that a request names, without those inside others of them.
 pub(super) fn paths_of(hex: &[String]) -> Result<Vec<TreePath>, ControlError> {
@@ -25,6 +29,24 @@ pub(super) fn paths_of(hex: &[String]) -> Result<Vec<TreePath>, ControlError> {
         paths.push(TreePath::parse(&bytes).map_err(ControlError::wrong)?);
     }
     Ok(outermost(paths))
+}
+
+/// The one path that a request names.
+pub(super) fn path_of(hex: &[String]) -> Result<TreePath, ControlError> {
+    match paths_of(hex)?.as_slice() {
+        [path] => Ok(path.clone()),
+        _ => Err(ControlError::wrong("one path is asked for")),
+    }
+}
+
+impl Node {
+    /// Whether something at or below the path is in no signed head yet.
+    fn is_unpublished(&self, path: &TreePath) -> bool {
+        let is_open = self
+            .mounted()
+            .is_some_and(|mounted| mounted.is_unpublished(path));
+        is_open || self.namespace.is_pending(path)
+    }
 }
 
 /// Those of the paths that are not inside others, each once, in order.

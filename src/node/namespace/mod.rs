@@ -346,6 +346,12 @@ impl Namespace {
         self.shared.replica.below(folder)
     }
 
+    /// Whether a local change at or below the path is in no head yet.
+    pub fn is_pending(&self, path: &TreePath) -> bool {
+        let state = self.shared.replica.state.read();
+        state.overlay.is_pending(path)
+    }
+
     /// When a direct entry of the folder last changed or was removed, as far as is known; [`Shown::folder_time`] makes the
     /// folder's time of it.
     pub fn folder_newest(&self, folder: &TreePath) -> Result<HybridTime, NamespaceError> {

@@ -284,6 +284,11 @@ impl Overlay {
             .collect()
     }
 
+    /// Whether there is a change at the path or below it.
+    pub(super) fn is_pending(&self, path: &TreePath) -> bool {
+        self.edits.contains_key(path) || self.below(path).next().is_some()
+    }
+
     /// When a direct entry of the folder was last changed by a pending change.
     pub(super) fn folder_newest(&self, folder: &TreePath) -> Option<HybridTime> {
         let depth = folder.names().len() + 1;
