@@ -8,9 +8,9 @@ use p2pfs::{
     net::{
         framing,
         proto::{
-            BlockCall, BlockHead, BlockRequest, CALL_BYTES_MAX, Challenge, DialerProof, Have,
-            ListenerProof, PROTOCOL, PeerHello, Push, SYNC_BYTES_MAX, SyncAnswer, SyncCall,
-            SyncReply, SyncRequest,
+            BATCH_BYTES_MAX, BatchRequest, BlockCall, BlockHead, BlockRequest, CALL_BYTES_MAX,
+            Challenge, DialerProof, Have, ListenerProof, PROTOCOL, PeerHello, Push, SYNC_BYTES_MAX,
+            SyncAnswer, SyncCall, SyncReply, SyncRequest,
         },
     },
 };
@@ -82,8 +82,14 @@ fn check_reply(SyncReply(_, answer): &SyncReply) {
 }
 
 fn check_request(call: &BlockCall) {
-    if let BlockCall::Request(_, request) = call {
-        let _ = request.check();
+    match call {
+        BlockCall::Request(_, request) => _ = request.check(),
+        BlockCall::Batch(_, request) => {
+            let fits = request.check().is_ok();
+            let bytes = request.bytes_of(&vec![1; request.0.len()]);
+            assert!(!fits || bytes.is_ok_and(|bytes| bytes <= BATCH_BYTES_MAX));
+        }
+        BlockCall::Cancel(_) => {}
     }
 }
 
@@ -182,6 +188,10 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         seed(5, &encoded(&SyncReply(1, status))),
         seed(5, &encoded(&SyncReply(0, SyncAnswer::Error("busy".into())))),
         seed(6, &encoded(&BlockCall::Request(1, request))),
+        seed(
+            6,
+            &encoded(&BlockCall::Batch(2, BatchRequest(vec![object(); 2]))),
+        ),
         seed(6, &encoded(&BlockCall::Cancel(1))),
         seed(
             7,
@@ -191,6 +201,13 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
             }),
         ),
         seed(7, &encoded(&dont_have)),
+        seed(
+            7,
+            &encoded(&BlockHead::Batch {
+                number: 9,
+                here: bytes(3),
+            }),
+        ),
         seed(7, &encoded(&wrong_size)),
         seed(8, &stream),
     ]

@@ -37,7 +37,10 @@ use crate::buffers::Buffer;
 use super::{
     framing::{self, FrameError},
     peers::{Peer, Shared, Traffic},
-    proto::{BLOCK_ANSWER_BYTES_MAX, BLOCKS, BlockAnswer, BlockCall, BlockHead, BlockRequest},
+    proto::{
+        BATCH_BYTES_MAX, BLOCK_ANSWER_BYTES_MAX, BLOCKS, BatchRequest, BlockAnswer, BlockCall,
+        BlockHead, BlockRequest,
+    },
     streams,
 };
 
@@ -45,8 +48,10 @@ use super::{
 const LANES: usize = 2;
 /// Requests on their way in one stream.
 const ASKED_MAX: usize = 16;
-/// Most bytes of a call.
-const CALL_BYTES_MAX: usize = 1024;
+/// Most bytes of a call: a batch of 256 contents.
+const CALL_BYTES_MAX: usize = 16 * 1024;
+// What a batch brings fits an answer.
+const _: () = assert!(BATCH_BYTES_MAX <= BLOCK_ANSWER_BYTES_MAX as u64);
 /// Most bytes of the head of an answer: 1024 ranges of two numbers.
 const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// Bytes read or written between two signs of life; one frame of the multiplexer.
@@ -62,9 +67,16 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Pauses before a broken stream is opened again.
 const REOPEN_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 
+/// What a peer is asked for.
+#[derive(Clone)]
+pub(super) enum Asked {
+    Blocks(BlockRequest),
+    Batch(BatchRequest),
+}
+
 struct Question {
     number: u64,
-    request: BlockRequest,
+    asked: Asked,
     answer: oneshot::Sender<BlockAnswer>,
     /// Held until the answer came or the stream ended.
     _place: OwnedSemaphorePermit,
@@ -104,7 +116,7 @@ impl Drop for Wanted<'_> {
 
 impl BlockClient {
     /// Asks; `None` when the stream ended first. The caller bounds the time. Dropping the future cancels.
-    pub(super) async fn fetch(&self, request: BlockRequest) -> Option<BlockAnswer> {
+    pub(super) async fn fetch(&self, asked: Asked) -> Option<BlockAnswer> {
         let lane = self
             .lanes
             .iter()
@@ -114,7 +126,7 @@ impl BlockClient {
         let (answer, answered) = oneshot::channel();
         let question = Question {
             number,
-            request,
+            asked,
             answer,
             _place: place,
         };
@@ -195,7 +207,10 @@ async fn run(
             let call = match job {
                 Job::Ask(question) if question.answer.is_closed() => None,
                 Job::Ask(question) => {
-                    let call = BlockCall::Request(question.number, question.request.clone());
+                    let call = match question.asked.clone() {
+                        Asked::Blocks(request) => BlockCall::Request(question.number, request),
+                        Asked::Batch(request) => BlockCall::Batch(question.number, request),
+                    };
                     waiting.lock().insert(question.number, question);
                     Some(call)
                 }
@@ -217,6 +232,7 @@ async fn run(
             traffic.alive();
             let (BlockHead::Data { number, .. }
             | BlockHead::WrongSize { number, .. }
+            | BlockHead::Batch { number, .. }
             | BlockHead::DontHave { number, .. }
             | BlockHead::Busy { number }
             | BlockHead::Cancelled { number }) = head;
@@ -230,7 +246,22 @@ async fn run(
                 counter.fetch_add(bytes as u64, Relaxed);
             };
             let wanted = !question.answer.is_closed();
+            let fits = match head {
+                BlockHead::Data { .. }
+                | BlockHead::WrongSize { .. }
+                | BlockHead::DontHave { .. } => matches!(question.asked, Asked::Blocks(_)),
+                // Looked at when it is read.
+                BlockHead::Batch { .. } | BlockHead::Busy { .. } | BlockHead::Cancelled { .. } => {
+                    true
+                }
+            };
+            if !fits {
+                return Err(FrameError::Malformed("an answer of another kind".into()));
+            }
             let answer = match head {
+                BlockHead::Batch { here, .. } => {
+                    read_batch(&mut reader, &question.asked, &here, wanted, count).await?
+                }
                 BlockHead::Data { length, .. } => read_data(&mut reader, length, wanted, count)
                     .await?
                     .map(BlockAnswer::Data),
@@ -259,6 +290,28 @@ async fn run(
         Err(error) => error,
         Ok(()) => FrameError::Io(io::ErrorKind::UnexpectedEof.into()),
     }
+}
+
+/// Reads the contents of a batch, or throws them away. How many bytes there are says the question, not the answer.
+async fn read_batch<S: AsyncRead + Unpin>(
+    reader: &mut S,
+    asked: &Asked,
+    here: &[u8],
+    wanted: bool,
+    count: impl Fn(usize),
+) -> Result<Option<BlockAnswer>, FrameError> {
+    let Asked::Batch(request) = asked else {
+        return Err(FrameError::Malformed("an answer of another kind".into()));
+    };
+    let length = request
+        .bytes_of(here)
+        .map_err(|reason| FrameError::Malformed(reason.into()))?;
+    let length = u32::try_from(length).unwrap_or(u32::MAX);
+    let data = read_data(reader, length, wanted, count).await?;
+    Ok(data.map(|data| BlockAnswer::Batch {
+        here: here.iter().map(|said| *said == 1).collect(),
+        data,
+    }))
 }
 
 /// Reads the bytes of an answer, or throws them away.
@@ -356,35 +409,16 @@ pub(super) async fn serve(
             let call = framing::read(&mut reader, CALL_BYTES_MAX).await?;
             peer.traffic.alive();
             while tasks.try_join_next().is_some() {}
-            match call {
+            let service = shared.service.clone();
+            let refused = |reason: &'static str| FrameError::Malformed(reason.into());
+            let (number, work) = match call {
                 BlockCall::Request(number, request) => {
-                    request
-                        .check()
-                        .map_err(|reason| FrameError::Malformed(reason.into()))?;
-                    let place = peer.answers.clone().acquire_owned().await;
-                    let place = place.map_err(io::Error::other)?;
-                    let mut room = None;
-                    if !peer.patience.lock().is_over(Instant::now()) {
-                        room = shared.answers.clone().try_acquire_owned().ok();
-                    }
-                    let busy = room.is_none();
-                    let held = (place, room, Load::new(shared));
-                    let service = shared.service.clone();
-                    let (id, answers, mine) = (peer.id, answers.clone(), running.clone());
-                    let mut running = running.lock();
-                    let task = tasks.spawn(async move {
-                        let answer = match busy {
-                            true => BlockAnswer::Busy,
-                            false => answer(service.blocks(id, request)).await,
-                        };
-                        let still_wanted = mine.lock().remove(&number).is_some();
-                        if still_wanted {
-                            let _ = answers.send(Outgoing::Answer(number, answer, held)).await;
-                        }
-                    });
-                    if running.insert(number, task).is_some() {
-                        return Err(FrameError::Malformed("a number twice".into()));
-                    }
+                    request.check().map_err(refused)?;
+                    (number, service.blocks(peer.id, request))
+                }
+                BlockCall::Batch(number, request) => {
+                    request.check().map_err(refused)?;
+                    (number, service.batch(peer.id, request))
                 }
                 BlockCall::Cancel(number) => {
                     let task = running.lock().remove(&number);
@@ -392,7 +426,31 @@ pub(super) async fn serve(
                         task.abort();
                         let _ = answers.send(Outgoing::Cancelled(number)).await;
                     }
+                    continue;
                 }
+            };
+            let place = peer.answers.clone().acquire_owned().await;
+            let place = place.map_err(io::Error::other)?;
+            let mut room = None;
+            if !peer.patience.lock().is_over(Instant::now()) {
+                room = shared.answers.clone().try_acquire_owned().ok();
+            }
+            let busy = room.is_none();
+            let held = (place, room, Load::new(shared));
+            let (answers, mine) = (answers.clone(), running.clone());
+            let mut running = running.lock();
+            let task = tasks.spawn(async move {
+                let answer = match busy {
+                    true => BlockAnswer::Busy,
+                    false => answer(work).await,
+                };
+                let still_wanted = mine.lock().remove(&number).is_some();
+                if still_wanted {
+                    let _ = answers.send(Outgoing::Answer(number, answer, held)).await;
+                }
+            });
+            if running.insert(number, task).is_some() {
+                return Err(refused("a number twice"));
             }
         }
     };
@@ -452,7 +510,9 @@ async fn write_head<S: AsyncWrite + Unpin>(
 /// Longest time for an answer to leave.
 fn time_for(answer: &BlockAnswer) -> Duration {
     let bytes = match answer {
-        BlockAnswer::Data(data) | BlockAnswer::WrongSize { proof: data, .. } => data.len(),
+        BlockAnswer::Data(data)
+        | BlockAnswer::Batch { data, .. }
+        | BlockAnswer::WrongSize { proof: data, .. } => data.len(),
         BlockAnswer::DontHave(_) | BlockAnswer::Busy => 0,
     };
     let millis = (bytes as u64).saturating_mul(1000) / RATE_MIN_BYTES_PER_S;
@@ -482,6 +542,10 @@ async fn write_answer<S: AsyncWrite + Unpin>(
                 },
                 proof,
             )
+        }
+        BlockAnswer::Batch { here, data } => {
+            let here = here.into_iter().map(u8::from).collect::<Vec<u8>>().into();
+            (BlockHead::Batch { number, here }, data)
         }
         BlockAnswer::DontHave(have) => (BlockHead::DontHave { number, have }, Bytes::new()),
         BlockAnswer::Busy => (BlockHead::Busy { number }, Bytes::new()),

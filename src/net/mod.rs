@@ -40,9 +40,11 @@ use tokio::{
 use tracing::{error, warn};
 
 use crate::cluster::ClusterKeys;
+use blocks::Asked;
 use peers::{Peer, Shared};
 use proto::{
-    BLOCKS, BlockAnswer, BlockRequest, HELLO, PeerHello, Push, SYNC, SyncAnswer, SyncRequest,
+    BLOCKS, BatchRequest, BlockAnswer, BlockRequest, HELLO, PeerHello, Push, SYNC, SyncAnswer,
+    SyncRequest,
 };
 use swarm::{Behaviour, Command, Owner};
 
@@ -123,6 +125,13 @@ pub trait Service: Send + Sync + 'static {
         self: Arc<Self>,
         peer: PeerId,
         request: BlockRequest,
+    ) -> BoxFuture<'static, BlockAnswer>;
+    /// Answers a request for whole small contents on a block stream, with [`BlockAnswer::Batch`] or
+    /// [`BlockAnswer::Busy`].
+    fn batch(
+        self: Arc<Self>,
+        peer: PeerId,
+        request: BatchRequest,
     ) -> BoxFuture<'static, BlockAnswer>;
 }
 
@@ -344,7 +353,22 @@ impl Net {
         within: Duration,
     ) -> Result<BlockAnswer, NetError> {
         let there = self.proven(peer)?;
-        answered(&there, within, there.blocks.fetch(request)).await
+        answered(&there, within, there.blocks.fetch(Asked::Blocks(request))).await
+    }
+
+    /// Fetches whole small contents from a proven peer, without asking first whether it has them: [`BlockAnswer::Batch`] or
+    /// [`BlockAnswer::Busy`]. Dropping the future cancels.
+    ///
+    /// # Errors
+    /// [`NetError::NotConnected`], [`NetError::TimedOut`], [`NetError::Lost`].
+    pub async fn batch(
+        &self,
+        peer: PeerId,
+        request: BatchRequest,
+        within: Duration,
+    ) -> Result<BlockAnswer, NetError> {
+        let there = self.proven(peer)?;
+        answered(&there, within, there.blocks.fetch(Asked::Batch(request))).await
     }
 
     /// Block answers that are being worked on now, for all peers.

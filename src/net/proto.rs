@@ -1,6 +1,6 @@
 //! Messages between members. Length-prefixed CBOR; every list and blob has the bound that its doc names.
 
-use std::{fmt, marker::PhantomData};
+use std::{collections::BTreeSet, fmt, marker::PhantomData};
 
 use bytes::Bytes;
 use libp2p::StreamProtocol;
@@ -9,7 +9,7 @@ use serde_bytes::ByteBuf;
 
 use crate::{
     cluster::{MembershipProof, Nonce},
-    content::{BlockSet, Object},
+    content::{BLOCK_BYTES, BlockSet, Object},
     manifest::NodeHash,
 };
 
@@ -29,11 +29,15 @@ pub const NAMED_MAX: usize = 1024;
 pub const HEADS_MAX: usize = 256;
 /// Most blocks of one block request (1 MiB).
 pub const REQUEST_BLOCKS_MAX: u64 = 16;
+/// Most contents of one batch.
+pub const BATCH_OBJECTS_MAX: usize = 256;
+/// Most bytes of the contents of one batch together.
+pub const BATCH_BYTES_MAX: u64 = 1024 * 1024;
 /// Most ranges of a have-answer; what is beyond is left out.
 pub const HAVE_RANGES_MAX: usize = 1024;
 
 /// The protocol version that [`PeerHello`] carries.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// Most addresses told of one member.
 pub const ADDRESSES_MAX: usize = 16;
 /// Most members told in one status.
@@ -170,6 +174,8 @@ pub enum Push {
 pub enum BlockCall {
     /// A request, with the number that its answer will carry.
     Request(u64, BlockRequest),
+    /// Whole small contents, with the number that their answer will carry.
+    Batch(u64, BatchRequest),
     /// The answer is no longer wanted. Comes too late more often than not, which does no harm.
     Cancel(u64),
 }
@@ -192,6 +198,13 @@ pub enum BlockHead {
         size: u64,
         /// Bytes that follow, at most [`BLOCK_ANSWER_BYTES_MAX`].
         length: u32,
+    },
+    /// [`BlockAnswer::Batch`]: the contents that are there follow, one after the other.
+    Batch {
+        /// Of the request.
+        number: u64,
+        /// A byte for each content in the order asked: 1 where it follows, 0 where it isn't there.
+        here: ByteBuf,
     },
     /// [`BlockAnswer::DontHave`].
     DontHave {
@@ -223,11 +236,25 @@ pub struct BlockRequest {
     pub end: u64,
 }
 
+/// Whole small contents, asked for without asking first whether they are there: at most [`BATCH_OBJECTS_MAX`] of one block
+/// each, none twice, at most [`BATCH_BYTES_MAX`] together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchRequest(
+    #[serde(deserialize_with = "at_most::<_, _, BATCH_OBJECTS_MAX>")] pub Vec<Object>,
+);
+
 /// An answer on a block stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BlockAnswer {
     /// Proof and bytes, as [`crate::content::encode_range`] writes them.
     Data(Bytes),
+    /// Answers a [`BatchRequest`].
+    Batch {
+        /// Which of the contents are there, in the order asked.
+        here: Vec<bool>,
+        /// The bytes of those, one after the other. A content of one block proves itself.
+        data: Bytes,
+    },
     /// These blocks are not here; what is.
     DontHave(Have),
     /// The content has another size: the proof of its last block under that size.
@@ -406,10 +433,51 @@ impl BlockRequest {
     }
 }
 
+impl BatchRequest {
+    /// Whether it keeps to its bounds.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let objects = &self.0;
+        require(
+            (1..=BATCH_OBJECTS_MAX).contains(&objects.len()),
+            "it names no contents or too many",
+        )?;
+        require(
+            objects
+                .iter()
+                .all(|object| (1..=BLOCK_BYTES).contains(&object.size)),
+            "it names a content that is empty or has more than one block",
+        )?;
+        require(
+            objects.iter().map(|object| object.size).sum::<u64>() <= BATCH_BYTES_MAX,
+            "its contents are too large together",
+        )?;
+        let mut named = BTreeSet::new();
+        require(
+            objects.iter().all(|object| named.insert(object.content)),
+            "it names a content twice",
+        )
+    }
+
+    /// How many bytes follow a head that says so; an error if it answers another number of contents, or says anything
+    /// but yes and no.
+    pub fn bytes_of(&self, here: &[u8]) -> Result<u64, &'static str> {
+        require(
+            here.len() == self.0.len() && here.iter().all(|said| *said <= 1),
+            "it answers another number of contents than was asked for",
+        )?;
+        let sent = self.0.iter().zip(here).filter(|(_, said)| **said == 1);
+        Ok(sent.map(|(object, _)| object.size).sum())
+    }
+}
+
 impl BlockAnswer {
     /// Whether it keeps to its bounds.
     pub fn check(&self) -> Result<(), &'static str> {
         match self {
+            Self::Batch { here, data } => require(
+                here.len() <= BATCH_OBJECTS_MAX && data.len() as u64 <= BATCH_BYTES_MAX,
+                "it has more contents than a batch may have",
+            ),
             Self::Data(bytes) | Self::WrongSize { proof: bytes, .. } => require(
                 bytes.len() <= BLOCK_ANSWER_BYTES_MAX,
                 "it has more bytes than the blocks asked for",
@@ -441,6 +509,39 @@ mod tests {
             assert!(decode(&reply(variant, max as u32)).is_ok());
             let error = decode(&reply(variant, 4_000_000)).unwrap_err();
             assert!(error.to_string().contains("at most"), "{error}");
+        }
+    }
+
+    #[test]
+    fn batches_are_bounded_and_so_are_their_answers() {
+        let object = |number: usize, size: u64| {
+            let mut content = [0; 32];
+            content[..8].copy_from_slice(&(number as u64).to_le_bytes());
+            Object {
+                content: crate::content::ContentId(content),
+                size,
+            }
+        };
+        let batch = |count: usize, size: u64| {
+            BatchRequest((0..count).map(|number| object(number, size)).collect())
+        };
+        assert_eq!(batch(256, 4096).check(), Ok(()));
+        for refused in [
+            batch(0, 1),
+            batch(257, 1),
+            batch(1, 0),
+            batch(1, BLOCK_BYTES + 1),
+            batch(17, BLOCK_BYTES),
+            BatchRequest(vec![object(1, 1), object(1, 2)]),
+        ] {
+            assert!(refused.check().is_err(), "{} named", refused.0.len());
+        }
+        let encoded = cbor4ii::serde::to_vec(Vec::new(), &batch(257, 1)).unwrap();
+        assert!(cbor4ii::serde::from_slice::<BatchRequest>(&encoded).is_err());
+        let asked = batch(3, 100);
+        assert_eq!(asked.bytes_of(&[1, 0, 1]), Ok(200));
+        for answer in [&[1, 1][..], &[1, 1, 1, 1], &[1, 2, 0]] {
+            assert!(asked.bytes_of(answer).is_err());
         }
     }
 

@@ -93,6 +93,30 @@ impl Service for Answering {
         }
         .boxed()
     }
+
+    /// Contents of odd sizes are there; sizes above 60,000 are never answered.
+    fn batch(self: Arc<Self>, _: PeerId, request: BatchRequest) -> BoxFuture<'static, BlockAnswer> {
+        self.asked.fetch_add(1, SeqCst);
+        async move {
+            if request.0.iter().any(|object| object.size > 60_000) {
+                return std::future::pending().await;
+            }
+            let here: Vec<bool> = request
+                .0
+                .iter()
+                .map(|object| object.size % 2 == 1)
+                .collect();
+            let sent = request.0.iter().zip(&here).filter(|(_, here)| **here);
+            let data: Vec<u8> = sent
+                .flat_map(|(object, _)| vec![object.size as u8; object.size as usize])
+                .collect();
+            BlockAnswer::Batch {
+                here,
+                data: data.into(),
+            }
+        }
+        .boxed()
+    }
 }
 
 fn hello(node: &str) -> PeerHello {
@@ -204,6 +228,49 @@ async fn many_blocks_at_once_come_back_each_to_its_request() {
     );
     let answer = a.blocks(b.local_peer(), odd(1), SOON).await.unwrap();
     assert!(matches!(answer, BlockAnswer::WrongSize { size: 2, .. }));
+}
+
+/// A batch of contents of these sizes, all different.
+fn batch(sizes: impl IntoIterator<Item = u64>) -> BatchRequest {
+    let numbered = sizes.into_iter().enumerate();
+    let object = |(number, size): (usize, u64)| {
+        let mut content = [0; 32];
+        content[..8].copy_from_slice(&(number as u64).to_le_bytes());
+        Object {
+            content: crate::content::ContentId(content),
+            size,
+        }
+    };
+    BatchRequest(numbered.map(object).collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_brings_what_is_there_and_says_what_is_not() {
+    let [(a, _), (b, _)] = pair().await;
+    let asked = a.batch(b.local_peer(), batch([3, 4, 5]), SOON).await;
+    let expected = BlockAnswer::Batch {
+        here: vec![true, false, true],
+        data: Bytes::from_static(&[3, 3, 3, 5, 5, 5, 5, 5]),
+    };
+    assert_eq!(asked.unwrap(), expected);
+    // Beside ordinary requests, and with as much as may be in one.
+    let many = a.batch(b.local_peer(), batch(vec![4095; 256]), SOON);
+    let request = BlockRequest {
+        object: object(1 << 30),
+        start: 0,
+        end: 16,
+    };
+    let (many, block) = futures::join!(many, a.blocks(b.local_peer(), request.clone(), SOON));
+    assert!(block.unwrap() == BlockAnswer::Data(data(&request)));
+    let BlockAnswer::Batch { here, data } = many.unwrap() else {
+        panic!("an answer of another kind");
+    };
+    assert!(here == [true; 256] && data.len() == 256 * 4095);
+    // One that is given up leaves the stream in step.
+    let never = a.batch(b.local_peer(), batch([60_001]), Duration::from_millis(50));
+    assert!(matches!(never.await, Err(NetError::TimedOut { .. })));
+    let again = a.batch(b.local_peer(), batch([1]), SOON).await.unwrap();
+    assert!(matches!(again, BlockAnswer::Batch { .. }));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

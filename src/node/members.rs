@@ -26,8 +26,8 @@ use crate::{
     net::{
         Net, Service,
         proto::{
-            BlockAnswer, BlockRequest, HAVE_RANGES_MAX, Have, NAMED_MAX, Push, REQUEST_BLOCKS_MAX,
-            SYNC_BYTES_MAX, SyncAnswer, SyncRequest,
+            BatchRequest, BlockAnswer, BlockRequest, HAVE_RANGES_MAX, Have, NAMED_MAX, Push,
+            REQUEST_BLOCKS_MAX, SYNC_BYTES_MAX, SyncAnswer, SyncRequest,
         },
     },
     store::{Presence, Store, StoreError},
@@ -187,6 +187,28 @@ fn answer_blocks(store: &Store, request: &BlockRequest) -> Result<BlockAnswer, S
     }
 }
 
+/// The small contents that are here. One that can't be read isn't: whoever asks asks others.
+fn answer_batch(store: &Store, objects: &[Object]) -> BlockAnswer {
+    let mut here = Vec::with_capacity(objects.len());
+    // Bounded by the request's check.
+    let mut data = Vec::with_capacity(objects.iter().map(|object| object.size as usize).sum());
+    for object in objects {
+        let bytes = match store.small(object) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::warn!(content = %object.content, %error, "a content could not be read for a peer");
+                None
+            }
+        };
+        here.push(bytes.is_some());
+        data.extend_from_slice(&bytes.unwrap_or_default());
+    }
+    BlockAnswer::Batch {
+        here,
+        data: data.into(),
+    }
+}
+
 /// A push as it goes to the others: whoever cannot vouch for its changes leaves them out.
 fn passed_on(mut push: Push, changes_hold: bool) -> Push {
     if let Push::Manifest { changes, .. } = &mut push
@@ -293,6 +315,18 @@ impl Service for Members {
                 }
                 Err(_) => BlockAnswer::Busy,
             }
+        }
+        .boxed()
+    }
+
+    fn batch(
+        self: Arc<Self>,
+        _peer: PeerId,
+        request: BatchRequest,
+    ) -> BoxFuture<'static, BlockAnswer> {
+        async move {
+            let work = tokio::task::spawn_blocking(move || answer_batch(&self.store, &request.0));
+            work.await.unwrap_or(BlockAnswer::Busy)
         }
         .boxed()
     }

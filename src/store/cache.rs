@@ -27,7 +27,7 @@ use super::{
 use crate::content::{BlockSet, Object};
 
 /// Shards of the cache of objects in use, so that looking up one object doesn't wait for the record of another.
-const SHARDS: usize = 16;
+pub(super) const SHARDS: usize = 16;
 /// Objects per shard that are kept with open files (up to two each) when nobody uses them: 256 in all.
 const SHARD_OBJECTS_MAX: usize = 16;
 /// All of an open store but its lock and its thread.
@@ -59,13 +59,13 @@ pub(super) struct Core {
 }
 
 #[derive(Default)]
-struct Shard {
+pub(super) struct Shard {
     tick: u64,
     objects: HashMap<Object, (Arc<Hot>, u64)>,
 }
 
 impl Shard {
-    fn get(&self, object: &Object) -> Option<Arc<Hot>> {
+    pub(super) fn get(&self, object: &Object) -> Option<Arc<Hot>> {
         self.objects.get(object).map(|(hot, _)| Arc::clone(hot))
     }
 
@@ -179,6 +179,12 @@ impl State {
     }
 }
 
+/// Which shard an object is in; always below [`SHARDS`].
+pub(super) fn shard_of(object: &Object) -> usize {
+    // The first byte names the folder; any other is as good.
+    usize::from(object.content.0[31]) % SHARDS
+}
+
 /// Seconds since 1970.
 pub(super) fn now() -> u64 {
     SystemTime::now()
@@ -239,9 +245,8 @@ impl Core {
         self.data_path(object).with_extension("tree")
     }
 
-    fn shard(&self, object: &Object) -> &Mutex<Shard> {
-        // The first byte names the folder; any other is as good. The remainder is always within the array.
-        &self.shards[usize::from(object.content.0[31]) % SHARDS]
+    pub(super) fn shard(&self, object: &Object) -> &Mutex<Shard> {
+        &self.shards[shard_of(object)]
     }
 
     /// What the index knows of an object.

@@ -40,6 +40,7 @@ mod journal;
 mod objects;
 mod record;
 mod settle;
+mod small;
 mod staging;
 #[cfg(test)]
 mod tests;
@@ -399,6 +400,21 @@ impl Store {
     /// [`StoreError::Full`] leaves what was here before.
     pub fn insert(&self, range: &VerifiedRange<'_>) -> Result<(), StoreError> {
         self.inner.core.insert(range)
+    }
+
+    /// Adds proven blocks of many contents, none named twice: small ones go into the index together, without a write for each. What is here
+    /// already is not written again.
+    ///
+    /// # Errors
+    /// Some may have been kept then.
+    pub fn insert_all(&self, ranges: &[VerifiedRange]) -> Result<(), StoreError> {
+        self.inner.core.insert_all(ranges)
+    }
+
+    /// The bytes of a content of one block, for a peer; `None` if it isn't here or has another number of blocks. It is not
+    /// used by this: what others fetch does not keep it here longer.
+    pub fn small(&self, object: &Object) -> Result<Option<Bytes>, StoreError> {
+        self.inner.core.small(object)
     }
 
     /// Fills `buf` from `offset`, cut to the object's end; all blocks must be here. Returns the bytes read.

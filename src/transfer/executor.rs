@@ -22,6 +22,7 @@ use super::{
     scheduler::{
         self, Answer, Held, Output, Priority, RequestId, Scheduler, Verdict, Wanted, WishId,
     },
+    small,
     source::BlockSource,
 };
 use crate::{
@@ -29,14 +30,17 @@ use crate::{
     net::{
         NetError, NetEvent,
         proto::{
-            BlockAnswer, BlockRequest, HAVE_RANGES_MAX, Have, NAMED_MAX, Push, REQUEST_BLOCKS_MAX,
+            BATCH_BYTES_MAX, BATCH_OBJECTS_MAX, BatchRequest, BlockAnswer, BlockRequest,
+            HAVE_RANGES_MAX, Have, NAMED_MAX, Push, REQUEST_BLOCKS_MAX,
         },
     },
     store::{Presence, Store, StoreError},
 };
 
-// The scheduler knows nothing of the wire, but keeps to its bound.
+// The scheduler knows nothing of the wire, but keeps to its bounds.
 const _: () = assert!(scheduler::REQUEST_BLOCKS_MAX <= REQUEST_BLOCKS_MAX);
+const _: () = assert!(scheduler::BATCH_OBJECTS_MAX <= BATCH_OBJECTS_MAX);
+const _: () = assert!(scheduler::BATCH_BYTES_MAX <= BATCH_BYTES_MAX);
 
 /// Reports of tasks that wait to be taken; tasks wait when it is full.
 const REPORTS_MAX: usize = 256;
@@ -69,6 +73,8 @@ pub(super) enum Command {
         label: String,
         done: Option<Reply>,
     },
+    /// Small contents are worth having soon.
+    Ahead(Vec<Object>),
     /// Nobody waits any more.
     GiveUp(WishId),
     /// A peer told what it has.
@@ -92,6 +98,15 @@ enum Report {
     Holders {
         object: Object,
         found: Vec<PeerId>,
+    },
+    /// What of small contents isn't here.
+    Ahead(Vec<Object>),
+    /// How a batch ended: for each content whether it came.
+    Batch {
+        id: RequestId,
+        peer: PeerId,
+        objects: Vec<Object>,
+        answer: Result<Vec<bool>, Answer>,
     },
     /// An answer has come and is being verified.
     Received(RequestId),
@@ -254,6 +269,7 @@ impl Executor {
                     tracing::debug!(%label, "too many prefetches, one is passed over");
                 }
             }
+            Command::Ahead(objects) => self.look_ahead(objects),
             Command::GiveUp(id) => self.give_up(id),
             Command::Announced {
                 peer,
@@ -284,6 +300,13 @@ impl Executor {
             Report::Holders { object, found } => {
                 self.scheduler.handle_holders(now, object, &found);
             }
+            Report::Ahead(objects) => self.scheduler.handle_ahead(now, &objects),
+            Report::Batch {
+                id,
+                peer,
+                objects,
+                answer,
+            } => self.on_batch(id, peer, &objects, answer),
             Report::Received(id) => self.scheduler.handle_received(id),
             Report::Answer {
                 id,
@@ -311,6 +334,38 @@ impl Executor {
                     (None, _) => {}
                 }
             }
+        }
+    }
+
+    fn on_batch(
+        &mut self,
+        id: RequestId,
+        peer: PeerId,
+        objects: &[Object],
+        answer: Result<Vec<bool>, Answer>,
+    ) {
+        let now = self.now();
+        let was_running = self.running.remove(&id).is_some();
+        for (object, here) in objects.iter().zip(answer.iter().flatten()) {
+            // What nobody asked for by name is announced to nobody: whoever wants it asks for it in a batch as well.
+            if !here || !self.scheduler.is_active(object) {
+                continue;
+            }
+            self.parts.board.lock().on_blocks(now, *object, 0..1, peer);
+            if self.news.len() < NEWS_MAX {
+                self.news.entry(*object).or_default().insert(0..1);
+            }
+            if !was_running {
+                self.scheduler.handle_arrived(now, *object, 0..1);
+            }
+        }
+        match (was_running, answer, objects.first()) {
+            (true, answer, _) => self.scheduler.handle_batch(now, id, answer.as_deref()),
+            (false, Err(Answer::Bad(reason)), Some(first)) => {
+                self.scheduler
+                    .handle_bad_answer(now, peer, *first, 0..1, &reason)
+            }
+            (false, ..) => {}
         }
     }
 
@@ -360,6 +415,12 @@ impl Executor {
                     deadline,
                     ..
                 } => self.request(id, peer, object, blocks, deadline),
+                Output::Batch {
+                    id,
+                    peer,
+                    objects,
+                    deadline,
+                } => self.batch(id, peer, objects, deadline),
                 Output::Cancel { id } => {
                     if let Some(running) = self.running.remove(&id) {
                         running.cancel();
@@ -515,6 +576,47 @@ impl Executor {
     }
 }
 
+impl Executor {
+    /// Leaves out what is here, where the disk may be waited for.
+    fn look_ahead(&self, objects: Vec<Object>) {
+        let store = self.parts.store.clone();
+        self.spawn(async move {
+            let lacking = move || {
+                let lacks = |object: &Object| {
+                    matches!(store.presence(object), Ok(presence) if presence != Presence::Complete)
+                };
+                objects.into_iter().filter(lacks).collect()
+            };
+            let objects: Vec<Object> = tokio::task::spawn_blocking(lacking).await.ok()?;
+            (!objects.is_empty()).then_some(Report::Ahead(objects))
+        });
+    }
+
+    fn batch(&mut self, id: RequestId, peer: PeerId, objects: Vec<Object>, deadline: Duration) {
+        let within = deadline.saturating_sub(self.now()) + WITHIN_SLACK;
+        let request = BatchRequest(objects.clone());
+        let asked = self.parts.source.batch(peer, request, within);
+        let cancelled = self.parts.stop.child_token();
+        self.running.insert(id, cancelled.clone());
+        let store = self.parts.store.clone();
+        let verifiers = self.verifiers.clone();
+        let reports = self.reports.clone();
+        self.spawn(async move {
+            let result = cancelled.run_until_cancelled(asked).await?;
+            // The receiver is gone only once the engine has stopped.
+            let _ = reports.send(Report::Received(id)).await;
+            // From here on it can't be cancelled: what has come is worth keeping.
+            let answer = small::settle(store, &verifiers, objects.clone(), result).await;
+            Some(Report::Batch {
+                id,
+                peer,
+                objects,
+                answer,
+            })
+        });
+    }
+}
+
 /// Answers a caller, if there is one. One that went away doesn't care.
 fn answer(done: Option<Reply>, result: Result<(), TransferError>) {
     if let Some(done) = done {
@@ -553,6 +655,9 @@ async fn settle(
         }
         Ok(BlockAnswer::DontHave(have)) => return Answer::DontHave(held(have)),
         Ok(BlockAnswer::Busy) => return Answer::Busy,
+        Ok(BlockAnswer::Batch { .. }) => {
+            return Answer::Bad("answered another question".to_owned());
+        }
         Err(NetError::TimedOut { .. }) => return Answer::TimedOut,
         Err(error) => return Answer::Failed(error.to_string()),
     };

@@ -8,6 +8,7 @@ mod board;
 mod executor;
 mod readahead;
 pub mod scheduler;
+mod small;
 mod source;
 
 #[cfg(test)]
@@ -312,6 +313,14 @@ impl Transfers {
         };
         if self.commands.try_send(wish).is_err() {
             tracing::debug!(label, "the engine is busy, a prefetch is passed over");
+        }
+    }
+
+    /// Fetches small contents ahead, whole and in batches, without anybody waiting: what is here already, on its way or larger
+    /// than a block is passed over, as all is when there is too much to do.
+    pub fn ahead(&self, objects: Vec<Object>) {
+        if !objects.is_empty() && self.commands.try_send(Command::Ahead(objects)).is_err() {
+            tracing::debug!("the engine is busy, small contents are not fetched ahead");
         }
     }
 

@@ -12,6 +12,7 @@
 //! - A wish ends: it is done, fails, or is given up. It fails at the latest when it made no progress for the time-out.
 //! - A wish for an object whose size isn't proven includes the object's last block, so it isn't done before the proof.
 
+mod batches;
 mod peer;
 mod select;
 mod timers;
@@ -32,8 +33,10 @@ use std::{
 use libp2p::PeerId;
 use rand::{SeedableRng, rngs::StdRng};
 
+pub use self::batches::{BATCH_BYTES_MAX, BATCH_OBJECTS_MAX};
 pub use self::types::{Answer, Held, Output, Priority, RequestId, Verdict, Wanted, WishId};
 use self::{
+    batches::Batches,
     peer::{Peer, Sent},
     work::{Holder, Said, Work},
 };
@@ -92,6 +95,7 @@ pub struct Scheduler {
     wishes: BTreeMap<WishId, Wish>,
     works: BTreeMap<Object, Work>,
     requests: BTreeMap<RequestId, Request>,
+    batches: Batches,
     next_request: u64,
     in_flight_bytes: u64,
     /// The wish of each priority that was served last.
@@ -112,6 +116,7 @@ impl Scheduler {
             wishes: BTreeMap::new(),
             works: BTreeMap::new(),
             requests: BTreeMap::new(),
+            batches: Batches::default(),
             next_request: 0,
             in_flight_bytes: 0,
             turns: BTreeMap::new(),
@@ -199,9 +204,14 @@ impl Scheduler {
             .entry(object)
             .or_insert_with(|| Work::new(now, size_proven));
         work.size_proven = size_proven;
-        if work.wishes.is_empty() {
+        let is_first = work.wishes.is_empty();
+        if is_first {
             work.since = now;
+            // Where a holder is known, one round trip is enough anyway.
+            let is_known = work.holders.values().any(|one| one.held == Held::Whole);
+            work.in_batch = all == 1 && !is_known;
         }
+        let in_batch = work.in_batch;
         work.wishes.insert(id);
         self.wishes.insert(
             id,
@@ -212,6 +222,9 @@ impl Scheduler {
                 progress_at: now,
             },
         );
+        if in_batch {
+            self.try_batch(object, priority);
+        }
         self.advance(now);
         true
     }
@@ -238,7 +251,7 @@ impl Scheduler {
 
     /// A peer went away. What it was asked for is asked of others.
     pub fn handle_peer_down(&mut self, now: Duration, id: PeerId) {
-        self.cancel_requests_of(id);
+        self.cancel_requests_of(now, id);
         self.peers.remove(&id);
         for holder in self
             .works
@@ -355,6 +368,7 @@ impl Scheduler {
             request.deadline = None;
             request.hedged = true;
         }
+        self.batch_received(id);
     }
 
     /// A request ended. Answers to cancelled requests are passed over.
@@ -374,7 +388,7 @@ impl Scheduler {
         blocks: Range<u64>,
         reason: &str,
     ) {
-        self.condemn(id, &object, blocks, reason);
+        self.condemn(now, id, &object, blocks, reason);
         self.advance(now);
     }
 
@@ -416,7 +430,7 @@ impl Scheduler {
                 };
                 self.fail_all(now, &object, &error);
             }
-            Answer::Bad(reason) => self.condemn(id, &object, request.blocks, &reason),
+            Answer::Bad(reason) => self.condemn(now, id, &object, request.blocks, &reason),
             Answer::Failed(reason) => self.fault(now, &request, Said::failed(&reason)),
             Answer::TimedOut => self.fault(now, &request, Said::TimedOut),
             Answer::NotStored(reason) => {
@@ -439,16 +453,19 @@ impl Scheduler {
 
     /// A request failed or timed out: the third in a row drops the peer.
     fn fault(&mut self, now: Duration, request: &Request, said: Said) {
-        let timed_out = said == Said::TimedOut;
-        let reason = format!("three requests in a row failed, the last one: {said}");
-        self.note(&request.object, request.peer, said);
-        let Some(peer) = self.peers.get_mut(&request.peer) else {
+        self.note(&request.object, request.peer, said.clone());
+        self.fault_of(now, request.peer, request.sent, said);
+    }
+
+    fn fault_of(&mut self, now: Duration, id: PeerId, sent: Sent, said: Said) {
+        let Some(peer) = self.peers.get_mut(&id) else {
             return;
         };
-        if peer.on_failure(now, request.sent, timed_out) {
-            self.cancel_requests_of(request.peer);
+        if peer.on_failure(now, sent, said == Said::TimedOut) {
+            let reason = format!("three requests in a row failed, the last one: {said}");
+            self.cancel_requests_of(now, id);
             self.outputs.push_back(Output::Verdict {
-                peer: request.peer,
+                peer: id,
                 verdict: Verdict::Dropped,
                 reason,
             });
@@ -456,11 +473,18 @@ impl Scheduler {
     }
 
     /// A peer sent something that doesn't verify: it is never asked again.
-    fn condemn(&mut self, id: PeerId, object: &Object, blocks: Range<u64>, reason: &str) {
+    fn condemn(
+        &mut self,
+        now: Duration,
+        id: PeerId,
+        object: &Object,
+        blocks: Range<u64>,
+        reason: &str,
+    ) {
         self.rejected += blocks.end - blocks.start;
         self.note(object, id, Said::Bad);
         if self.blocked.insert(id) {
-            self.cancel_requests_of(id);
+            self.cancel_requests_of(now, id);
             self.outputs.push_back(Output::Verdict {
                 peer: id,
                 verdict: Verdict::Blocked,
@@ -539,6 +563,9 @@ impl Scheduler {
             work.wishes.remove(&id);
             if work.wishes.is_empty() {
                 work.since = now;
+                if std::mem::take(&mut work.in_batch) {
+                    self.forget_want(&wish.object);
+                }
             }
         }
         Some(wish)
@@ -571,7 +598,8 @@ impl Scheduler {
         }
     }
 
-    fn cancel_requests_of(&mut self, peer: PeerId) {
+    fn cancel_requests_of(&mut self, now: Duration, peer: PeerId) {
+        self.cancel_batches_of(now, peer);
         let requests: Vec<RequestId> = self
             .requests
             .iter()
@@ -627,7 +655,9 @@ impl Scheduler {
     /// Does what is due, then issues what can be issued.
     fn advance(&mut self, now: Duration) {
         self.expire_requests(now);
+        self.expire_batches(now);
         self.expire_wishes(now);
+        self.issue_batches(now, Priority::Demand);
         self.renew(now);
         self.schedule(now);
         self.wake_at = self.next_wake(now);

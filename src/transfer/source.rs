@@ -10,7 +10,7 @@ use crate::{
     content::Object,
     net::{
         Net, NetError, NetEvent,
-        proto::{BlockAnswer, BlockRequest, Have, Push, SyncAnswer, SyncRequest},
+        proto::{BatchRequest, BlockAnswer, BlockRequest, Have, Push, SyncAnswer, SyncRequest},
     },
 };
 
@@ -34,6 +34,13 @@ pub(super) trait BlockSource: Send + Sync + 'static {
         &self,
         peer: PeerId,
         request: BlockRequest,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<BlockAnswer, NetError>>;
+    /// Asks a peer for whole small contents. Dropping the future cancels.
+    fn batch(
+        &self,
+        peer: PeerId,
+        request: BatchRequest,
         within: Duration,
     ) -> BoxFuture<'static, Result<BlockAnswer, NetError>>;
     /// Tells all peers; those with full queues miss it.
@@ -90,6 +97,16 @@ impl BlockSource for Net {
     ) -> BoxFuture<'static, Result<BlockAnswer, NetError>> {
         let net = self.clone();
         Box::pin(async move { net.blocks(peer, request, within).await })
+    }
+
+    fn batch(
+        &self,
+        peer: PeerId,
+        request: BatchRequest,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<BlockAnswer, NetError>> {
+        let net = self.clone();
+        Box::pin(async move { net.batch(peer, request, within).await })
     }
 
     fn push(&self, push: Push) {

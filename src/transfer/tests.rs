@@ -12,8 +12,9 @@ use crate::{
     },
     net::{
         NetError, NetEvent,
-        proto::{BlockAnswer, BlockRequest, Have, Push},
+        proto::{BatchRequest, BlockAnswer, BlockRequest, Have, Push},
     },
+    store::Presence,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -79,6 +80,7 @@ struct FakePeer {
 struct State {
     peers: BTreeMap<PeerId, FakePeer>,
     requests: Vec<(PeerId, BlockRequest)>,
+    batches: Vec<(PeerId, Vec<Object>)>,
     open: usize,
     pushes: Vec<(Object, BlockSet)>,
     blocked: BTreeSet<PeerId>,
@@ -174,6 +176,37 @@ impl FakeNet {
     }
 }
 
+impl FakeNet {
+    fn answer_batch(
+        &self,
+        peer: PeerId,
+        objects: &[Object],
+    ) -> Option<Result<BlockAnswer, NetError>> {
+        let state = self.state.lock();
+        let Some(fake) = state.peers.get(&peer) else {
+            return Some(Err(NetError::NotConnected(peer)));
+        };
+        let mut here = Vec::new();
+        let mut data = Vec::new();
+        for object in objects {
+            let content = fake.contents.get(&object.content);
+            let content = content.filter(|content| content.object == *object);
+            here.push(content.is_some());
+            data.extend(content.iter().flat_map(|content| &content.data));
+        }
+        match &fake.behaviour {
+            Behaviour::Failing => return Some(Err(NetError::Lost(peer))),
+            Behaviour::SilentBut(_) => return None,
+            Behaviour::Corrupt => data.iter_mut().take(1).for_each(|byte| *byte ^= 1),
+            Behaviour::Honest | Behaviour::ClaimsSize(_) => {}
+        }
+        Some(Ok(BlockAnswer::Batch {
+            here,
+            data: data.into(),
+        }))
+    }
+}
+
 /// The engine's view of [`FakeNet`].
 struct FakeSource(Arc<FakeNet>);
 
@@ -222,6 +255,27 @@ impl BlockSource for FakeSource {
             let _open = open;
             tokio::task::yield_now().await;
             match net.answer(peer, &request) {
+                Some(answer) => answer,
+                None => std::future::pending().await,
+            }
+        })
+    }
+
+    fn batch(
+        &self,
+        peer: PeerId,
+        request: BatchRequest,
+        _within: Duration,
+    ) -> BoxFuture<'static, Result<BlockAnswer, NetError>> {
+        assert_eq!(request.check(), Ok(()));
+        let net = self.0.clone();
+        net.state.lock().open += 1;
+        net.state.lock().batches.push((peer, request.0.clone()));
+        let open = Open(net.clone());
+        Box::pin(async move {
+            let _open = open;
+            tokio::task::yield_now().await;
+            match net.answer_batch(peer, &request.0) {
                 Some(answer) => answer,
                 None => std::future::pending().await,
             }
@@ -412,7 +466,7 @@ async fn a_failing_peer_is_tried_three_times_then_reported() {
     let error = engine.ensure(content.object, 0..10, "a").await.unwrap_err();
     assert!(error.to_string().contains("was lost"), "{error}");
     let state = f.net.state.lock();
-    assert_eq!(state.requests.len(), 3);
+    assert_eq!(state.batches.len() + state.requests.len(), 3);
     assert_eq!(state.reported.len(), 1);
     assert_eq!(state.reported[0].0, failing);
     assert!(state.blocked.is_empty());
@@ -667,4 +721,78 @@ async fn many_readers_of_one_object_share_its_transfer() {
             assert!(asked.insert(block), "block {block} was asked for twice");
         }
     }
+}
+
+/// Small contents of many sizes, all different.
+fn small(count: u64) -> Vec<Arc<Content>> {
+    let size = |number: u64| [100, 4096, 5000, BLOCK_BYTES][(number % 4) as usize];
+    (0..count)
+        .map(|number| Content::new(size(number), number as u8))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_contents_come_in_batches_without_a_question_first() {
+    let f = Fixture::new();
+    let contents = small(200);
+    let all: Vec<&Arc<Content>> = contents.iter().collect();
+    f.net.add(&all, Behaviour::Honest);
+    let engine = f.start(TIMEOUT);
+    // One is here; what has more blocks is not fetched so.
+    let first = contents[1].object;
+    engine.ensure(first, 0..first.size, "a").await.unwrap();
+    let large = Content::new(BLOCK_BYTES + 1, 1).object;
+    let mut objects: Vec<Object> = contents.iter().map(|content| content.object).collect();
+    objects.push(large);
+    engine.ahead(objects);
+    until("all are here", || {
+        let here = |content: &Arc<Content>| {
+            f.store.presence(&content.object).unwrap() == Presence::Complete
+        };
+        contents.iter().all(here)
+    })
+    .await;
+    for content in &contents {
+        let object = content.object;
+        assert!(f.read(object, 0..object.size) == content.data);
+    }
+    let state = f.net.state.lock();
+    assert!(state.requests.is_empty(), "{:?}", state.requests);
+    let named: Vec<Object> = state
+        .batches
+        .iter()
+        .flat_map(|batch| batch.1.clone())
+        .collect();
+    assert_eq!(named.len(), contents.len(), "each is asked for once");
+    assert!(state.batches.len() < 20, "{} batches", state.batches.len());
+    assert!(!named.contains(&large));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_sends_a_wrong_small_content_is_blamed_and_others_bring_it() {
+    let f = Fixture::new();
+    let contents = small(40);
+    let all: Vec<&Arc<Content>> = contents.iter().collect();
+    let liar = f.net.add(&all, Behaviour::Corrupt);
+    f.net.add(&all, Behaviour::Honest);
+    f.net.add(&[], Behaviour::Honest);
+    let engine = f.start(TIMEOUT);
+    engine.ahead(contents.iter().map(|content| content.object).collect());
+    for content in &contents {
+        let object = content.object;
+        engine.ensure(object, 0..object.size, "a").await.unwrap();
+        assert!(f.read(object, 0..object.size) == content.data);
+    }
+    let was_asked = f
+        .net
+        .state
+        .lock()
+        .batches
+        .iter()
+        .any(|(peer, _)| *peer == liar);
+    assert_eq!(f.net.state.lock().blocked.contains(&liar), was_asked);
+    assert_eq!(
+        engine.blames().iter().any(|blame| blame.peer == liar),
+        was_asked
+    );
 }

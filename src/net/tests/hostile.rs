@@ -251,6 +251,10 @@ async fn requests_beyond_their_bounds_end_in_a_block() {
         let call = BlockCall::Request(1, request);
         (BLOCKS, framing::encode(&call, 1024).unwrap())
     };
+    let batch = |request| {
+        let call = BlockCall::Batch(1, request);
+        (BLOCKS, framing::encode(&call, 16 * 1024).unwrap())
+    };
     let offences = [
         (
             SYNC,
@@ -262,6 +266,10 @@ async fn requests_beyond_their_bounds_end_in_a_block() {
         blocks(request(0, 17)),
         blocks(request(5, 5)),
         blocks(request(5, 4)),
+        batch(super::batch([0])),
+        batch(super::batch([70_000])),
+        batch(super::batch([60_000; 20])),
+        batch(BatchRequest(vec![object(1), object(1)])),
         (BLOCKS, vec![0, 1, 0, 0]),
     ];
     for (protocol, bytes) in offences {

@@ -359,3 +359,37 @@ fn inserts_reads_and_drops_from_many_threads_never_show_wrong_bytes() {
     assert_eq!(store.usage().unwrap().objects_bytes, counted);
     assert_eq!(damage(&store), []);
 }
+
+#[test]
+fn many_small_contents_come_and_go_at_once_whatever_was_there_before() {
+    let (_dir, store) = new_store();
+    let samples: Vec<_> = (0..400u64)
+        .map(|seed| Sample::new([40, 100, 4096, 4097, 65_536][(seed % 5) as usize], seed))
+        .collect();
+    // Some are here and in use, one was dropped and is in use still.
+    for sample in &samples[..20] {
+        store.insert(&sample.all()).unwrap();
+    }
+    store.drop_blocks(&samples[0].object, 0..1).unwrap();
+    assert_eq!(store.small(&samples[0].object).unwrap(), None);
+    let all: Vec<VerifiedRange> = samples.iter().map(Sample::all).collect();
+    store.insert_all(&all).unwrap();
+    store.insert_all(&all).unwrap();
+    let bytes: u64 = samples.iter().map(|sample| sample.object.size).sum();
+    let mut store = store;
+    for _ in 0..2 {
+        assert_eq!(store.usage().unwrap().objects_bytes, bytes);
+        for sample in &samples {
+            let object = &sample.object;
+            assert!(store.size_proven(object).unwrap());
+            assert_eq!(store.small(object).unwrap().unwrap(), sample.data);
+            assert_eq!(read_blocks(&store, object, 0..1).unwrap(), sample.data);
+        }
+        store = reopen(store);
+    }
+    let large = Sample::new(65_537, 1);
+    let (_dir, store) = new_store();
+    store.insert_all(&[large.all()]).unwrap();
+    assert_eq!(store.small(&large.object).unwrap(), None);
+    assert_eq!(store.presence(&large.object).unwrap(), Presence::Complete);
+}

@@ -20,6 +20,8 @@ const RATE_MIN: u64 = 16 * 1024;
 const LOAD_COST: Duration = Duration::from_millis(10);
 /// What each failure in a row adds to it.
 const FAILURE_COST: Duration = Duration::from_secs(1);
+/// What each batch in a row of which a peer had nothing adds to its expected completion time for another one.
+const LACKING_COST: Duration = Duration::from_millis(100);
 /// Queue kept at a peer beyond bandwidth × delay, in time: covers jitter of both ends without adding much latency.
 const QUEUE_SLACK: Duration = Duration::from_millis(250);
 /// Bounds of the window: one block, and what 1 GiB/s moves in 31 ms.
@@ -73,6 +75,8 @@ pub(super) struct Peer {
     failures: u32,
     failed_at: Option<Duration>,
     busy: u32,
+    /// Batches in a row of which it had nothing.
+    lacking: u32,
     /// Not to be asked for blocks before this.
     pub(super) paused_until: Duration,
     dropped: bool,
@@ -86,6 +90,16 @@ impl Peer {
             + time_for(self.queued_bytes.saturating_add(bytes), rate)
             + LOAD_COST * self.load.min(1000)
             + FAILURE_COST * self.failures
+    }
+
+    /// The same where nobody knows whether it has them: one that lacked all of the last such comes later.
+    pub(super) fn expected_unasked(&self, bytes: u64) -> Duration {
+        self.expected(bytes) + LACKING_COST * self.lacking.min(100)
+    }
+
+    /// It had something of a batch, or nothing.
+    pub(super) fn on_unasked(&mut self, is_any: bool) {
+        self.lacking = if is_any { 0 } else { self.lacking + 1 };
     }
 
     /// How many bytes may be queued at the peer: bandwidth × delay and some slack.

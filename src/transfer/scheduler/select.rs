@@ -15,7 +15,7 @@ use crate::content::{BlockSet, Object};
 const PIECES_MAX: usize = 64;
 /// Bytes in flight from all peers together; bounds what answers can take in memory. Prefetches stop here, reads that
 /// somebody waits for at twice as much.
-const IN_FLIGHT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+pub(super) const IN_FLIGHT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 impl Scheduler {
     /// Issues all requests that windows allow: what somebody waits for first, then hedges, then prefetches; wishes of the
@@ -23,6 +23,7 @@ impl Scheduler {
     pub(super) fn schedule(&mut self, now: Duration) {
         self.serve(now, Priority::Demand);
         self.hedge(now);
+        self.issue_batches(now, Priority::Prefetch);
         self.serve(now, Priority::Prefetch);
     }
 
@@ -30,7 +31,7 @@ impl Scheduler {
         let mut waiting: Vec<WishId> = self
             .wishes
             .iter()
-            .filter(|(_, wish)| wish.priority == priority)
+            .filter(|(id, wish)| wish.priority == priority && !self.waits_for_batch(**id))
             .map(|(id, _)| *id)
             .collect();
         let turn = self.turns.get(&priority).copied();

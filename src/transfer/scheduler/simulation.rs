@@ -265,6 +265,7 @@ impl World {
                 let id = id.0;
                 self.plan(at, Event::Asked { of, by: reader, id });
             }
+            Output::Batch { .. } => panic!("seed {}: nothing here is small", self.seed),
             Output::Cancel { id } => {
                 let open = self.nodes[reader].open.remove(&id);
                 assert!(open.is_some(), "only open requests are cancelled");

@@ -4,6 +4,8 @@ use super::*;
 use crate::content::{BLOCK_BYTES, ContentId};
 use libp2p::multihash::Multihash;
 
+mod batches;
+
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(super) fn peer(number: u8) -> PeerId {
@@ -38,6 +40,7 @@ struct Harness {
     now: Duration,
     next_wish: u64,
     asked: Vec<Asked>,
+    batches: Vec<(RequestId, PeerId, Vec<Object>)>,
     asked_have: Vec<(PeerId, Object)>,
     asked_load: Vec<PeerId>,
     searched: Vec<Object>,
@@ -53,6 +56,7 @@ impl Harness {
             now: Duration::from_secs(1000),
             next_wish: 0,
             asked: Vec::new(),
+            batches: Vec::new(),
             asked_have: Vec::new(),
             asked_load: Vec::new(),
             searched: Vec::new(),
@@ -119,6 +123,9 @@ impl Harness {
                         hedge_of,
                     });
                 }
+                Output::Batch {
+                    id, peer, objects, ..
+                } => self.batches.push((id, peer, objects)),
                 Output::Cancel { id } => self.cancelled.push(id),
                 Output::Verdict { peer, verdict, .. } => self.verdicts.push((peer, verdict)),
                 Output::Done { wish } => {

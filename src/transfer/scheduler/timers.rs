@@ -52,7 +52,7 @@ impl Scheduler {
         let active: Vec<Object> = self
             .works
             .iter()
-            .filter(|(_, work)| !work.wishes.is_empty())
+            .filter(|(_, work)| !work.wishes.is_empty() && !work.in_batch)
             .map(|(object, _)| *object)
             .collect();
         for object in active {
@@ -138,7 +138,10 @@ impl Scheduler {
             let late_at = (!request.hedged).then_some(request.late_at);
             late_at.into_iter().chain(request.deadline)
         });
-        let active = || self.works.values().filter(|work| !work.wishes.is_empty());
+        let active = || {
+            let works = self.works.values();
+            works.filter(|work| !work.wishes.is_empty() && !work.in_batch)
+        };
         let works = active().flat_map(|work| {
             let asked_at = work.directory.asked_at.unwrap_or(work.since);
             [work.since + DIRECTORY_AFTER, asked_at + RENEW_EVERY]
@@ -163,6 +166,7 @@ impl Scheduler {
             .chain(works)
             .chain(holders)
             .chain(pauses)
+            .chain(self.batches.wakes())
             .filter(|at| *at > now)
             .min()
     }

@@ -120,7 +120,18 @@ pub enum Output {
         /// The late request that this one doubles.
         hedge_of: Option<RequestId>,
     },
-    /// Drop the request; its answer is of no interest any more.
+    /// Ask the peer for whole small contents, whether it has them or not; tell [`Scheduler::handle_batch`] either way.
+    Batch {
+        /// Its name.
+        id: RequestId,
+        /// Whom.
+        peer: PeerId,
+        /// At most [`super::BATCH_OBJECTS_MAX`] of one block each, of [`super::BATCH_BYTES_MAX`] together.
+        objects: Vec<Object>,
+        /// When it will be cancelled for being too late.
+        deadline: Duration,
+    },
+    /// Drop the request or batch; its answer is of no interest any more.
     Cancel {
         /// Which.
         id: RequestId,

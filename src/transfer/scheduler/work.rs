@@ -135,6 +135,8 @@ pub(super) struct Directory {
 pub(super) struct Work {
     /// Whether the store has the proof of the object's size.
     pub(super) size_proven: bool,
+    /// It is tried in a batch, and not asked for otherwise meanwhile.
+    pub(super) in_batch: bool,
     /// Unfinished wishes for it.
     pub(super) wishes: BTreeSet<WishId>,
     /// Blocks asked for and not answered.
@@ -151,6 +153,7 @@ impl Work {
     pub(super) fn new(now: Duration, size_proven: bool) -> Self {
         Self {
             size_proven,
+            in_batch: false,
             wishes: BTreeSet::new(),
             in_flight: BlockSet::default(),
             holders: BTreeMap::new(),

@@ -1,0 +1,92 @@
+//! Many small contents at a time: those of a batch that came from a peer, and those of one that goes to a peer.
+//!
+//! Inline contents go into the index as one atomic batch for each shard of the object cache, and are not taken into use:
+//! a batch of 256 would push everything else out of the cache. While a shard is locked nobody takes one of its objects into
+//! use, so there is still never more than one state of an object.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::{
+    Origin, Presence, StoreError,
+    cache::{Core, SHARDS, now, shard_of},
+    record::{ObjectRecord, object_key},
+};
+use crate::content::{BlockSet, INLINE_BYTES_MAX, Object, VerifiedRange};
+
+impl Core {
+    /// See [`super::Store::insert_all`].
+    pub(super) fn insert_all(&self, ranges: &[VerifiedRange]) -> Result<(), StoreError> {
+        let mut inline: [Vec<&VerifiedRange>; SHARDS] = Default::default();
+        for range in ranges {
+            let object = &range.object;
+            let is_whole = object.size <= INLINE_BYTES_MAX
+                && range.blocks == (0..object.blocks())
+                && range.data.len() as u64 == object.size;
+            match inline.get_mut(shard_of(object)).filter(|_| is_whole) {
+                Some(shard) => shard.push(range),
+                None => self.insert(range)?,
+            }
+        }
+        for ranges in inline {
+            self.insert_inline(&ranges)?;
+        }
+        Ok(())
+    }
+
+    /// Inline contents of one shard.
+    fn insert_inline(&self, ranges: &[&VerifiedRange]) -> Result<(), StoreError> {
+        let Some(first) = ranges.first() else {
+            return Ok(());
+        };
+        let mut batch = sled::Batch::default();
+        let mut bytes = 0;
+        let mut in_use = Vec::new();
+        let shard = self.shard(&first.object).lock();
+        for range in ranges {
+            let object = &range.object;
+            if shard.get(object).is_some() || self.objects.contains_key(object_key(object))? {
+                in_use.push(*range);
+                continue;
+            }
+            let record = ObjectRecord {
+                origin: Origin::Fetched,
+                size_proven: true,
+                last_use: now(),
+                inline: Some(range.data.clone()),
+                present: BlockSet::of(0..object.blocks()),
+                loose: BlockSet::default(),
+            };
+            batch.insert(object_key(object).as_slice(), record.encode(object));
+            bytes += object.size;
+        }
+        self.objects.apply_batch(batch)?;
+        self.objects_bytes.fetch_add(bytes, Ordering::Relaxed);
+        drop(shard);
+        for range in in_use {
+            self.insert(range)?;
+        }
+        Ok(())
+    }
+
+    /// See [`super::Store::small`].
+    pub(super) fn small(&self, object: &Object) -> Result<Option<Bytes>, StoreError> {
+        if object.blocks() != 1 {
+            return Ok(None);
+        }
+        let found = self.look(object, |state| {
+            (state.record.inline.clone(), state.presence(object))
+        })?;
+        match found {
+            Some((Some(content), _)) => Ok(Some(content)),
+            Some((None, Presence::Complete)) => match self.encode(object, 0..1) {
+                // The proof of a single block is the block.
+                Ok(content) => Ok(Some(content.into())),
+                Err(StoreError::Absent(_)) => Ok(None),
+                Err(error) => Err(error),
+            },
+            _ => Ok(None),
+        }
+    }
+}
