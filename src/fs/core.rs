@@ -3,7 +3,7 @@
 //! Operations (in `ops/`) are methods of [`Core`]. They never wait for the network and never call the kernel. One that lacks
 //! something answers [`Fail::Need`], having changed nothing, and is called again once that is there.
 //!
-//! Lock order, outermost first: `order`, a [`Live`]'s `syncing`, its state, `lives`, `inodes`, `files`/`folders`. `order` is held
+//! Lock order, outermost first: `order`, a [`Live`]'s `syncing`, its state, `lives`, `inodes`, `files`/`folders`/`following`. `order` is held
 //! shared by operations that look at names and exclusively by those that change them, so that the tree and the table of inodes
 //! agree. Nobody waits for a disk to sync while holding any of them but `syncing`.
 
@@ -23,6 +23,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use super::{
     OwnerMode,
+    ahead::Following,
     errno::FsError,
     inodes::{Facts, Inodes},
     live::{Live, LiveState},
@@ -119,6 +120,8 @@ pub(crate) struct Core {
     pub(super) folders: Mutex<HashMap<u64, Arc<OpenFolder>>>,
     /// Places whose contents are being moved, or moved to: nothing changes there until that is done.
     pub(super) moving: Mutex<Vec<TreePath>>,
+    /// Whose files are read one after the other.
+    pub(super) following: Following,
     next_handle: AtomicU64,
     /// Counts changes of names and entries, here and elsewhere: what was listed before is old after.
     pub(super) epoch: AtomicU64,
@@ -156,6 +159,7 @@ impl Core {
             files: Mutex::new(HashMap::new()),
             folders: Mutex::new(HashMap::new()),
             moving: Mutex::new(Vec::new()),
+            following: Following::default(),
             next_handle: AtomicU64::new(1),
             epoch: AtomicU64::new(0),
             publications: Semaphore::new(AT_ONCE),

@@ -5,6 +5,7 @@
 //!   nothing and returns a `Need`; `drive.rs` waits for that (with a deadline, and an eye on signals) and calls it again.
 //! * `inodes.rs` and `overlay.rs` are pure: the table of inode numbers, and which bytes of a file that is being written
 //!   come from where.
+//! * `ahead.rs` notices who reads the files of a folder one after the other, and has them fetched ahead.
 //! * `live.rs` holds files that are being written, `publish.rs` hands them to the cluster, `recovery.rs` does so after a crash.
 //! * `fuse.rs` only translates between the kernel and the core; `notify.rs` tells the kernel what changed elsewhere;
 //!   `mount.rs` mounts and unmounts.
@@ -12,6 +13,7 @@
 //! Never here: waiting for the network in a callback thread; overwriting published bytes; an empty listing for a folder
 //! whose state is not known.
 
+mod ahead;
 mod attributes;
 mod convert;
 mod core;

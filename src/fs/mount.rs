@@ -15,7 +15,7 @@ use rustix::{io::Errno, mount::UnmountFlags};
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
-    Config,
+    Config, ahead,
     core::{Core, Options},
     fuse::Shell,
     notify::{self, Notices},
@@ -178,6 +178,7 @@ pub(super) fn mount_parts(
     let mut tasks = vec![
         runtime.spawn(publish::publisher(core.clone())),
         runtime.spawn(publish::settler(core.clone())),
+        runtime.spawn(ahead::follow(core.clone())),
         runtime.spawn(notify::follow(core.clone(), changes, notices)),
     ];
     if !later.is_empty() {

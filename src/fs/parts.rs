@@ -89,6 +89,8 @@ pub(crate) trait Bring: Send + Sync + 'static {
         label: &'a str,
     ) -> BoxFuture<'a, Result<(), TransferError>>;
     fn prefetch(&self, object: Object, bytes: Range<u64>, label: &str);
+    /// Small contents that are worth having soon.
+    fn ahead(&self, objects: Vec<Object>);
 }
 
 impl Bring for Transfers {
@@ -102,5 +104,8 @@ impl Bring for Transfers {
     }
     fn prefetch(&self, object: Object, bytes: Range<u64>, label: &str) {
         Transfers::prefetch(self, object, bytes, label);
+    }
+    fn ahead(&self, objects: Vec<Object>) {
+        Transfers::ahead(self, objects);
     }
 }

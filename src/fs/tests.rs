@@ -106,6 +106,7 @@ impl Bring for Elsewhere {
         Box::pin(async move { self.bring(object, bytes) })
     }
     fn prefetch(&self, _object: Object, _bytes: Range<u64>, _label: &str) {}
+    fn ahead(&self, _objects: Vec<Object>) {}
 }
 
 /// A filesystem on its own, with its state in a temporary folder.

@@ -19,6 +19,7 @@ mod reading;
 mod recovery;
 mod scale;
 mod security;
+mod small_files;
 mod working;
 
 use p2pfs_mount_tests::{Host, Lab, Mount, Process};

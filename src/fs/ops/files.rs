@@ -63,15 +63,17 @@ impl Core {
     /// Opens an existing file.
     pub(crate) fn open(&self, number: u64, mode: Mode) -> Result<u64, Fail> {
         let _order = self.order.read();
-        match self.inodes.lock().facts(number).map(|facts| &facts.kind) {
-            Some(Kind::File(_)) => {}
+        let object = match self.inodes.lock().facts(number).map(|facts| &facts.kind) {
+            Some(Kind::File(object)) => *object,
             Some(Kind::Directory) => return Err(FsError::IsDirectory.into()),
             Some(_) => return Err(FsError::Invalid.into()),
             None => return Err(FsError::Stale.into()),
-        }
+        };
         if mode.write {
             self.writable()?;
             self.start_writing(number)?;
+        } else {
+            self.note_open(number, &object);
         }
         Ok(self.opened(number, mode.write))
     }
