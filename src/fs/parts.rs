@@ -8,7 +8,7 @@ use crate::{
     content::Object,
     manifest::{Dot, HybridTime, Name, NodeHash, Shown, TreePath},
     node::namespace::{Edit, Namespace, NamespaceError},
-    transfer::{TransferError, Transfers},
+    transfer::{Prefetch, TransferError, Transfers},
 };
 
 /// The folder's state: names and entries. See [`Namespace`] for what the functions mean.
@@ -88,7 +88,7 @@ pub(crate) trait Bring: Send + Sync + 'static {
         bytes: Range<u64>,
         label: &'a str,
     ) -> BoxFuture<'a, Result<(), TransferError>>;
-    fn prefetch(&self, object: Object, bytes: Range<u64>, label: &str);
+    fn prefetch(&self, object: Object, bytes: Range<u64>, label: &str) -> Option<Prefetch>;
     /// Small contents that are worth having soon.
     fn ahead(&self, objects: Vec<Object>);
 }
@@ -102,8 +102,8 @@ impl Bring for Transfers {
     ) -> BoxFuture<'a, Result<(), TransferError>> {
         Box::pin(Transfers::ensure(self, object, bytes, label))
     }
-    fn prefetch(&self, object: Object, bytes: Range<u64>, label: &str) {
-        Transfers::prefetch(self, object, bytes, label);
+    fn prefetch(&self, object: Object, bytes: Range<u64>, label: &str) -> Option<Prefetch> {
+        Transfers::prefetch(self, object, bytes, label)
     }
     fn ahead(&self, objects: Vec<Object>) {
         Transfers::ahead(self, objects);

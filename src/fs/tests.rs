@@ -33,7 +33,7 @@ use crate::{
     manifest::{NodeHash, TreePath},
     node::namespace::{Edit, Namespace, NodeFetcher},
     store::Store,
-    transfer::TransferError,
+    transfer::{Prefetch, TransferError},
 };
 
 /// Nobody else is there to ask.
@@ -105,7 +105,9 @@ impl Bring for Elsewhere {
     ) -> BoxFuture<'a, Result<(), TransferError>> {
         Box::pin(async move { self.bring(object, bytes) })
     }
-    fn prefetch(&self, _object: Object, _bytes: Range<u64>, _label: &str) {}
+    fn prefetch(&self, _object: Object, _bytes: Range<u64>, _label: &str) -> Option<Prefetch> {
+        None
+    }
     fn ahead(&self, _objects: Vec<Object>) {}
 }
 

@@ -30,7 +30,8 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-pub use self::readahead::Readahead;
+pub(crate) use self::readahead::STREAMS;
+pub use self::readahead::{Advice, Readahead};
 use self::{
     board::Board,
     executor::{Command, Executor, Parts, here},
@@ -297,14 +298,15 @@ impl Transfers {
     }
 
     /// Fetches ahead, without anybody waiting; goes behind every [`Transfers::ensure`]. Passed over when there is too much
-    /// to do already.
-    pub fn prefetch(&self, object: Object, bytes: Range<u64>, label: &str) {
+    /// to do already. Dropping what it gives gives the rest up.
+    pub fn prefetch(&self, object: Object, bytes: Range<u64>, label: &str) -> Option<Prefetch> {
         let blocks = object.blocks_of(bytes);
         if blocks.is_empty() {
-            return;
+            return None;
         }
+        let id = self.new_wish();
         let wish = Command::Wish {
-            id: self.new_wish(),
+            id,
             object,
             blocks,
             priority: Priority::Prefetch,
@@ -313,7 +315,12 @@ impl Transfers {
         };
         if self.commands.try_send(wish).is_err() {
             tracing::debug!(label, "the engine is busy, a prefetch is passed over");
+            return None;
         }
+        Some(Prefetch {
+            wish: id,
+            commands: self.commands.clone(),
+        })
     }
 
     /// Fetches small contents ahead, whole and in batches, without anybody waiting: what is here already, on its way or larger
@@ -358,6 +365,20 @@ impl Transfers {
 
     fn new_wish(&self) -> WishId {
         WishId(self.next_wish.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Something that is being fetched ahead: what of it is not here yet is given up when this is dropped. Where the queue is
+/// full then, it comes all the same.
+#[derive(Debug)]
+pub struct Prefetch {
+    wish: WishId,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Drop for Prefetch {
+    fn drop(&mut self) {
+        let _ = self.commands.try_send(Command::GiveUp(self.wish));
     }
 }
 

@@ -473,6 +473,19 @@ async fn a_failing_peer_is_tried_three_times_then_reported() {
 }
 
 #[tokio::test]
+async fn a_prefetch_that_is_dropped_is_given_up_with_its_requests() {
+    let f = Fixture::new();
+    let content = Content::new(64 * BLOCK_BYTES, 1);
+    f.net
+        .add(&[&content], Behaviour::SilentBut(BlockSet::default()));
+    let engine = f.start(TIMEOUT);
+    let ahead = engine.prefetch(content.object, 0..content.object.size, "a");
+    until("requests are under way", || f.net.state.lock().open > 0).await;
+    drop(ahead);
+    until("they are cancelled", || f.net.state.lock().open == 0).await;
+}
+
+#[tokio::test]
 async fn a_read_is_not_held_up_by_a_prefetch() {
     let f = Fixture::new();
     let content = Content::new(2000 * BLOCK_BYTES, 1);
@@ -480,7 +493,7 @@ async fn a_read_is_not_held_up_by_a_prefetch() {
     loud.insert(1999..2000);
     f.net.add(&[&content], Behaviour::SilentBut(loud));
     let engine = f.start(TIMEOUT);
-    engine.prefetch(content.object, 0..content.object.size, "a");
+    let _ahead = engine.prefetch(content.object, 0..content.object.size, "a");
     until("the prefetch runs", || f.net.state.lock().open > 0).await;
     let at = 1500 * BLOCK_BYTES;
     engine
@@ -496,7 +509,7 @@ async fn a_prefetch_brings_what_later_reads_find() {
     let content = Content::new(100 * BLOCK_BYTES, 1);
     f.net.add(&[&content], Behaviour::Honest);
     let engine = f.start(TIMEOUT);
-    engine.prefetch(content.object, 0..content.object.size, "a");
+    let _ahead = engine.prefetch(content.object, 0..content.object.size, "a");
     until("all of it is here", || {
         f.store.presence(&content.object).unwrap() == crate::store::Presence::Complete
     })

@@ -1,6 +1,7 @@
 //! Open files: opening, creating, reading, writing, closing.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     ops::Range,
     os::unix::fs::FileExt,
@@ -20,7 +21,7 @@ use crate::{
     },
     manifest::{Kind, TreePath},
     node::namespace::Edit,
-    transfer::Readahead,
+    transfer::{Prefetch, Readahead, STREAMS},
 };
 
 /// An open file. What it reads is decided by its inode: the live state if there is one, the inode's content otherwise.
@@ -30,7 +31,42 @@ pub(crate) struct OpenFile {
     pub(super) write: bool,
     /// Something was written through it.
     wrote: AtomicBool,
-    readahead: Mutex<Readahead>,
+    ahead: Mutex<Ahead>,
+}
+
+/// What is fetched ahead for a handle, by the streams in which it is read. It goes with the stream, or the handle.
+#[derive(Debug, Default)]
+struct Ahead {
+    readahead: Readahead,
+    wishes: [VecDeque<Prefetch>; STREAMS],
+}
+
+/// Windows kept of a stream: a new one is asked for when half of the last one is read, so those before are here.
+const WINDOWS_MAX: usize = 3;
+
+impl Ahead {
+    /// Notes a read; fetches what is worth it.
+    fn on_read(
+        &mut self,
+        offset: u64,
+        len: u64,
+        size: u64,
+        fetch: impl FnOnce(Range<u64>) -> Option<Prefetch>,
+    ) {
+        let advice = self.readahead.on_read(offset, len, size);
+        let Some(wishes) = self.wishes.get_mut(advice.stream) else {
+            return;
+        };
+        if advice.is_new {
+            wishes.clear();
+        }
+        if !advice.fetch.is_empty() {
+            wishes.extend(fetch(advice.fetch));
+            if wishes.len() > WINDOWS_MAX {
+                wishes.pop_front();
+            }
+        }
+    }
 }
 
 /// How a file is opened.
@@ -85,7 +121,7 @@ impl Core {
             number,
             write,
             wrote: AtomicBool::new(false),
-            readahead: Mutex::new(Readahead::default()),
+            ahead: Mutex::default(),
         };
         self.files.lock().insert(handle, Arc::new(file));
         handle
@@ -281,20 +317,27 @@ impl Core {
         if let Some(answer) = live {
             return answer;
         }
-        let (object, path) = self.content(file.number)?;
+        let object = self.object(file.number)?;
+        // For reports; nearly no read needs it.
+        let path = || self.inodes.lock().path(file.number).unwrap_or_default();
         if first {
-            let ahead = file
-                .readahead
-                .lock()
-                .on_read(offset, buf.len() as u64, object.size);
-            if let Some(ahead) = ahead {
-                self.bring.prefetch(object, ahead, &path.to_string());
-            }
+            let len = buf.len() as u64;
+            let fetch = |range| self.bring.prefetch(object, range, &path().to_string());
+            file.ahead.lock().on_read(offset, len, object.size, fetch);
         }
         if offset >= object.size {
             return Ok(0);
         }
-        self.read_object(&object, offset, buf, || path)
+        self.read_object(&object, offset, buf, path)
+    }
+
+    /// The content of a file that isn't being written.
+    fn object(&self, number: u64) -> Result<Object, Fail> {
+        match self.inodes.lock().facts(number).map(|facts| &facts.kind) {
+            Some(Kind::File(object)) => Ok(*object),
+            Some(_) => Err(FsError::Invalid.into()),
+            None => Err(FsError::Stale.into()),
+        }
     }
 
     /// The content of a file that isn't being written, and where it stands (for reports).
