@@ -69,7 +69,7 @@ pub(in crate::node) async fn why(node: &Node, path: TreePath) -> Result<WhyRepor
     parts.truncate(PARTS_MAX);
     let silent = peers.iter().zip(&said).filter(|(_, said)| said.is_none());
     let connected = |id: &PeerId| peers.iter().any(|peer| peer.peer == *id);
-    let elsewhere = told.into_iter().flat_map(|(_, holders)| holders);
+    let elsewhere = told.into_values().flatten();
     let elsewhere = elsewhere.filter(|id| *id != node.net.local_peer() && !connected(id));
     let (path, path_hex) = path_text(&path);
     let transfers = node.transfers.status().into_iter();
