@@ -407,7 +407,7 @@ impl Store {
     ///
     /// # Errors
     /// Some may have been kept then.
-    pub fn insert_all(&self, ranges: &[VerifiedRange]) -> Result<(), StoreError> {
+    pub fn insert_all(&self, ranges: &[VerifiedRange<'_>]) -> Result<(), StoreError> {
         self.inner.core.insert_all(ranges)
     }
 

@@ -17,13 +17,13 @@ use crate::content::{BlockSet, INLINE_BYTES_MAX, Object, VerifiedRange};
 
 impl Core {
     /// See [`super::Store::insert_all`].
-    pub(super) fn insert_all(&self, ranges: &[VerifiedRange]) -> Result<(), StoreError> {
-        let mut inline: [Vec<&VerifiedRange>; SHARDS] = Default::default();
+    pub(super) fn insert_all(&self, ranges: &[VerifiedRange<'_>]) -> Result<(), StoreError> {
+        let mut inline: [Vec<&VerifiedRange<'_>>; SHARDS] = Default::default();
         for range in ranges {
             let object = &range.object;
             let is_whole = object.size <= INLINE_BYTES_MAX
                 && range.blocks == (0..object.blocks())
-                && range.data.len() as u64 == object.size;
+                && range.data.iter().map(|block| block.len()).sum::<usize>() as u64 == object.size;
             match inline.get_mut(shard_of(object)).filter(|_| is_whole) {
                 Some(shard) => shard.push(range),
                 None => self.insert(range)?,
@@ -36,7 +36,7 @@ impl Core {
     }
 
     /// Inline contents of one shard.
-    fn insert_inline(&self, ranges: &[&VerifiedRange]) -> Result<(), StoreError> {
+    fn insert_inline(&self, ranges: &[&VerifiedRange<'_>]) -> Result<(), StoreError> {
         let Some(first) = ranges.first() else {
             return Ok(());
         };
@@ -54,7 +54,7 @@ impl Core {
                 origin: Origin::Fetched,
                 size_proven: true,
                 last_use: now(),
-                inline: Some(range.data.clone()),
+                inline: Some(range.data.concat().into()),
                 present: BlockSet::of(0..object.blocks()),
                 loose: BlockSet::default(),
             };

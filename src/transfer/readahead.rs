@@ -415,7 +415,7 @@ mod tests {
         for turn in 0..500 {
             // The first page of every mebibyte is never asked for.
             let offset = turn * 128 * KIB;
-            let skipped = if offset % MIB == 0 && turn > 0 {
+            let skipped = if offset.is_multiple_of(MIB) && turn > 0 {
                 4 * KIB
             } else {
                 0

@@ -372,7 +372,7 @@ fn many_small_contents_come_and_go_at_once_whatever_was_there_before() {
     }
     store.drop_blocks(&samples[0].object, 0..1).unwrap();
     assert_eq!(store.small(&samples[0].object).unwrap(), None);
-    let all: Vec<VerifiedRange> = samples.iter().map(Sample::all).collect();
+    let all: Vec<VerifiedRange<'_>> = samples.iter().map(Sample::all).collect();
     store.insert_all(&all).unwrap();
     store.insert_all(&all).unwrap();
     let bytes: u64 = samples.iter().map(|sample| sample.object.size).sum();
