@@ -253,28 +253,12 @@ impl Core {
         if self.moving.lock().iter().any(meets) {
             return Err(Fail::Need(Need::Move));
         }
-        self.apply(edits)
-    }
-
-    pub(super) fn apply(&self, edits: Vec<Edit>) -> Result<(), Fail> {
         self.tree.change(edits)?;
-        self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.note_change();
         Ok(())
     }
 
-    /// Applies the edits of a rename.
-    pub(super) fn apply_rename(
-        &self,
-        edits: Vec<Edit>,
-        from: &TreePath,
-        to: &TreePath,
-    ) -> Result<(), Fail> {
-        self.tree.rename(edits, from.clone(), to.clone())?;
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-        Ok(())
-    }
-
-    /// Notes that something changed elsewhere.
+    /// Notes that something changed, here or elsewhere.
     pub(super) fn note_change(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }

@@ -27,6 +27,12 @@ pub(crate) trait Tree: Send + Sync + 'static {
     fn change(&self, edits: Vec<Edit>) -> Result<(), NamespaceError>;
     /// The same, where they rename one path to another.
     fn rename(&self, edits: Vec<Edit>, from: TreePath, to: TreePath) -> Result<(), NamespaceError>;
+    /// Works many changes out; what it returns makes them in a moment.
+    fn prepare(
+        &self,
+        edits: Vec<Edit>,
+        rename: Option<(TreePath, TreePath)>,
+    ) -> Result<Box<dyn FnOnce() + '_>, NamespaceError>;
     fn flush(&self) -> BoxFuture<'_, Result<(), NamespaceError>>;
     fn committed_by(&self) -> Option<Dot>;
     fn was_committed(&self, by: Dot) -> bool;
@@ -65,6 +71,13 @@ impl Tree for Namespace {
     }
     fn change(&self, edits: Vec<Edit>) -> Result<(), NamespaceError> {
         Namespace::change(self, edits)
+    }
+    fn prepare(
+        &self,
+        edits: Vec<Edit>,
+        rename: Option<(TreePath, TreePath)>,
+    ) -> Result<Box<dyn FnOnce() + '_>, NamespaceError> {
+        Namespace::prepare(self, edits, rename)
     }
     fn flush(&self) -> BoxFuture<'_, Result<(), NamespaceError>> {
         Box::pin(Namespace::flush(self))

@@ -119,6 +119,12 @@ impl TreePath {
     pub fn is_within(&self, ancestor: &TreePath) -> bool {
         self.0.starts_with(&ancestor.0)
     }
+    /// What comes, in the order of paths, after the child of this name and all below that, and before the next child. It is
+    /// no path itself: its last name has a byte that no name may have.
+    pub(crate) fn behind_all_below(&self, child: &Name) -> TreePath {
+        let end = Name([child.as_bytes(), &[0]].concat().into());
+        Self(self.0.iter().chain([&end]).cloned().collect())
+    }
     /// The same place below `to` that this has below `from`; `None` when it is not within `from`.
     pub fn moved(&self, from: &TreePath, to: &TreePath) -> Option<Result<TreePath, NameError>> {
         let rest = self.0.strip_prefix(from.0.as_slice())?;

@@ -105,15 +105,19 @@ impl Core {
             edits.sort_unstable_by(|a, b| b.path.cmp(&a.path));
             Ok::<_, Fail>(edits)
         };
-        let edits = match is_long {
-            true => RwLockWriteGuard::unlocked(&mut order, gather),
-            false => gather(),
-        }?;
-        match replace {
-            // Each is where the other was: there is nowhere to follow to.
-            Replace::Exchange => self.apply(edits)?,
-            Replace::Yes | Replace::No => self.apply_rename(edits, &from_path, &to_path)?,
+        // Where each is where the other was, there is nowhere to follow to.
+        let followed = (replace != Replace::Exchange).then(|| (from_path.clone(), to_path.clone()));
+        if is_long {
+            let prepare = || Ok::<_, Fail>(self.tree.prepare(gather()?, followed)?);
+            let make = RwLockWriteGuard::unlocked(&mut order, prepare)?;
+            make();
+        } else {
+            match (gather()?, followed) {
+                (edits, Some((from, to))) => self.tree.rename(edits, from, to)?,
+                (edits, None) => self.tree.change(edits)?,
+            }
         }
+        self.note_change();
         drop(moving);
         if replace != Replace::Exchange {
             let replaced = self.inodes.lock().child(to.0, &to_name);

@@ -12,7 +12,7 @@ use super::{
     NamespaceError, Published,
     disk::Disk,
     heads::{KnownHead, Offered},
-    overlay::Changes,
+    overlay::{Changes, PORTION_MAX},
     plan::{self, Edits},
     records::OwnHead,
     replica::{Event, Moment, Replica},
@@ -52,7 +52,9 @@ pub(super) struct Signing {
     pub(super) base: NodeHash,
     /// The changed entries, for the push.
     pub(super) edits: Option<Edits>,
-    /// Whether all changes made here before are in it.
+    /// The pending changes that are in it.
+    pub(super) pending: Changes,
+    /// Whether these are all that were made here before.
     pub(super) commits: bool,
 }
 
@@ -131,11 +133,11 @@ impl<D: Disk> Replica<D> {
                 sequence: dot.sequence,
                 base,
                 edits: Some(edits),
+                pending,
                 commits: true,
             },
             now,
             |state| {
-                state.overlay.committed(&pending, dot);
                 state.overlay.renames_told(&renames);
                 let time = state.clock;
                 state.note_removals(removals, time);
@@ -266,6 +268,7 @@ impl<D: Disk> Replica<D> {
             sequence,
             base,
             edits,
+            pending,
             commits,
         } = signing;
         let (identity, number, certificate, time) = {
@@ -329,11 +332,8 @@ impl<D: Disk> Replica<D> {
             self.plan_join(&mut state, now.at);
             // What follows only tidies up: the store is right without it, and a restart does it again.
             self.drop_heads(&dropped)?;
-            if state.pending_kept {
-                state.pending_kept = state.overlay.waits(u64::MAX);
-                self.records.save_pending(&state.overlay.ready())?;
-            }
         }
+        self.forget_pending(&pending, dot)?;
         let push = Push::Manifest {
             head: ByteBuf::from(bytes),
             base,
@@ -342,10 +342,13 @@ impl<D: Disk> Replica<D> {
         Ok(Published { head, push })
     }
 
-    /// `turn` is held. Changes that leave the tree as it is need no head.
+    /// `turn` is held. Changes that are in the tree, as this write or as if, are pending no more. Of many, those that still
+    /// are hide in between what is the same.
     fn forget_pending(&self, pending: &Changes, dot: Dot) -> Result<(), NamespaceError> {
+        for portion in pending.chunks(PORTION_MAX) {
+            self.state.write().overlay.committed(portion, dot);
+        }
         let mut state = self.state.write();
-        state.overlay.committed(pending, dot);
         if state.pending_kept {
             state.pending_kept = state.overlay.waits(u64::MAX);
             self.records.save_pending(&state.overlay.ready())?;
@@ -373,6 +376,7 @@ impl<D: Disk> Replica<D> {
                 sequence: dot.sequence,
                 base: root,
                 edits: None,
+                pending: Vec::new(),
                 commits: true,
             },
             now,

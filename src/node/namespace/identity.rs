@@ -122,6 +122,7 @@ impl<D: Disk> Replica<D> {
             sequence: dot.sequence,
             base,
             edits: None,
+            pending: Vec::new(),
             commits: false,
         };
         let published = self.sign(signing, now, |state| {

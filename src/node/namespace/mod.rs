@@ -391,6 +391,17 @@ impl Namespace {
         self.shared.replica.apply(edits, rename, Moment::now())
     }
 
+    /// As [`Namespace::rename`], or [`Namespace::change`] without `rename`, of many entries, in two steps: others go on
+    /// while this works the changes out, and what it returns makes them in a moment. In between the caller keeps others
+    /// from changing what the edits, of different paths, are of; nothing is committed.
+    pub fn prepare(
+        &self,
+        edits: Vec<Edit>,
+        rename: Option<(TreePath, TreePath)>,
+    ) -> Result<Box<dyn FnOnce() + '_>, NamespaceError> {
+        self.shared.replica.prepare(edits, rename, Moment::now())
+    }
+
     /// A head of this node's by which all changes made so far, but for what is held, are committed: it or any later one has
     /// them. `None` when that can't be told now.
     pub fn committed_by(&self) -> Option<Dot> {

@@ -4,7 +4,8 @@
 //! copies that were not seen stay visible.
 //!
 //! A renamed folder is pending with everything below it at once. So paths and changes are shared rather than copied, and
-//! what is done to all of them, while nobody else can look, is one pass.
+//! nothing that is done while nobody else can look takes long: many changes are worked out in portions, put in at once, and
+//! forgotten in portions when they are committed.
 
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
@@ -16,8 +17,8 @@ const LINEAGE_MAX: usize = 65_536;
 /// Versions that the memory of one path goes back.
 const ANCESTORS_MAX: usize = 16;
 
-/// From so many changes at once on they are put in as a whole.
-const MANY: usize = 1024;
+/// Changes that are worked out, or forgotten, while nobody else can look.
+pub(super) const PORTION_MAX: usize = 1024;
 
 /// Pending changes in order of their paths.
 pub(super) type Changes = Vec<(Arc<TreePath>, Arc<Pending>)>;
@@ -110,20 +111,36 @@ impl Overlay {
         for edit in &mut edits {
             edit.moved = edit.moved.take().and_then(|moved| self.copied(moved));
         }
-        let is_whole = edits.len() >= MANY && edits.is_sorted_by(|a, b| a.path > b.path);
-        if !is_whole {
-            for edit in edits {
-                let (path, pending) = self.pending(edit, tick());
-                self.edits.insert(path, pending);
-            }
+        for edit in edits {
+            let (path, pending) = self.pending(edit, tick());
+            self.edits.insert(path, pending);
+        }
+    }
+
+    /// Works out local changes, of different paths, without making them: until [`Overlay::put`] nothing may be changed at
+    /// these paths, or where a rename brings them from, and nothing be committed.
+    pub(super) fn prepare(
+        &mut self,
+        edits: Vec<Edit>,
+        mut tick: impl FnMut() -> HybridTime,
+    ) -> Changes {
+        let prepared = edits.into_iter().map(|mut edit| {
+            edit.moved = edit.moved.take().and_then(|moved| self.copied(moved));
+            self.pending(edit, tick())
+        });
+        prepared.collect()
+    }
+
+    /// Makes the changes that were worked out. Costs what the fewer are: these or those that are pending.
+    pub(super) fn put(&mut self, mut prepared: BTreeMap<Arc<TreePath>, Arc<Pending>>) {
+        if prepared.len() < self.edits.len() {
+            self.edits.extend(prepared);
             return;
         }
-        let changes: Vec<_> = edits
-            .into_iter()
-            .map(|edit| self.pending(edit, tick()))
-            .collect();
-        // Of what is in order a map is made, and joined to another, in one pass.
-        self.edits.append(&mut changes.into_iter().collect());
+        for (path, pending) in std::mem::take(&mut self.edits) {
+            prepared.entry(path).or_insert(pending);
+        }
+        self.edits = prepared;
     }
 
     /// What a rename has copied, which may be newer than what it saw.
@@ -210,24 +227,20 @@ impl Overlay {
 
     /// Notes that these changes, as [`Overlay::ready`] gave them, are in the tree as `own`. Those that have changed since
     /// stay, and follow on from it.
-    pub(super) fn committed(&mut self, edits: &Changes, own: Dot) {
-        let mut done = edits.iter().peekable();
-        self.edits.retain(|path, current| {
-            while done.next_if(|(earlier, _)| earlier < path).is_some() {}
-            let Some((_, done)) = done.next_if(|(same, _)| same == path) else {
-                return true;
-            };
-            if current.generation == done.generation {
-                return false;
-            }
-            let current = Arc::make_mut(current);
-            current.since = current.generation;
-            if done.entry.is_some() {
-                add(&mut current.seen, &[own]);
-            }
-            true
-        });
+    pub(super) fn committed(&mut self, edits: &[(Arc<TreePath>, Arc<Pending>)], own: Dot) {
         for (path, done) in edits {
+            match self.edits.get_mut(path) {
+                Some(current) if current.generation != done.generation => {
+                    let current = Arc::make_mut(current);
+                    current.since = current.generation;
+                    if done.entry.is_some() {
+                        add(&mut current.seen, &[own]);
+                    }
+                }
+                _ => {
+                    self.edits.remove(path);
+                }
+            }
             if done.entry.is_none() {
                 self.lineage.remove(path);
                 continue;
@@ -291,11 +304,24 @@ impl Overlay {
 
     /// When a direct entry of the folder was last changed by a pending change.
     pub(super) fn folder_newest(&self, folder: &TreePath) -> Option<HybridTime> {
-        let depth = folder.names().len() + 1;
-        self.below(folder)
-            .filter(|(path, _)| path.names().len() == depth)
-            .map(|(_, pending)| pending.time)
-            .max()
+        let mut newest = None;
+        let mut at = folder.clone();
+        // What is deeper is passed over, a child folder at a time.
+        loop {
+            let behind = (Bound::Excluded(&at), Bound::Unbounded);
+            let next = self.edits.range::<TreePath, _>(behind).next();
+            let next = next.filter(|(path, _)| path.is_within(folder));
+            let Some((path, pending)) = next else {
+                return newest;
+            };
+            let Some(child) = path.names().get(folder.names().len()) else {
+                return newest;
+            };
+            if path.names().len() == folder.names().len() + 1 {
+                newest = newest.max(Some(pending.time));
+            }
+            at = folder.behind_all_below(child);
+        }
     }
 
     fn below(&self, folder: &TreePath) -> impl Iterator<Item = (&Arc<TreePath>, &Arc<Pending>)> {
@@ -493,7 +519,7 @@ mod tests {
 
     #[test]
     fn many_changes_at_once_are_as_one_by_one() {
-        let mut paths: Vec<_> = (0..MANY).map(|number| format!("d/{number:05}")).collect();
+        let mut paths: Vec<_> = (0..1000).map(|number| format!("d/{number:05}")).collect();
         paths.reverse();
         let edits = |seen: &[u64]| -> Vec<Edit> {
             let edit = |path: &String| Edit {
@@ -511,10 +537,12 @@ mod tests {
             change(overlay, "d/00500", true, &[3]);
         }
         let mut clock = 0;
-        whole.change(edits(&[1]), || {
+        let prepared = whole.prepare(edits(&[1]), || {
             clock += 1;
             HybridTime(clock)
         });
+        assert_eq!(whole.len(), 2, "nothing is changed by it");
+        whole.put(prepared.into_iter().collect());
         for (time, edit) in edits(&[1]).into_iter().enumerate() {
             single.change(vec![edit], || HybridTime(time as u64 + 1));
         }
@@ -529,6 +557,31 @@ mod tests {
         }
         assert_eq!(whole.ready(), single.ready());
         assert_eq!(whole.len(), 2);
+    }
+
+    #[test]
+    fn a_folder_is_as_new_as_its_newest_direct_entry() {
+        let mut overlay = Overlay::new();
+        let paths = [
+            "a", "d", "d/x", "d/x/y", "d/x/y/z", "d/xa", "d/z/deep", "da",
+        ];
+        for (time, path) in (1..).zip(paths) {
+            let edit = Edit {
+                path: at(path),
+                entry: None,
+                seen: Vec::new(),
+                held: false,
+                moved: None,
+            };
+            overlay.change(vec![edit], || HybridTime(time));
+        }
+        let newest = |path| overlay.folder_newest(&at(path)).map(|time| time.0);
+        assert_eq!(newest(""), Some(8));
+        assert_eq!(newest("d"), Some(6));
+        assert_eq!(newest("d/x"), Some(4));
+        assert_eq!(newest("d/z"), Some(7));
+        assert_eq!(newest("d/z/deep"), None);
+        assert_eq!(newest("da"), None);
     }
 
     #[test]

@@ -17,8 +17,14 @@ use parking_lot::{Mutex, RwLock};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    Arrival, Edit, NamespaceError, NamespaceStatus, Published, disk::Disk, heads::KnownHead,
-    merge::Eagerness, nodes::Nodes, overlay::over_children, records::Records, state::State,
+    Arrival, Edit, NamespaceError, NamespaceStatus, Published,
+    disk::Disk,
+    heads::KnownHead,
+    merge::Eagerness,
+    nodes::Nodes,
+    overlay::{Changes, PORTION_MAX, over_children},
+    records::Records,
+    state::State,
 };
 use crate::{
     cluster::ClusterKeys,
@@ -240,38 +246,50 @@ impl<D: Disk> Replica<D> {
         rename: Option<(TreePath, TreePath)>,
         now: Moment,
     ) -> Result<(), NamespaceError> {
-        for edit in &edits {
-            if edit.path.names().is_empty() {
-                return Err(NamespaceError::Failed(
-                    "the root folder has no entry of its own".into(),
-                ));
-            }
-            if let Some(entry) = &edit.entry {
-                entry
-                    .check()
-                    .map_err(|error| NamespaceError::Failed(format!("{}: {error}", edit.path)))?;
-            }
-        }
+        check(&edits)?;
         {
             let mut state = self.state.write();
-            if state.writer.is_none() {
-                return Err(NamespaceError::ReadOnly);
-            }
-            if state.root.is_none() {
-                return Err(NamespaceError::NoHead);
-            }
-            // What nobody else has seen needs no hint of where it went.
-            let is_known = edits
-                .iter()
-                .any(|edit| edit.entry.is_none() && !edit.seen.is_empty());
+            state.check_writable()?;
+            let rename = rename.filter(|_| are_known(&edits));
             state.change(edits, now.wall_ns);
-            if let Some((from, to)) = rename.filter(|_| is_known) {
-                let time = state.tick(now.wall_ns);
-                state.overlay.renamed(from, to, time);
-            }
+            state.note_rename(rename, now.wall_ns);
         }
         self.tell(Event::ToCommit);
         Ok(())
+    }
+
+    /// The same for many changes, in two steps: they are worked out now, in which others go on looking and changing, and
+    /// what this returns makes all of them at once, in a moment. Until then nothing is committed or merged. The edits are
+    /// of different paths; until they are made, or given up, the caller keeps others from changing what they are of.
+    pub(super) fn prepare(
+        &self,
+        edits: Vec<Edit>,
+        rename: Option<(TreePath, TreePath)>,
+        now: Moment,
+    ) -> Result<Box<dyn FnOnce() + '_>, NamespaceError> {
+        check(&edits)?;
+        let rename = rename.filter(|_| are_known(&edits));
+        let turn = self.turn.lock();
+        self.state.read().check_writable()?;
+        let mut prepared = Changes::with_capacity(edits.len());
+        let mut edits = edits.into_iter();
+        loop {
+            let portion: Vec<_> = edits.by_ref().take(PORTION_MAX).collect();
+            if portion.is_empty() {
+                break;
+            }
+            prepared.extend(self.state.write().prepare(portion, now.wall_ns));
+        }
+        let prepared = prepared.into_iter().collect();
+        Ok(Box::new(move || {
+            {
+                let mut state = self.state.write();
+                state.overlay.put(prepared);
+                state.note_rename(rename, now.wall_ns);
+            }
+            drop(turn);
+            self.tell(Event::ToCommit);
+        }))
     }
 
     /// See [`super::Namespace::committed_by`].
@@ -333,4 +351,27 @@ impl<D: Disk> Replica<D> {
             conflicts: summary.map_or(0, |summary| summary.conflicts),
         }
     }
+}
+
+/// What an edit may say.
+fn check(edits: &[Edit]) -> Result<(), NamespaceError> {
+    for edit in edits {
+        if edit.path.names().is_empty() {
+            return Err(NamespaceError::Failed(
+                "the root folder has no entry of its own".into(),
+            ));
+        }
+        if let Some(entry) = &edit.entry {
+            entry
+                .check()
+                .map_err(|error| NamespaceError::Failed(format!("{}: {error}", edit.path)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a rename moves what others may have seen: nothing else needs a hint of where it went.
+fn are_known(edits: &[Edit]) -> bool {
+    let mut edits = edits.iter();
+    edits.any(|edit| edit.entry.is_none() && !edit.seen.is_empty())
 }

@@ -11,7 +11,7 @@ use super::{
     Edit, NamespaceError,
     disk::Disk,
     heads::{HeadSet, KnownHead},
-    overlay::Overlay,
+    overlay::{Changes, Overlay},
     recent::Recent,
     records::{OwnHead, Records, Redo, StateRecord},
 };
@@ -278,6 +278,32 @@ impl State {
             *clock = after(*clock, wall_ns);
             *clock
         });
+    }
+
+    /// Works out local changes: see [`Overlay::prepare`].
+    pub(super) fn prepare(&mut self, edits: Vec<Edit>, wall_ns: u64) -> Changes {
+        let clock = &mut self.clock;
+        self.overlay.prepare(edits, || {
+            *clock = after(*clock, wall_ns);
+            *clock
+        })
+    }
+
+    /// Whether changes can be made at all.
+    pub(super) fn check_writable(&self) -> Result<(), NamespaceError> {
+        match (&self.writer, self.root) {
+            (None, _) => Err(NamespaceError::ReadOnly),
+            (_, None) => Err(NamespaceError::NoHead),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes that what was changed last was a rename from one path to another, if it was.
+    pub(super) fn note_rename(&mut self, rename: Option<(TreePath, TreePath)>, wall_ns: u64) {
+        if let Some((from, to)) = rename {
+            let time = self.tick(wall_ns);
+            self.overlay.renamed(from, to, time);
+        }
     }
 
     /// Notes a moment that somebody else wrote at; verified heads are at most five minutes ahead.

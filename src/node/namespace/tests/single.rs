@@ -245,3 +245,37 @@ async fn roots_are_remembered_with_their_times_for_thirty_days() {
     let kept = a.ns.roots().unwrap();
     assert_eq!(kept, [(at(5) + 1, root), (at(30 * 24 * 60 + 3), other)]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn others_look_and_change_while_many_changes_are_worked_out() {
+    let cluster = Cluster::new();
+    let a = cluster.member("a");
+    a.ns.create().unwrap();
+    a.write("old/x", 1).await;
+    a.ns.flush().await.unwrap();
+    let seen = a.look("old/x").await.unwrap().seen;
+    let edit = |path, entry, seen| Edit {
+        path: at(path),
+        entry,
+        seen,
+        held: false,
+        moved: None,
+    };
+    let edits = vec![
+        edit("old/x", None, seen),
+        edit("new/x", Some(file(1)), Vec::new()),
+    ];
+    {
+        let make = a.ns.prepare(edits, None).unwrap();
+        a.change("elsewhere", Some(file(2)));
+        let shown = |path| a.ns.get(&at(path)).unwrap().is_some();
+        assert_eq!([shown("old/x"), shown("new/x")], [true, false]);
+        make();
+        assert_eq!([shown("old/x"), shown("new/x")], [false, true]);
+    }
+    a.ns.flush().await.unwrap();
+    assert_eq!(a.ns.status().unpublished, 0);
+    assert!(a.shows("new/x", 1).await);
+    assert!(a.shows("elsewhere", 2).await);
+    assert_eq!(a.look("old").await, None);
+}
