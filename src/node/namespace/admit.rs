@@ -195,7 +195,7 @@ impl<D: Disk> Replica<D> {
         }
         let is_first = state.root.is_none();
         // What pending changes wait for may have given way to this one.
-        let waited = std::mem::take(&mut state.waits_for_merge);
+        let waited = state.waits_for_merge.take().is_some();
         self.plan_join(&mut state, now.at);
         drop(state);
         if is_first {

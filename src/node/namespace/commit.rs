@@ -41,6 +41,17 @@ pub(super) enum Step {
     Done,
     /// These nodes are needed first.
     Missing(Vec<NodeHash>),
+    /// What can be was committed. The rest waits, for this reason.
+    Waiting(String),
+}
+
+/// What an attempt is to commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All that is pending, whatever nodes that needs.
+    All,
+    /// What can be committed with the nodes that are here.
+    Here,
 }
 
 /// What a new head says.
@@ -54,8 +65,9 @@ pub(super) struct Signing {
     pub(super) edits: Option<Edits>,
     /// The pending changes that are in it.
     pub(super) pending: Changes,
-    /// Whether these are all that were made here before.
-    pub(super) commits: bool,
+    /// Those that were pending too and are not in it; `None` where that wasn't asked. With none left, all changes made
+    /// here before are in it.
+    pub(super) left: Option<Changes>,
 }
 
 impl<D: Disk> Replica<D> {
@@ -63,19 +75,21 @@ impl<D: Disk> Replica<D> {
     pub(super) fn commit_due(&self, now: Instant) -> Option<Instant> {
         let state = self.state.read();
         state.writer.as_ref()?;
-        if state.redo.is_some() || (state.overlay.waits(u64::MAX) && !state.waits_for_merge) {
+        let is_new = |waiting: u64| state.overlay.generation() > waiting;
+        let ready = || state.overlay.waits(u64::MAX) && state.waits_for_merge.is_none_or(is_new);
+        if state.redo.is_some() || ready() {
             return Some(now);
         }
         state.join_due
     }
 
     /// One attempt to commit what is pending, or to sign a head that joins others.
-    pub(super) fn commit(&self, now: Moment) -> Result<Step, NamespaceError> {
+    pub(super) fn commit(&self, extent: Extent, now: Moment) -> Result<Step, NamespaceError> {
         let _turn = self.turn.lock();
         let result = if self.state.read().redo.is_some() {
             self.redo_work(now)
         } else {
-            self.commit_pending(now)
+            self.commit_pending(extent, now)
         };
         match result {
             Err(NamespaceError::Missing(nodes)) => Ok(Step::Missing(nodes)),
@@ -84,8 +98,8 @@ impl<D: Disk> Replica<D> {
     }
 
     /// `turn` is held.
-    fn commit_pending(&self, now: Moment) -> Result<Step, NamespaceError> {
-        let (base, covers, pending, renames, joins, contradicted) = {
+    fn commit_pending(&self, extent: Extent, now: Moment) -> Result<Step, NamespaceError> {
+        let (base, covers, pending, mut renames, joins, contradicted, made) = {
             let state = self.state.read();
             let Some(root) = state.root else {
                 return Ok(Step::Idle);
@@ -96,16 +110,41 @@ impl<D: Disk> Replica<D> {
             let pending = state.overlay.ready();
             let renames = state.overlay.renames();
             let covers = state.covers.clone();
-            (root, covers, pending, renames, joins, contradicted)
+            let made = state.overlay.generation();
+            (root, covers, pending, renames, joins, contradicted, made)
         };
         if pending.is_empty() && !joins {
             self.plan_join(&mut self.state.write(), now.at);
             return Ok(Step::Idle);
         }
-        if self.follows_unmerged(&pending) {
+        let (mut pending, mut left) = self.apart_from_unmerged(pending, made);
+        if pending.is_empty() && !left.is_empty() {
             return Ok(Step::Idle);
         }
         let dot = self.next_dot(1)?;
+        let mut step = Step::Done;
+        let attempt = |pending: &Changes| {
+            let edits = plan::plan(&self.nodes, base, pending, dot)?;
+            manifest::apply(&self.nodes, base, &edits)
+        };
+        match attempt(&pending) {
+            Ok(_) => {}
+            Err(TreeError::Missing(nodes)) if extent == Extent::All => {
+                return Ok(Step::Missing(nodes));
+            }
+            // The others need not wait for what nobody gives, or what no node can hold.
+            Err(TreeError::Missing(_) | TreeError::Bounds(..)) => {
+                let fitting = plan::fitting(pending, |some| attempt(some).map(|_| ()))?;
+                step = fitting.why.map_or(Step::Done, Step::Waiting);
+                pending = fitting.fits;
+                left.extend(fitting.others);
+                if pending.is_empty() && !joins {
+                    return Ok(step);
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        renames.retain(|rename| !left.iter().any(|(path, _)| rename.is_of(path)));
         let mut edits = plan::plan(&self.nodes, base, &pending, dot)?;
         if !edits.is_empty() {
             plan::add_hints(&self.nodes, base, &mut edits, &renames, &covers, dot)?;
@@ -116,7 +155,7 @@ impl<D: Disk> Replica<D> {
         if applied.root == base && !joins {
             // Deletions of what was never committed, or is gone already.
             self.forget_pending(&pending, dot)?;
-            return Ok(Step::Done);
+            return Ok(step);
         }
         let mut covers = covers;
         if applied.root != base || contradicted {
@@ -134,7 +173,7 @@ impl<D: Disk> Replica<D> {
                 base,
                 edits: Some(edits),
                 pending,
-                commits: true,
+                left: Some(left),
             },
             now,
             |state| {
@@ -144,7 +183,7 @@ impl<D: Disk> Replica<D> {
             },
         )?;
         self.tell(Event::Published(Arc::new(published)));
-        Ok(Step::Done)
+        Ok(step)
     }
 
     /// Has old hints of renames removed with this commit, if that was not looked after for a while.
@@ -173,10 +212,10 @@ impl<D: Disk> Replica<D> {
         Ok(())
     }
 
-    /// Whether changes follow on from what is shown of a head that is not merged yet: they replace what it brought, or were
-    /// made where it has changed what is there, a removal included. A head that is signed now would not have seen that: it
-    /// waits until that is merged, all of it, since changes may belong together.
-    fn follows_unmerged(&self, pending: &Changes) -> bool {
+    /// Parts the changes that may be committed now from those that follow on from what is shown of a head that is not merged
+    /// yet: they replace what it brought, or were made where it has changed what is there, a removal included. A head that is
+    /// signed now would not have seen that: they wait until that is merged, with what belongs together with them.
+    fn apart_from_unmerged(&self, pending: Changes, made: u64) -> (Changes, Changes) {
         let (view, root, covers) = {
             let state = self.state.read();
             let view = state.view().filter(|_| !state.parts.is_empty());
@@ -196,19 +235,24 @@ impl<D: Disk> Replica<D> {
                 _ => true,
             }
         };
-        let all = pending.iter().any(|(path, _)| differs(path));
-        if !all && unseen.is_empty() {
-            return false;
+        let differing = pending.iter().filter(|(path, _)| differs(path));
+        let differing: BTreeSet<_> = differing.map(|(path, _)| path.clone()).collect();
+        if differing.is_empty() && unseen.is_empty() {
+            return (pending, Changes::new());
         }
         let mut state = self.state.write();
+        let all = !differing.is_empty();
         let brings = |head: &KnownHead| all || unseen.iter().any(|dot| head.covers.covers(*dot));
-        state.waits_for_merge = state.heads.need(brings);
-        let waits = state.waits_for_merge;
+        let waits = state.heads.need(brings);
+        state.waits_for_merge = waits.then_some(made);
         drop(state);
-        if waits {
-            self.tell(Event::ToMerge);
+        if !waits {
+            return (pending, Changes::new());
         }
-        waits
+        self.tell(Event::ToMerge);
+        plan::split(pending, |(path, pending)| {
+            differing.contains(path) || pending.seen.iter().any(|dot| unseen.contains(dot))
+        })
     }
 
     /// `turn` is held. Adds this writer's row to the table of writers, unless it is there.
@@ -269,7 +313,7 @@ impl<D: Disk> Replica<D> {
             base,
             edits,
             pending,
-            commits,
+            left,
         } = signing;
         let (identity, number, certificate, time) = {
             let mut state = self.state.write();
@@ -295,7 +339,7 @@ impl<D: Disk> Replica<D> {
             root: head.root,
             base,
             time,
-            commits,
+            commits: left.as_ref().is_some_and(Changes::is_empty),
         };
         let dot = Dot {
             writer: number,
@@ -311,9 +355,11 @@ impl<D: Disk> Replica<D> {
         record.clock = time;
         self.records.save_state(&record)?;
         self.records.note_root(now.wall_ns, head.root)?;
-        if commits && self.state.read().pending_kept {
-            // All that was kept is in this head; after a crash it must not come again.
-            self.records.save_pending(&Vec::new())?;
+        if let Some(left) = &left
+            && self.state.read().pending_kept
+        {
+            // What was kept and is in this head must not come again after a crash.
+            self.records.save_pending(left)?;
         }
         self.records.flush()?;
         {
@@ -376,8 +422,8 @@ impl<D: Disk> Replica<D> {
                 sequence: dot.sequence,
                 base: root,
                 edits: None,
-                pending: Vec::new(),
-                commits: true,
+                pending: Changes::new(),
+                left: Some(Changes::new()),
             },
             now,
             |_| {},

@@ -1,4 +1,5 @@
-//! The committer's task: has the replica commit when it is time, and brings the nodes that it lacks.
+//! The committer's task: has the replica commit when it is time, and brings the nodes that it lacks. Changes that wait for
+//! nodes which nobody gives hold up no others: those are tried again ever more rarely, and what is new goes ahead.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -8,8 +9,8 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    FETCH_MAX, Progress, Shared, blocking,
-    commit::Step,
+    FETCH_MAX, NamespaceError, Progress, Shared, blocking,
+    commit::{Extent, Step},
     pace::{BackOff, Pace},
     replica::Moment,
 };
@@ -25,13 +26,16 @@ pub(super) async fn run(shared: Arc<Shared>, closing: CancellationToken) {
 async fn commit_forever(shared: &Arc<Shared>) {
     let mut pace = Pace::new();
     let mut back_off = BackOff::default();
+    // The last change that was tried in vain.
+    let mut tried = 0;
     loop {
         let now = Instant::now();
         let hurried = shared.hurry.load(Ordering::Acquire);
+        let made = shared.replica.state.read().overlay.generation();
         let due = shared.replica.commit_due(now).map(|due| {
             let paced = if hurried { now } else { pace.due(now) };
             match back_off.until() {
-                Some(until) if !hurried => due.max(paced).max(until),
+                Some(until) if !hurried && made <= tried => due.max(paced).max(until),
                 _ => due.max(paced),
             }
         });
@@ -52,17 +56,28 @@ async fn commit_forever(shared: &Arc<Shared>) {
             }
         }
         shared.hurry.store(false, Ordering::Release);
-        let progress = shared.commit_or_fetch(now).await;
+        let again = hurried || back_off.until().is_none_or(|until| until <= now);
+        let progress = if again {
+            shared.commit_or_fetch(now).await
+        } else {
+            shared.commit_here().await
+        };
         match &progress {
             Progress::Well => {
                 pace.committed(now);
                 back_off.reset();
             }
-            Progress::Unreachable => {
-                tracing::info!("local changes wait for manifest nodes that nobody gives");
+            Progress::Unreachable(_) if !again => {
+                pace.committed(now);
+                tried = made;
+            }
+            Progress::Unreachable(reason) => {
+                tracing::info!(reason, "local changes wait to be published");
+                tried = made;
                 back_off.failed(now);
             }
             Progress::Failed(reason) => {
+                tried = made;
                 tracing::warn!(reason, "local changes could not be committed yet");
                 back_off.failed(now);
             }
@@ -76,20 +91,38 @@ impl Shared {
         let deadline = now + FETCH_MAX;
         loop {
             let shared = self.clone();
-            let missing = match blocking(move || shared.replica.commit(Moment::now())).await {
-                Ok(Step::Done | Step::Idle) => return Progress::Well,
+            let attempt = move || shared.replica.commit(Extent::All, Moment::now());
+            let missing = match blocking(attempt).await {
                 Ok(Step::Missing(nodes)) => nodes,
-                Err(error) => return Progress::Failed(error.to_string()),
+                step => return came_to(step),
             };
             let left = deadline.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {
-                return Progress::Unreachable;
+                return self.commit_here().await;
             }
             match self.bring(missing, None, left).await {
-                Ok(0) => return Progress::Unreachable,
+                Ok(0) => return self.commit_here().await,
                 Ok(_) => {}
                 Err(error) => return Progress::Failed(error.to_string()),
             }
         }
+    }
+
+    /// Commits what can be with the nodes that are here.
+    async fn commit_here(self: &Arc<Self>) -> Progress {
+        let shared = self.clone();
+        came_to(blocking(move || shared.replica.commit(Extent::Here, Moment::now())).await)
+    }
+}
+
+fn came_to(step: Result<Step, NamespaceError>) -> Progress {
+    match step {
+        Ok(Step::Done | Step::Idle) => Progress::Well,
+        Ok(Step::Waiting(reason)) => Progress::Unreachable(reason),
+        Ok(Step::Missing(nodes)) => {
+            let count = nodes.len();
+            Progress::Unreachable(format!("nobody gives {count} manifest nodes that it takes"))
+        }
+        Err(error) => Progress::Failed(error.to_string()),
     }
 }

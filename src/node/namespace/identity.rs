@@ -75,7 +75,7 @@ impl<D: Disk> Replica<D> {
         state.seen_heads.clear();
         state.parts.clear();
         state.heads.forget_waits();
-        state.waits_for_merge = false;
+        state.waits_for_merge = None;
         drop(state);
         self.tell(Event::ToCommit);
         Ok(())
@@ -123,7 +123,7 @@ impl<D: Disk> Replica<D> {
             base,
             edits: None,
             pending: Vec::new(),
-            commits: false,
+            left: None,
         };
         let published = self.sign(signing, now, |state| {
             state.redo = None;

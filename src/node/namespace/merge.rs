@@ -311,7 +311,7 @@ impl<D: Disk> Replica<D> {
             base,
             edits: None,
             pending: Vec::new(),
-            commits: false,
+            left: None,
         };
         let published = self.sign(signing, now, |state| {
             if let Some(changes) = &changes {
@@ -473,7 +473,7 @@ impl<D: Disk> Replica<D> {
         let mut state = self.state.write();
         state.heads.remove_where(|known| known.digest() == digest);
         state.parts.retain(|part| part.root != head.root);
-        state.waits_for_merge = false;
+        state.waits_for_merge = None;
         self.records.remove_head(head)?;
         let from = state.showed.get(&digest);
         self.plan_join(&mut state, now.at);

@@ -237,8 +237,8 @@ enum Progress {
     /// A commit, or nothing to do.
     #[default]
     Well,
-    /// Nodes are missing and nobody gives them.
-    Unreachable,
+    /// Some changes wait, for nodes that nobody gives or since no node can hold them; the others were committed.
+    Unreachable(String),
     /// The disk or the state fails.
     Failed(String),
 }
@@ -424,15 +424,19 @@ impl Namespace {
         while shared.replica.state.read().overlay.waits(up_to) {
             shared.hurry.store(true, Ordering::Release);
             shared.signals.commit_wake.notify_one();
-            let unreachable = match tokio::time::timeout_at(deadline, progress.changed()).await {
-                Err(_) | Ok(Err(_)) => true,
+            let why = match tokio::time::timeout_at(deadline, progress.changed()).await {
+                Err(_) | Ok(Err(_)) => Some("no head was made of it in time".into()),
                 Ok(Ok(())) => match &*progress.borrow_and_update() {
-                    Progress::Well => false,
-                    Progress::Unreachable => true,
+                    Progress::Well => None,
+                    Progress::Unreachable(reason) => Some(reason.clone()),
                     Progress::Failed(reason) => return Err(NamespaceError::Failed(reason.clone())),
                 },
             };
-            if unreachable {
+            if !shared.replica.state.read().overlay.waits(up_to) {
+                break;
+            }
+            if let Some(reason) = why {
+                tracing::warn!(reason, "what was to be published is only kept on this disk");
                 let shared = shared.clone();
                 return blocking(move || shared.replica.keep_pending()).await;
             }

@@ -7,7 +7,11 @@
 //! nothing that is done while nobody else can look takes long: many changes are worked out in portions, put in at once, and
 //! forgotten in portions when they are committed.
 
-use std::{collections::BTreeMap, ops::Bound, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::Arc,
+};
 
 use super::{Edit, recent::Recent};
 use crate::manifest::{Dot, Entry, HybridTime, Moved, Name, Shown, TreePath};
@@ -40,6 +44,9 @@ pub(super) struct Pending {
     pub(super) time: HybridTime,
     /// Where a rename brought it from, since which it is unchanged.
     pub(super) moved: Option<Moved>,
+    /// The calls of several changes that it, or what it follows on from, was made by: what they changed belongs together.
+    /// `None` for one that was made alone.
+    pub(super) calls: Option<Arc<[u64]>>,
 }
 
 /// A rename whose hint no head has yet.
@@ -49,6 +56,13 @@ pub(super) struct Rename {
     pub(super) to: TreePath,
     pub(super) time: HybridTime,
     generation: u64,
+}
+
+impl Rename {
+    /// Whether a path is one of the two.
+    pub(super) fn is_of(&self, path: &TreePath) -> bool {
+        self.from == *path || self.to == *path
+    }
 }
 
 /// What a path's last committed local write replaced.
@@ -111,22 +125,30 @@ impl Overlay {
         for edit in &mut edits {
             edit.moved = edit.moved.take().and_then(|moved| self.copied(moved));
         }
+        let call = (edits.len() > 1).then(|| self.call());
         for edit in edits {
-            let (path, pending) = self.pending(edit, tick());
+            let (path, pending) = self.pending(edit, call.as_ref(), tick());
             self.edits.insert(path, pending);
         }
     }
 
-    /// Works out local changes, of different paths, without making them: until [`Overlay::put`] nothing may be changed at
-    /// these paths, or where a rename brings them from, and nothing be committed.
+    /// A call that makes several changes.
+    pub(super) fn call(&mut self) -> Arc<[u64]> {
+        self.generation += 1;
+        Arc::new([self.generation])
+    }
+
+    /// Works out local changes of one call, of different paths, without making them: until [`Overlay::put`] nothing may be
+    /// changed at these paths, or where a rename brings them from, and nothing be committed.
     pub(super) fn prepare(
         &mut self,
         edits: Vec<Edit>,
+        call: &Arc<[u64]>,
         mut tick: impl FnMut() -> HybridTime,
     ) -> Changes {
         let prepared = edits.into_iter().map(|mut edit| {
             edit.moved = edit.moved.take().and_then(|moved| self.copied(moved));
-            self.pending(edit, tick())
+            self.pending(edit, Some(call), tick())
         });
         prepared.collect()
     }
@@ -161,7 +183,12 @@ impl Overlay {
         Moved::new(moved.from().clone(), &dots)
     }
 
-    fn pending(&mut self, edit: Edit, time: HybridTime) -> (Arc<TreePath>, Arc<Pending>) {
+    fn pending(
+        &mut self,
+        edit: Edit,
+        call: Option<&Arc<[u64]>>,
+        time: HybridTime,
+    ) -> (Arc<TreePath>, Arc<Pending>) {
         self.generation += 1;
         let mut seen = edit.seen;
         seen.sort_unstable();
@@ -176,8 +203,16 @@ impl Overlay {
             }
         }
         let mut since = self.generation;
+        let mut calls = call.cloned();
         if let Some(earlier) = self.edits.get(&edit.path) {
             add(&mut seen, &earlier.seen);
+            calls = match (calls, &earlier.calls) {
+                (Some(own), Some(before)) => {
+                    let both: BTreeSet<_> = own.iter().chain(before.iter()).copied().collect();
+                    Some(both.into_iter().collect())
+                }
+                (own, before) => own.or_else(|| before.clone()),
+            };
             if !edit.held && !earlier.held {
                 since = earlier.since;
             }
@@ -190,6 +225,7 @@ impl Overlay {
             since,
             time,
             moved: edit.moved,
+            calls,
         };
         (Arc::new(edit.path), Arc::new(pending))
     }
@@ -217,7 +253,10 @@ impl Overlay {
 
     /// Takes back what was pending when the process ended.
     pub(super) fn restore(&mut self, edits: Vec<(TreePath, Pending)>) {
+        // Which of them belong together is not known any more.
+        let call = self.call();
         for (path, mut pending) in edits {
+            pending.calls = Some(call.clone());
             self.generation += 1;
             pending.generation = self.generation;
             pending.since = self.generation;
@@ -537,15 +576,17 @@ mod tests {
             change(overlay, "d/00500", true, &[3]);
         }
         let mut clock = 0;
-        let prepared = whole.prepare(edits(&[1]), || {
+        let call = whole.call();
+        let prepared = whole.prepare(edits(&[1]), &call, || {
             clock += 1;
             HybridTime(clock)
         });
         assert_eq!(whole.len(), 2, "nothing is changed by it");
         whole.put(prepared.into_iter().collect());
-        for (time, edit) in edits(&[1]).into_iter().enumerate() {
-            single.change(vec![edit], || HybridTime(time as u64 + 1));
-        }
+        single.change(edits(&[1]), || {
+            clock += 1;
+            HybridTime(clock - 1000)
+        });
         assert_eq!(whole.ready(), single.ready());
         assert_eq!(whole.generation(), single.generation());
         for overlay in [&mut whole, &mut single] {

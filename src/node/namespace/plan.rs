@@ -1,6 +1,9 @@
 //! What local changes do to the tree. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::overlay::{Changes, Pending, Rename};
 use crate::manifest::{
@@ -39,6 +42,99 @@ pub(super) fn plan(
             missing.into_iter().take(MISSING_MAX).collect(),
         ))
     }
+}
+
+/// What became of pending changes that could not all be applied.
+pub(super) struct Fitting {
+    /// Those that can be.
+    pub(super) fits: Changes,
+    /// Those that can't.
+    pub(super) others: Changes,
+    /// Why not, of one of them.
+    pub(super) why: Option<String>,
+}
+
+/// Finds the changes that can be applied without those that can't be; what belongs together is applied together.
+/// `attempt` applies some. It is asked about all of them a few times for each that can't be.
+pub(super) fn fitting(
+    pending: Changes,
+    attempt: impl Fn(&Changes) -> Result<(), TreeError>,
+) -> Result<Fitting, TreeError> {
+    let mut found = Fitting {
+        fits: Changes::new(),
+        others: Changes::new(),
+        why: None,
+    };
+    let mut left = vec![parts(pending)];
+    while let Some(mut some) = left.pop() {
+        let together = joined(some.iter().flatten().cloned());
+        match attempt(&together) {
+            Ok(()) => found.fits.extend(together),
+            Err(error @ (TreeError::Missing(_) | TreeError::Bounds(..))) if some.len() <= 1 => {
+                let path = together.first().map(|(path, _)| format!("{path}: {error}"));
+                found.why = found.why.or(path);
+                found.others.extend(together);
+            }
+            Err(TreeError::Missing(_) | TreeError::Bounds(..)) => {
+                left.push(some.split_off(some.len() / 2));
+                left.push(some);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    found.fits = joined(found.fits);
+    Ok(found)
+}
+
+/// Parts changes into those that may go ahead and those that wait: each of which `waits` says so, and what belongs together
+/// with it.
+pub(super) fn split(
+    pending: Changes,
+    waits: impl Fn(&(Arc<TreePath>, Arc<Pending>)) -> bool,
+) -> (Changes, Changes) {
+    let parts = parts(pending).into_iter();
+    let (waiting, others): (Vec<_>, Vec<_>) = parts.partition(|part| part.iter().any(&waits));
+    let all = |parts: Vec<Changes>| joined(parts.into_iter().flatten());
+    (all(others), all(waiting))
+}
+
+/// Changes by what belongs together: what one call has changed, and what followed on from that.
+fn parts(pending: Changes) -> Vec<Changes> {
+    // Each call leads to another that it has to do with, or to itself.
+    let mut calls: BTreeMap<u64, u64> = BTreeMap::new();
+    let first = |calls: &BTreeMap<u64, u64>, mut call: u64| {
+        while let Some(&next) = calls.get(&call).filter(|next| **next != call) {
+            call = next;
+        }
+        call
+    };
+    for (_, change) in &pending {
+        let mut of_change = change.calls.iter().flat_map(|calls| calls.iter());
+        let Some(&one) = of_change.next() else {
+            continue;
+        };
+        let one = first(&calls, one);
+        calls.insert(one, one);
+        for &other in of_change {
+            let other = first(&calls, other);
+            calls.insert(other, one);
+        }
+    }
+    // Calls and changes are numbered together.
+    let mut parts: BTreeMap<u64, Changes> = BTreeMap::new();
+    for (path, change) in pending {
+        let call = change.calls.iter().flat_map(|calls| calls.iter()).next();
+        let part = call.map_or(change.generation, |call| first(&calls, *call));
+        parts.entry(part).or_default().push((path, change));
+    }
+    parts.into_values().collect()
+}
+
+/// In order of their paths.
+fn joined(changes: impl IntoIterator<Item = (Arc<TreePath>, Arc<Pending>)>) -> Changes {
+    let mut changes: Changes = changes.into_iter().collect();
+    changes.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    changes
 }
 
 fn put(

@@ -255,6 +255,7 @@ impl<D: Disk> Records<D> {
                     since: 0,
                     time: record.time,
                     moved: None,
+                    calls: None,
                 };
                 Ok((path, pending))
             })

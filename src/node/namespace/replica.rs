@@ -271,6 +271,7 @@ impl<D: Disk> Replica<D> {
         let rename = rename.filter(|_| are_known(&edits));
         let turn = self.turn.lock();
         self.state.read().check_writable()?;
+        let call = self.state.write().overlay.call();
         let mut prepared = Changes::with_capacity(edits.len());
         let mut edits = edits.into_iter();
         loop {
@@ -278,7 +279,7 @@ impl<D: Disk> Replica<D> {
             if portion.is_empty() {
                 break;
             }
-            prepared.extend(self.state.write().prepare(portion, now.wall_ns));
+            prepared.extend(self.state.write().prepare(portion, &call, now.wall_ns));
         }
         let prepared = prepared.into_iter().collect();
         Ok(Box::new(move || {

@@ -22,7 +22,7 @@ use self::{
 };
 use super::{
     Edit, NamespaceError,
-    commit::Step as Commit,
+    commit::{Extent, Step as Commit},
     merge::{Eagerness, Effort, Step as Merge},
     replica::{Event, Moment, Replica},
 };
@@ -291,7 +291,7 @@ impl World {
             self.settle_merges(number, now);
             let due = replica.commit_due(now.at).is_some_and(|due| due <= now.at);
             let committed = due && self.commit(number, now);
-            self.waited += usize::from(replica.state.read().waits_for_merge);
+            self.waited += usize::from(replica.state.read().waits_for_merge.is_some());
             if committed {
                 self.acknowledge(number);
             }
@@ -315,13 +315,17 @@ impl World {
         let Some(replica) = &self.peers[number].replica else {
             return false;
         };
+        let mut extent = Extent::All;
         loop {
-            match replica.commit(now).unwrap() {
+            match replica.commit(extent, now).unwrap() {
                 Commit::Done => return true,
-                Commit::Idle => return false,
+                Commit::Idle | Commit::Waiting(_) => return false,
                 Commit::Missing(nodes) => {
                     if !self.fetch(number, &nodes) {
-                        return false;
+                        if extent == Extent::Here {
+                            return false;
+                        }
+                        extent = Extent::Here;
                     }
                 }
             }
@@ -771,7 +775,7 @@ fn a_clock_that_is_set_back_after_a_crash_leaves_no_entry_newer_than_its_head() 
     drop(replica);
     disk.crash(0);
     let replica = open();
-    replica.commit(now(START_NS + SECOND)).unwrap();
+    replica.commit(Extent::All, now(START_NS + SECOND)).unwrap();
     let state = replica.state.read();
     let head = state.heads.iter().next().unwrap();
     let newest = manifest::summary(&replica.nodes, head.root).unwrap().newest;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -58,8 +59,8 @@ pub(super) struct State {
     pub(super) covers: CausalContext,
     /// What is shown beside it: the heads whose merging can wait. They stay until the state has seen what they have.
     pub(super) parts: Vec<ShownPart>,
-    /// Pending changes follow on from what a head brought that is not merged yet.
-    pub(super) waits_for_merge: bool,
+    /// Of the pending changes up to this one, those that are left follow on from what a head brought that is not merged yet.
+    pub(super) waits_for_merge: Option<u64>,
     /// When old hints of renames were last looked for.
     pub(super) hints_looked_after: Option<Instant>,
     /// The head whose state is shown since the start, and whose root node was not looked at yet.
@@ -185,7 +186,7 @@ impl State {
             root,
             covers,
             parts: Vec::new(),
-            waits_for_merge: false,
+            waits_for_merge: None,
             hints_looked_after: None,
             first: None,
             clock,
@@ -258,7 +259,7 @@ impl State {
         self.covers = covers;
         let covers = &self.covers;
         self.parts.retain(|part| !covers.includes(&part.covers));
-        self.waits_for_merge = false;
+        self.waits_for_merge = None;
     }
 
     pub(super) fn has_head(&self) -> bool {
@@ -281,9 +282,9 @@ impl State {
     }
 
     /// Works out local changes: see [`Overlay::prepare`].
-    pub(super) fn prepare(&mut self, edits: Vec<Edit>, wall_ns: u64) -> Changes {
+    pub(super) fn prepare(&mut self, edits: Vec<Edit>, call: &Arc<[u64]>, wall_ns: u64) -> Changes {
         let clock = &mut self.clock;
-        self.overlay.prepare(edits, || {
+        self.overlay.prepare(edits, call, || {
             *clock = after(*clock, wall_ns);
             *clock
         })

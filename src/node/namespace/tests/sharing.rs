@@ -482,3 +482,66 @@ async fn three_members_end_with_one_state_and_one_head() {
     assert_eq!(a.everything().await, c.everything().await);
     assert_eq!(a.everything().await, b.everything().await);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_waits_for_nodes_which_nobody_gives_holds_up_no_other() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.member("a"), cluster.member("b"));
+    a.ns.create().unwrap();
+    let put = |path: &str, content| Edit {
+        path: at(path),
+        entry: Some(file(content)),
+        seen: Vec::new(),
+        held: false,
+        moved: None,
+    };
+    let many = (0..4000).map(|n| put(&format!("d{}/{n}", n % 80), n));
+    a.ns.change(many.collect()).unwrap();
+    a.ns.flush().await.unwrap();
+    b.reaches(&[&a]);
+    b.hears(&a).await;
+    b.merged().await;
+    b.write("d7/by b", 1).await;
+    b.look("d7/7").await;
+    let seen = b.look("d7/87").await.unwrap().seen;
+    b.reaches(&[]);
+    // What one call changes waits together, though part of it could go ahead.
+    let removed = Edit {
+        entry: None,
+        seen,
+        ..put("d7/87", 0)
+    };
+    b.ns.change(vec![removed, put("d50/new", 2)]).unwrap();
+    b.change("d7/7", Some(file(1000)));
+    until("the other change is published", async || {
+        b.ns.status().unpublished == 2
+    })
+    .await;
+    b.change("d7/by b", Some(file(1001)));
+    until("the next one is too", async || {
+        b.ns.status().unpublished == 2
+    })
+    .await;
+    // What waits is on disk.
+    b.ns.flush().await.unwrap();
+    assert_eq!(b.ns.status().unpublished, 2);
+    a.reaches(&[&b]);
+    a.hears(&b).await;
+    a.merged().await;
+    assert!(a.shows("d7/7", 1000).await && a.shows("d7/by b", 1001).await);
+    assert!(a.shows("d7/87", 87).await);
+    assert_eq!(a.look("d50/new").await, None);
+    a.reaches(&[]);
+    drop(b);
+    let b = cluster.member("b");
+    assert_eq!(b.ns.status().unpublished, 2, "the record was kept");
+    b.reaches(&[&a]);
+    b.ns.flush().await.unwrap();
+    assert_eq!(b.ns.status().unpublished, 0);
+    a.reaches(&[&b]);
+    agree(&[&a, &b]).await;
+    assert!(a.shows("d7/7", 1000).await && a.shows("d50/new", 2).await);
+    assert_eq!(a.look("d7/87").await, None);
+    assert_eq!(a.ns.status().conflicts, 0);
+    a.reaches(&[]);
+}
