@@ -629,7 +629,34 @@ impl Versions {
             .flat_map(|versions| versions.as_slice())
             .filter(|version| !seen.contains(&version.dot))
             .cloned();
-        Self::new(kept.chain(new).collect())
+        Self::fitting(kept.chain(new).collect())
+    }
+    /// Those that fit under one key: all, or the largest by (time, writer, sequence) where they are too many or too large
+    /// together. So a state can always be merged, whatever was written at once, and the same way by everybody.
+    pub(super) fn fitting(versions: Vec<Version>) -> Option<Self> {
+        // So few can't take too much room, whatever they are.
+        const CERTAINLY_FIT: usize = 8;
+        let mut all = Self::new(versions)?;
+        let fits = all.0.len() <= CERTAINLY_FIT
+            || (all.0.len() <= VERSIONS_MAX && all.encode().len() <= VERSIONS_BYTES_MAX);
+        if fits {
+            return Some(all);
+        }
+        all.0
+            .sort_by_key(|version| std::cmp::Reverse(version.rank()));
+        all.0.truncate(VERSIONS_MAX);
+        // The head of the list takes at most three bytes.
+        let mut room = VERSIONS_BYTES_MAX - 3;
+        let sizes = all.0.iter().map(|version| version.encoded().len());
+        let fitting = sizes
+            .take_while(|size| {
+                let fits = *size <= room;
+                room = room.saturating_sub(*size);
+                fits
+            })
+            .count();
+        all.0.truncate(fitting);
+        Self::new(all.0)
     }
     /// All of them.
     pub fn as_slice(&self) -> &[Version] {

@@ -29,7 +29,9 @@ pub struct Merged {
 }
 
 /// Merges the versions under one key: one survives if both sides have it, or if the side that lacks it doesn't cover
-/// its dot.
+/// its dot. Of more than fit under a key ([`super::VERSIONS_MAX`], [`super::VERSIONS_BYTES_MAX`]) the latest do: with fewer
+/// kept by some than by others, a removal in between can leave states that have seen the same and differ; such states are
+/// merged with nothing seen, which leads all to one.
 pub fn merge_versions(
     a: Option<&Versions>,
     a_context: &CausalContext,
@@ -42,7 +44,7 @@ pub fn merge_versions(
     };
     let of_a = a.iter().filter(|version| survives(version, b, b_context));
     let of_b = b.iter().filter(|version| survives(version, a, a_context));
-    Versions::new(of_a.chain(of_b).cloned().collect())
+    Versions::fitting(of_a.chain(of_b).cloned().collect())
 }
 
 pub(super) fn list(versions: Option<&Versions>) -> &[Version] {

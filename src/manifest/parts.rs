@@ -85,7 +85,7 @@ impl View {
                 !part.context.covers(version.dot) || there.any(|other| other.dot == version.dot)
             })
         });
-        Versions::new(survivors.cloned().collect())
+        Versions::fitting(survivors.cloned().collect())
     }
 
     /// Puts the rows of the parts together.

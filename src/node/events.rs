@@ -17,7 +17,9 @@ use super::{
 use crate::{
     content::Object,
     control::types::{ChangeKind, ChangeReport, Event, Happened, TransferReport},
-    manifest::{Change, Kind, NodeHash, Shown, TreePath, Versions, WriterNumber, shown},
+    manifest::{
+        Change, Kind, NodeHash, Shown, TreePath, Versions, WriterNumber, empty_root, shown,
+    },
     net::{NetEvent, proto::Push},
     transfer::TransferState,
 };
@@ -102,8 +104,35 @@ impl Node {
             changes: told,
             all,
         });
-        let changes = arrival.changes.as_deref().unwrap_or_default();
-        self.tell_conflicts(arrival.root, changes).await;
+        match (&arrival.changes, arrival.before) {
+            (Some(changes), _) => self.tell_conflicts(arrival.root, changes).await,
+            // Nothing that this node wrote can be in conflict where nothing was.
+            (None, Some(before)) if before != empty_root() => {
+                self.tell_conflicts_of_many(before, arrival.root).await;
+            }
+            (None, _) => {}
+        }
+    }
+
+    /// The same for more changes than are named: the conflicts are looked for by themselves.
+    async fn tell_conflicts_of_many(&self, before: NodeHash, root: NodeHash) {
+        let found = self
+            .with_nodes(move |namespace| {
+                namespace.conflict_changes(before, root, CONFLICTS_MAX + 1)
+            })
+            .await;
+        match found {
+            Ok((changes, more)) => {
+                self.tell_conflicts(root, &changes).await;
+                if more {
+                    self.happened(Happened::Lagged { missed: 0 });
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the conflicts that a head brought could not be told");
+                self.happened(Happened::Lagged { missed: 1 });
+            }
+        }
     }
 
     /// The paths of changes with who wrote them, and whether there are more.

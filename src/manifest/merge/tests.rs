@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::manifest::{
-    Key, NodeSource, diff, get,
+    HybridTime, Key, NodeSource, VERSIONS_MAX, diff, empty_root, get,
     histories::{Edit, Oracle, Replica, State, any_history, content, join, live},
     tree::testing::{Memory, dot, file, key, version},
 };
@@ -246,4 +246,59 @@ fn what_gives_way_to_another_content_with_the_same_dot_is_named() {
         let kept = get(&memory, merged.root, &key_of(1)).unwrap().unwrap();
         assert_eq!(kept.as_slice(), [version(1, 2, 3, file(2))]);
     }
+}
+
+/// More versions of one name than fit under a key: the latest stay, in whatever order they are merged.
+#[test]
+fn of_too_many_versions_the_latest_stay() {
+    let memory = Memory::default();
+    let at = key("contested");
+    let many = VERSIONS_MAX as u64 + 50;
+    let states: Vec<State> = (1..=many)
+        .map(|writer| {
+            let entry = file(writer);
+            let version = Version {
+                dot: dot(writer, 1),
+                time: HybridTime(1_000_000 - writer),
+                entry,
+                moved: None,
+            };
+            let edits = [(at.clone(), Versions::new(vec![version]))];
+            let made = apply(&memory, empty_root(), &edits.into()).unwrap();
+            memory.keep(made.nodes);
+            let mut context = CausalContext::default();
+            context.add(dot(writer, 1));
+            (made.root, context)
+        })
+        .collect();
+    let merged = |order: &mut dyn Iterator<Item = &State>| {
+        let mut state = (empty_root(), CausalContext::default());
+        for other in order {
+            state = joined(&memory, &state, other);
+        }
+        state
+    };
+    let forward = merged(&mut states.iter());
+    let backward = merged(&mut states.iter().rev());
+    let (odd, even): (Vec<_>, Vec<_>) = states.iter().enumerate().partition(|(at, _)| at % 2 == 1);
+    let half = |some: Vec<(usize, &State)>| {
+        let some: Vec<_> = some.into_iter().map(|(_, state)| state.clone()).collect();
+        merged(&mut some.iter())
+    };
+    let halves = joined(&memory, &half(odd), &half(even));
+    assert_eq!(forward, backward);
+    assert_eq!(forward, halves);
+    let left = get(&memory, forward.0, &at).unwrap().unwrap();
+    let mut writers: Vec<_> = left
+        .as_slice()
+        .iter()
+        .map(|left| left.dot.writer.0)
+        .collect();
+    writers.sort_unstable();
+    assert_eq!(writers, (1..=VERSIONS_MAX as u64).collect::<Vec<_>>());
+    // What has been left out is no news.
+    assert_eq!(
+        joined(&memory, &forward, &states[many as usize - 1]),
+        forward
+    );
 }

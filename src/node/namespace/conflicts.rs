@@ -1,13 +1,14 @@
 //! What reports and events ask of the namespace: conflicts, who wrote what, what the heads of others brought. And the one
 //! change that they make: the end of a conflict.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::sync::broadcast;
 
 use super::{Edit, Namespace, NamespaceError, RemoteChanges, merge::NAMED_CHANGES_MAX};
 use crate::manifest::{
-    self, Change, Conflict, ConflictVersion, Dot, NodeHash, TreeError, TreePath, View, WriterNumber,
+    self, Change, Conflict, ConflictVersion, Dot, Key, NodeHash, TreeError, TreePath, View,
+    WriterNumber,
 };
 
 /// What the heads of others have changed.
@@ -15,6 +16,8 @@ use crate::manifest::{
 pub struct Arrival {
     /// The root that it led to.
     pub root: NodeHash,
+    /// The root before; `None` where it is not the state that moved on.
+    pub before: Option<NodeHash>,
     /// The changes; `None` when there are too many to tell, or nobody gave the nodes that tell them.
     pub changes: Option<Vec<Change>>,
 }
@@ -51,6 +54,39 @@ impl Namespace {
             Err(TreeError::Missing(_)) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The changes from one root to another that concern conflicts which the second has; of at most `limit` of these, and
+    /// whether there may be more. Costs what the conflicts do, however much else was changed.
+    pub fn conflict_changes(
+        &self,
+        from: NodeHash,
+        to: NodeHash,
+        limit: usize,
+    ) -> Result<(Vec<Change>, bool), NamespaceError> {
+        let nodes = &self.shared.replica.nodes;
+        let all = TreePath::root();
+        let found = manifest::conflicts(nodes, to, &all, None, limit)?;
+        let more = found.len() >= limit;
+        let mut changes = Vec::new();
+        let mut missing = BTreeSet::new();
+        for key in found.iter().filter_map(|found| Key::of_path(&found.path)) {
+            let old = match manifest::get(nodes, from, &key) {
+                Err(TreeError::Missing(needed)) => {
+                    missing.extend(needed);
+                    continue;
+                }
+                old => old?,
+            };
+            let new = manifest::get(nodes, to, &key)?;
+            if old != new {
+                changes.push(Change { key, old, new });
+            }
+        }
+        if missing.is_empty() {
+            return Ok((changes, more));
+        }
+        Err(NamespaceError::Missing(missing.into_iter().collect()))
     }
 
     /// The node name of a writer, as the table of writers of this root has it.

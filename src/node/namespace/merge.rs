@@ -4,6 +4,7 @@
 //! it is looked at: one whose tree is not what a tree must be is refused, and those that it covers take its place.
 
 use std::{
+    cell::RefCell,
     collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,7 +23,8 @@ use super::{
     state::{ShownPart, State, removed_from},
 };
 use crate::manifest::{
-    self, CausalContext, Change, Dot, InternalKey, Key, NodeHash, TreeError, Version, WriterNumber,
+    self, CausalContext, Change, Dot, InternalKey, Key, Node, NodeHash, NodeSource, TreeError,
+    Version, WriterNumber,
 };
 
 /// How many nodes merging a head may fetch at once. With more it can wait a while: another member may merge it, and what is
@@ -83,6 +85,40 @@ pub(super) struct Effort {
     pub(super) late: bool,
 }
 
+/// Nodes, and of which of two trees they are: a node that is read names its children.
+struct Traced<'a, S> {
+    nodes: &'a S,
+    ours: RefCell<BTreeSet<NodeHash>>,
+    theirs: RefCell<BTreeSet<NodeHash>>,
+}
+
+impl<'a, S> Traced<'a, S> {
+    fn new(nodes: &'a S, ours: NodeHash, theirs: NodeHash) -> Self {
+        Self {
+            nodes,
+            ours: RefCell::new(BTreeSet::from([ours])),
+            theirs: RefCell::new(BTreeSet::from([theirs])),
+        }
+    }
+
+    fn is_theirs(&self, node: &NodeHash) -> bool {
+        self.theirs.borrow().contains(node) && !self.ours.borrow().contains(node)
+    }
+}
+
+impl<S: NodeSource> NodeSource for Traced<'_, S> {
+    fn node(&self, hash: &NodeHash) -> Result<Option<Arc<Node>>, TreeError> {
+        let node = self.nodes.node(hash)?;
+        for tree in [&self.ours, &self.theirs] {
+            let mut tree = tree.borrow_mut();
+            if tree.contains(hash) {
+                tree.extend(node.iter().flat_map(|node| node.children()));
+            }
+        }
+        Ok(node)
+    }
+}
+
 /// Two trees merged.
 struct MergedTree {
     root: NodeHash,
@@ -114,16 +150,49 @@ impl<D: Disk> Replica<D> {
         let _turn = self.turn.lock();
         let step = self.merge_here(digest, effort, now)?;
         // What its hash names and is no node will not become one.
-        if let Step::Missing(nodes) = &step
-            && let Some(bad) = nodes.iter().find(|node| self.nodes.is_bad(node))
-        {
-            let head = self.state.read().heads.get(digest).cloned();
-            if let Some(head) = head {
-                self.refuse(&head, &format!("{bad} is not a valid manifest node"), now)?;
-            }
+        let Step::Missing(nodes) = &step else {
+            return Ok(step);
+        };
+        let bad: Vec<_> = nodes
+            .iter()
+            .filter(|node| self.nodes.is_bad(node))
+            .collect();
+        let Some(first) = bad.first() else {
+            return Ok(step);
+        };
+        let (head, root) = {
+            let state = self.state.read();
+            (state.heads.get(digest).cloned(), state.root)
+        };
+        let (Some(head), Some(root)) = (head, root) else {
             return Ok(Step::Done);
+        };
+        match bad.iter().find(|bad| self.is_theirs(root, head.root, bad)) {
+            Some(bad) => {
+                self.refuse(&head, &format!("{bad} is not a valid manifest node"), now)?;
+                Ok(Step::Done)
+            }
+            // The state has it: no fault of this head's.
+            None => Err(NamespaceError::Failed(format!(
+                "the state has {first}, which is not a valid manifest node"
+            ))),
         }
-        Ok(step)
+    }
+
+    /// Whether a node that comparing two trees needs is of the second tree alone.
+    fn is_theirs(&self, ours: NodeHash, theirs: NodeHash, node: &NodeHash) -> bool {
+        let traced = Traced::new(&self.nodes, ours, theirs);
+        let mut after = None;
+        // As far as the nodes are here, which is where the comparison came to.
+        while let Ok(changes) =
+            manifest::diff_after(&traced, ours, theirs, after.as_ref(), PORTION_MAX)
+        {
+            match changes.last() {
+                Some(last) if changes.len() >= PORTION_MAX => after = Some(last.key.clone()),
+                _ => break,
+            }
+        }
+        traced.is_theirs(node)
     }
 
     /// `turn` is held.
@@ -313,6 +382,7 @@ impl<D: Disk> Replica<D> {
             pending: Vec::new(),
             left: None,
         };
+        let before = self.state.read().root;
         let published = self.sign(signing, now, |state| {
             if let Some(changes) = &changes {
                 note_removals(state, changes);
@@ -320,7 +390,11 @@ impl<D: Disk> Replica<D> {
         })?;
         let root = published.head.root;
         self.tell(Event::Published(Arc::new(published)));
-        self.tell(Event::Changed(Arrival { root, changes }));
+        self.tell(Event::Changed(Arrival {
+            root,
+            before,
+            changes,
+        }));
         self.tell(Event::ToCommit);
         Ok(())
     }
@@ -347,6 +421,7 @@ impl<D: Disk> Replica<D> {
         drop(state);
         self.tell(Event::Changed(Arrival {
             root: head.root,
+            before: None,
             changes: None,
         }));
         true
@@ -410,6 +485,7 @@ impl<D: Disk> Replica<D> {
         self.drop_heads(&dropped)?;
         self.tell(Event::Changed(Arrival {
             root: head.root,
+            before: None,
             changes: None,
         }));
         self.tell(Event::ToMerge);
@@ -438,7 +514,13 @@ impl<D: Disk> Replica<D> {
         match manifest::diff(&self.nodes, old, new, NAMED_CHANGES_MAX + 1) {
             Ok(changes) => Ok((changes.len() <= NAMED_CHANGES_MAX).then_some(changes)),
             Err(TreeError::Missing(nodes)) => {
+                let mut bad = nodes.iter().filter(|node| self.nodes.is_bad(node));
+                if bad.any(|bad| self.is_theirs(old, new, bad)) {
+                    return Err(TreeError::Missing(nodes));
+                }
                 let enough = effort.unreachable
+                    // Of the state: it gives way.
+                    || nodes.iter().any(|node| self.nodes.is_bad(node))
                     || effort.late
                     || effort.rounds >= DIFFERENCE_ROUNDS_MAX
                     || effort.nodes + nodes.len() > DIFFERENCE_NODES_MAX;
@@ -506,6 +588,7 @@ impl<D: Disk> Replica<D> {
         now: Moment,
     ) -> Result<(), NamespaceError> {
         let mut state = self.state.write();
+        let before = state.root;
         let mut record = state.record();
         record.root = Some(root);
         record.covers = covers.clone();
@@ -521,7 +604,11 @@ impl<D: Disk> Replica<D> {
         drop(state);
         self.drop_heads(&dropped)?;
         let changes = changes.filter(|changes| changes.len() <= NAMED_CHANGES_MAX);
-        self.tell(Event::Changed(Arrival { root, changes }));
+        self.tell(Event::Changed(Arrival {
+            root,
+            before,
+            changes,
+        }));
         self.tell(Event::ToCommit);
         Ok(())
     }

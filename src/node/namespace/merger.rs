@@ -90,7 +90,15 @@ async fn merge_forever(shared: &Arc<Shared>) {
         }
         let now = Instant::now();
         tried = now;
-        let heads = shared.replica.state.read().heads.to_merge(now);
+        let heads = {
+            let state = shared.replica.state.read();
+            // What was tried for heads that have left is nobody's concern.
+            attempts.retain(|goal, attempt| match goal {
+                Goal::Head(digest) => attempt.fetching || state.heads.get(digest).is_some(),
+                Goal::First => true,
+            });
+            state.heads.to_merge(now)
+        };
         let heads = heads.into_iter().map(Some);
         let goals = first
             .until()

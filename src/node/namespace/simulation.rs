@@ -27,10 +27,11 @@ use super::{
     replica::{Event, Moment, Replica},
 };
 use crate::{
-    cluster::{ClusterId, ClusterKeys},
+    cluster::{Certificate, ClusterId, ClusterKeys, Head},
     content::{ContentId, Object},
     manifest::{
-        self, Dot, Entry, Key, Kind, Moved, Name, NodeHash, NodeSource, Shown, Timestamp, TreePath,
+        self, CausalContext, Dot, Entry, HybridTime, Key, Kind, Moved, Name, NodeHash, NodeSource,
+        Shown, Timestamp, TreePath, WriterNumber,
     },
     net::proto::Push,
 };
@@ -62,6 +63,8 @@ struct Peer {
     /// Done here, and not known to be on the disk.
     open: Vec<Deed>,
     backup: Option<MemoryDisk>,
+    /// What it has written since that was taken.
+    since_backup: Vec<u64>,
 }
 
 #[derive(Clone)]
@@ -123,6 +126,7 @@ impl World {
             cell: 0,
             open: Vec::new(),
             backup: None,
+            since_backup: Vec::new(),
         });
         let mut world = Self {
             plan,
@@ -460,7 +464,9 @@ impl World {
     fn step(&mut self) {
         let number = self.pick();
         match self.random.random_range(0..1000) {
-            0..500 => self.edit(number),
+            0..20 => self.rename_folder(number),
+            20..50 => self.file_or_folder(number),
+            50..500 => self.edit(number),
             500..700 => {
                 let other = self.pick();
                 self.meet(number, other);
@@ -501,11 +507,20 @@ impl World {
                     }
                 }
             }
-            992..996 => self.peers[number].backup = Some(self.peers[number].disk.copy()),
+            992..996 => {
+                let peer = &mut self.peers[number];
+                peer.backup = Some(peer.disk.copy());
+                peer.since_backup.clear();
+                // What is not in it yet may never be on the disk that goes on.
+                let open = peer.open.iter().filter_map(|deed| deed.writes);
+                peer.since_backup.extend(open);
+            }
             996..1000 if self.plan.clones => {
                 if let Some(backup) = self.peers[number].backup.take() {
                     let noticed = self.chance(0.5);
                     self.crash(number);
+                    let gone = std::mem::take(&mut self.peers[number].since_backup);
+                    self.oracle.rolled_back(&gone);
                     self.peers[number].disk = backup;
                     self.start(number, noticed);
                 }
@@ -515,7 +530,13 @@ impl World {
     }
 
     fn edit(&mut self, peer: usize) {
-        let folder = at(["", "d", "d/e", "f"].choose(&mut self.random).unwrap());
+        let folders = ["", "d", "d/e", "f", "moved 0", "moved 1"];
+        let folder = at(folders.choose(&mut self.random).unwrap());
+        let shown = self.ask(peer, |replica| replica.get(&folder));
+        let is_folder = |shown: &Shown| shown.entry.kind == Kind::Directory;
+        if folder != at("d") && !shown.flatten().as_ref().is_some_and(is_folder) {
+            return;
+        }
         let Some(listed) = self.ask(peer, |replica| replica.children(&folder)) else {
             return;
         };
@@ -556,8 +577,11 @@ impl World {
                 {
                     return;
                 }
-                deed.renames = content_of(&shown.entry);
-                deed.at = Some(from.clone());
+                let content = content_of(&shown.entry);
+                deed.renames = content
+                    .map(|content| (content, from.clone()))
+                    .into_iter()
+                    .collect();
                 deed.replaces = over.as_ref().and_then(|over| content_of(&over.entry));
                 let seen = over.map(|over| over.seen).unwrap_or_default();
                 let mut put = edit(fresh.clone(), Some(shown.entry.clone()), seen);
@@ -586,6 +610,99 @@ impl World {
                 edits.push(edit(fresh, Some(file(self.contents)), seen));
             }
         }
+        self.make(peer, deed, edits, rename);
+    }
+
+    /// Renames a folder with all that is in it.
+    fn rename_folder(&mut self, peer: usize) {
+        let folders = ["d/e", "f", "moved 0", "moved 1", "d/moved"];
+        let from = at(folders.choose(&mut self.random).unwrap());
+        let to = at(["moved 0", "moved 1", "d/moved"]
+            .choose(&mut self.random)
+            .unwrap());
+        let (Some(Some(shown)), Some(None)) = (
+            self.ask(peer, |replica| replica.get(&from)),
+            self.ask(peer, |replica| replica.get(&to)),
+        ) else {
+            return;
+        };
+        let below = self.ask(peer, |replica| replica.below(&from));
+        let (Kind::Directory, Some(below)) = (&shown.entry.kind, below) else {
+            return;
+        };
+        let mut deed = Deed {
+            folder: Some(from.clone()),
+            ..Deed::default()
+        };
+        let mut edits = Vec::new();
+        for (path, shown) in std::iter::once((from.clone(), shown)).chain(below) {
+            if let Some(content) = content_of(&shown.entry) {
+                deed.renames.push((content, path.clone()));
+            }
+            edits.push(Edit {
+                path: path.moved(&from, &to).unwrap().unwrap(),
+                entry: Some(shown.entry),
+                seen: Vec::new(),
+                held: false,
+                moved: Moved::new(path.clone(), &shown.seen),
+            });
+            edits.push(Edit {
+                path,
+                entry: None,
+                seen: shown.seen,
+                held: false,
+                moved: None,
+            });
+        }
+        edits.sort_unstable_by(|a, b| b.path.cmp(&a.path));
+        self.make(peer, deed, edits, Some((from, to)));
+    }
+
+    /// Uses one name for a file, or for a folder.
+    fn file_or_folder(&mut self, peer: usize) {
+        let name = at("either");
+        let Some(shown) = self.ask(peer, |replica| replica.get(&name)) else {
+            return;
+        };
+        let is_folder = match &shown {
+            Some(shown) => shown.entry.kind == Kind::Directory,
+            None => self.chance(0.5),
+        };
+        let path = match is_folder {
+            true => at(["either/1", "either/2"].choose(&mut self.random).unwrap()),
+            false => name,
+        };
+        let Some(over) = self.ask(peer, |replica| replica.get(&path)) else {
+            return;
+        };
+        let replaces = over.as_ref().and_then(|over| content_of(&over.entry));
+        let removes = replaces.is_some() && self.chance(0.5);
+        let mut deed = Deed {
+            replaces,
+            ..Deed::default()
+        };
+        if !removes {
+            self.contents += 1;
+            deed.writes = Some(self.contents);
+            deed.at = Some(path.clone());
+        }
+        let edit = Edit {
+            path,
+            entry: (!removes).then(|| file(self.contents)),
+            seen: over.map(|over| over.seen).unwrap_or_default(),
+            held: false,
+            moved: None,
+        };
+        self.make(peer, deed, vec![edit], None);
+    }
+
+    fn make(
+        &mut self,
+        peer: usize,
+        deed: Deed,
+        edits: Vec<Edit>,
+        rename: Option<(TreePath, TreePath)>,
+    ) {
         let now = self.moment(peer);
         let Some(replica) = &self.peers[peer].replica else {
             return;
@@ -593,6 +710,7 @@ impl World {
         self.beside += usize::from(!replica.state.read().parts.is_empty());
         replica.apply(edits, rename, now).unwrap();
         self.oracle.done(&deed);
+        self.peers[peer].since_backup.extend(deed.writes);
         self.peers[peer].open.push(deed);
         if self.chance(0.5) {
             self.run(peer);
@@ -703,12 +821,13 @@ fn simulate(plan: Plan, seed: u64) -> [usize; 2] {
     }
     world.settle();
     let there = world.contents(0);
+    assert_eq!(
+        world.oracle.lost(&there),
+        Vec::<u64>::new(),
+        "acknowledged writes are gone"
+    );
+    // What removed something may have been rolled back.
     if !plan.clones {
-        assert_eq!(
-            world.oracle.lost(&there),
-            Vec::<u64>::new(),
-            "acknowledged writes are gone"
-        );
         assert_eq!(
             world.oracle.risen(&there),
             Vec::<u64>::new(),
@@ -784,6 +903,67 @@ fn a_clock_that_is_set_back_after_a_crash_leaves_no_entry_newer_than_its_head() 
         1
     );
     assert!(newest <= head.time);
+}
+
+#[test]
+fn heads_beside_each_other_and_writers_of_a_head_are_bounded() {
+    let keys = ClusterId::generate([7; 32]).keys();
+    let identity = |number: u16| {
+        let mut secret = [9; 32];
+        secret[..2].copy_from_slice(&number.to_be_bytes());
+        Keypair::ed25519_from_bytes(&mut secret).unwrap()
+    };
+    let now = Moment {
+        at: Instant::now(),
+        wall_ns: START_NS,
+    };
+    let head = |number: u16, covers: CausalContext| {
+        let identity = identity(number);
+        let certificate = Certificate::issue(&keys, &identity.public().to_peer_id()).unwrap();
+        let root = manifest::empty_root();
+        let time = HybridTime(START_NS);
+        let head = Head::sign(&keys, &identity, &certificate, root, covers, 1, time);
+        head.unwrap().encode()
+    };
+    let dot = |number: u16| Dot {
+        writer: WriterNumber::of(&identity(number).public().to_peer_id()),
+        sequence: 1,
+    };
+    let fresh = || {
+        let keys = ClusterId::generate([7; 32]).keys();
+        let disk = MemoryDisk::default();
+        Replica::open(disk, keys, identity(0), "a".to_owned(), [2; 32], |_| {}).unwrap()
+    };
+    let replica = fresh();
+    let own = |number| {
+        let mut covers = CausalContext::default();
+        covers.add(dot(number));
+        head(number, covers)
+    };
+    for number in 1..=1024 {
+        replica.admit(None, vec![own(number)], now).1.unwrap();
+    }
+    let (news, refused) = replica.admit(None, vec![own(1025)], now);
+    assert!(!news && refused.unwrap_err().contains("beside each other"));
+    // One that joins others is taken: once it is in the state, they go.
+    let mut covers = CausalContext::default();
+    (1..=1025).for_each(|number| covers.add(dot(number)));
+    assert!(replica.admit(None, vec![head(1025, covers)], now).0);
+
+    let many = |writers: u64| {
+        let mut covers = CausalContext::default();
+        (1..=writers).for_each(|writer| {
+            covers.add(Dot {
+                writer: WriterNumber(writer),
+                sequence: 1,
+            });
+        });
+        covers
+    };
+    let replica = fresh();
+    assert!(replica.admit(None, vec![head(2000, many(2048))], now).0);
+    let (news, refused) = replica.admit(None, vec![head(2001, many(2049))], now);
+    assert!(!news && refused.unwrap_err().contains("more writers"));
 }
 
 #[test]

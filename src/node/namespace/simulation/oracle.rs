@@ -15,6 +15,8 @@ struct Fate {
     gone: bool,
     /// It was given another name: that is a write of its own, which a deletion of the old name has not seen.
     renamed: bool,
+    /// Its machine was rolled back to before it was written: nobody else may have it.
+    rolled_back: bool,
     /// Where it was written: what follows a rename of that path is given another name too.
     at: Option<TreePath>,
 }
@@ -24,13 +26,26 @@ struct Fate {
 pub(super) struct Deed {
     pub(super) writes: Option<u64>,
     pub(super) replaces: Option<u64>,
-    pub(super) renames: Option<u64>,
-    /// Where it writes, or renames from.
+    /// What it gives another name, and where each was.
+    pub(super) renames: Vec<(u64, TreePath)>,
+    /// Where it writes.
     pub(super) at: Option<TreePath>,
+    /// The folder that it renames: what others do below follows.
+    pub(super) folder: Option<TreePath>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Oracle(BTreeMap<u64, Fate>, BTreeSet<TreePath>);
+pub(super) struct Oracle(BTreeMap<u64, Fate>, Renamed);
+
+/// Paths from which something was renamed, and folders that were.
+#[derive(Debug, Default)]
+struct Renamed(BTreeSet<TreePath>, BTreeSet<TreePath>);
+
+impl Renamed {
+    fn has(&self, path: &TreePath) -> bool {
+        self.0.contains(path) || self.1.iter().any(|folder| path.is_within(folder))
+    }
+}
 
 impl Oracle {
     pub(super) fn done(&mut self, deed: &Deed) {
@@ -40,9 +55,17 @@ impl Oracle {
         if let Some(content) = deed.replaces {
             self.0.entry(content).or_default().superseded = true;
         }
-        if let Some(content) = deed.renames {
-            self.0.entry(content).or_default().renamed = true;
-            self.1.extend(deed.at.clone());
+        for (content, from) in &deed.renames {
+            self.0.entry(*content).or_default().renamed = true;
+            self.1.0.insert(from.clone());
+        }
+        self.1.1.extend(deed.folder.clone());
+    }
+
+    /// Notes that a machine was rolled back to before it wrote these.
+    pub(super) fn rolled_back(&mut self, contents: &[u64]) {
+        for content in contents {
+            self.0.entry(*content).or_default().rolled_back = true;
         }
     }
 
@@ -58,7 +81,7 @@ impl Oracle {
     /// What was acknowledged and is neither there nor was replaced by anybody who saw it.
     pub(super) fn lost(&self, there: &BTreeSet<u64>) -> Vec<u64> {
         let lost = |content: &u64, fate: &Fate| {
-            fate.acknowledged && !fate.superseded && !there.contains(content)
+            fate.acknowledged && !fate.superseded && !fate.rolled_back && !there.contains(content)
         };
         let all = self.0.iter();
         all.filter(|(content, fate)| lost(content, fate))
@@ -73,7 +96,7 @@ impl Oracle {
             .filter_map(|content| Some((content, self.0.get(content)?)));
         fates
             .filter(|(_, fate)| fate.gone && !fate.renamed)
-            .filter(|(_, fate)| fate.at.as_ref().is_none_or(|at| !self.1.contains(at)))
+            .filter(|(_, fate)| fate.at.as_ref().is_none_or(|at| !self.1.has(at)))
             .map(|(content, _)| *content)
             .collect()
     }

@@ -118,3 +118,30 @@ async fn a_write_over_what_an_unmerged_head_brought_comes_after_it() {
     }
     drop(cluster);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_made_where_an_unmerged_head_removed_one_takes_its_place() {
+    let Apart { cluster, a, b, c } = Apart::new().await;
+    until("the other head is shown", async || {
+        !c.ns.shared.replica.state.read().parts.is_empty()
+    })
+    .await;
+    // Of each, one of the two heads has removed what the other still has.
+    for path in ["d9/9", "d9/89"] {
+        assert_eq!(c.look(path).await, None);
+        c.change(path, Some(file(2000)));
+    }
+    c.ns.flush().await.unwrap();
+    for member in [&a, &b] {
+        member.reaches(&[&a, &b, &c]);
+    }
+    agree(&[&a, &b, &c]).await;
+    assert_eq!(c.ns.status().conflicts, 1, "the one that was there before");
+    for path in ["d9/9", "d9/89"] {
+        assert!(a.shows(path, 2000).await);
+    }
+    for member in [&a, &b] {
+        member.reaches(&[]);
+    }
+    drop(cluster);
+}

@@ -545,3 +545,122 @@ async fn a_change_that_waits_for_nodes_which_nobody_gives_holds_up_no_other() {
     assert_eq!(a.ns.status().conflicts, 0);
     a.reaches(&[]);
 }
+
+/// A member, and a head that it signed, which has seen all of another's: its tree has a node deep inside that is none.
+async fn with_a_bad_tree(cluster: &Cluster, of: &Member) -> (Member, Vec<u8>, NodeHash) {
+    let bad = cluster.member("bad");
+    bad.reaches(&[of]);
+    bad.hears(of).await;
+    bad.everything().await;
+    let replica = &bad.ns.shared.replica;
+    let genuine = bad.ns.node(&bad.root()).unwrap().to_vec();
+    let child = manifest::Node::decode(&genuine).unwrap().children()[1];
+    let garbage = b"neither a leaf nor an inner node".to_vec();
+    let hash = NodeHash::of(&garbage);
+    let mut forged = genuine;
+    let place = forged.windows(32).position(|part| part == child.0);
+    let place = place.unwrap();
+    forged[place..place + 32].copy_from_slice(&hash.0);
+    let root = NodeHash::of(&forged);
+    replica
+        .nodes
+        .put(&[(hash, garbage), (root, forged)])
+        .unwrap();
+    let (keys, identity) = (cluster.id.keys(), bad.ns.writer_identity());
+    let certificate = crate::cluster::Certificate::issue(&keys, &bad.peer()).unwrap();
+    let (mut covers, time) = {
+        let state = replica.state.read();
+        (state.covers.clone(), HybridTime(state.clock.0 + 1))
+    };
+    covers.add(Dot {
+        writer: manifest::WriterNumber::of(&bad.peer()),
+        sequence: 1,
+    });
+    let head = Head::sign(&keys, &identity, &certificate, root, covers, 1, time).unwrap();
+    let bytes = head.encode();
+    (bad, bytes, hash)
+}
+
+async fn with_many_files(cluster: &Cluster) -> Member {
+    let a = cluster.member("a");
+    a.ns.create().unwrap();
+    let edit = |n: u64| Edit {
+        path: at(&format!("{n:04}")),
+        entry: Some(file(n)),
+        seen: Vec::new(),
+        held: false,
+        moved: None,
+    };
+    a.ns.change((0..1000).map(edit).collect()).unwrap();
+    a.ns.flush().await.unwrap();
+    a
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_that_has_seen_all_is_refused_for_a_bad_node_that_is_met() {
+    let cluster = Cluster::new();
+    let a = with_many_files(&cluster).await;
+    let (bad, head, _) = with_a_bad_tree(&cluster, &a).await;
+    let before = a.root();
+    a.reaches(&[&bad]);
+    a.ns.take_heads(Some(bad.peer()), vec![head]).await.unwrap();
+    a.merged().await;
+    assert_eq!(a.root(), before);
+    a.reaches(&[]);
+    assert!(a.shows("0500", 500).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_head_is_refused_for_a_bad_node_of_the_state() {
+    let cluster = Cluster::new();
+    let a = with_many_files(&cluster).await;
+    let (bad, head, hash) = with_a_bad_tree(&cluster, &a).await;
+    let c = cluster.member("c");
+    c.reaches(&[&a, &bad]);
+    // A newcomer can't tell: nothing else is known to it.
+    c.ns.take_heads(Some(bad.peer()), vec![head]).await.unwrap();
+    a.write("9999", 1).await;
+    c.hears(&a).await;
+    let replica = &c.ns.shared.replica;
+    until("the honest head was tried", async || {
+        let state = replica.state.read();
+        let waits = state.heads.next_due(std::time::Instant::now());
+        replica.nodes.is_bad(&hash) && (waits.is_some() || state.heads.unmerged().count() == 0)
+    })
+    .await;
+    assert_eq!(c.unmerged(), 1, "it waits and was not refused");
+    c.reaches(&[]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conflicts_are_found_in_a_head_that_changed_more_than_is_named() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    a.write("x", 1).await;
+    agree(&[&a, &b]).await;
+    a.write("x", 2).await;
+    b.write("x", 3).await;
+    let many = (0..5000).map(|n| Edit {
+        path: at(&format!("many/{n}")),
+        entry: Some(file(n)),
+        seen: Vec::new(),
+        held: false,
+        moved: None,
+    });
+    b.ns.change(many.collect()).unwrap();
+    b.ns.flush().await.unwrap();
+    b.hears(&a).await;
+    b.merged().await;
+    one_head(&[&b]).await;
+    let mut arrivals = a.ns.arrivals();
+    let before = a.root();
+    a.hears(&b).await;
+    a.merged().await;
+    let arrival = arrivals.recv().await.unwrap();
+    assert!(arrival.changes.is_none());
+    assert_eq!(arrival.before, Some(before));
+    a.everything().await;
+    let (changes, more) = a.ns.conflict_changes(before, arrival.root, 10).unwrap();
+    let paths: Vec<_> = changes.iter().map(|change| change.key.path()).collect();
+    assert_eq!((paths, more), (vec![Some(at("x"))], false));
+}
