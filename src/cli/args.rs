@@ -139,6 +139,9 @@ pub(crate) struct MountArgs {
     /// Let other users use the mount
     #[arg(long)]
     pub(crate) allow_other: bool,
+    /// As root: read through p2pfs and collect small writes, instead of having the kernel read cached files by itself
+    #[arg(long)]
+    pub(crate) no_passthrough: bool,
     /// Show files as owned by the mounting user or as stored [default: stored for root without --allow-other]
     #[arg(long, value_name = "WHOSE")]
     pub(crate) owner: Option<Owner>,

@@ -103,6 +103,7 @@ pub(crate) fn spawn(
     for (option, given) in [
         ("--read-only", options.read_only),
         ("--allow-other", options.allow_other),
+        ("--no-passthrough", options.no_passthrough),
         ("--new", options.new),
         ("--no-lan", options.no_lan),
         ("--quiet", common.quiet),

@@ -70,6 +70,8 @@ struct Config {
     read_timeout: Option<String>,
     #[serde(default)]
     allow_other: bool,
+    #[serde(default)]
+    no_passthrough: bool,
     owner: Option<String>,
     #[serde(default)]
     listen: Vec<String>,
@@ -151,6 +153,7 @@ fn fill(args: &mut Args, config: Config) -> Result<(), String> {
             mount.cache_size = mount.cache_size.or(cache_size);
             mount.read_timeout = mount.read_timeout.or(read_timeout);
             mount.allow_other |= config.allow_other;
+            mount.no_passthrough |= config.no_passthrough;
             mount.owner = mount.owner.or(owner);
             mount.node_name = mount.node_name.take().or(config.node_name);
         }

@@ -137,6 +137,7 @@ fn config(saved: &SavedCluster, options: &MountArgs) -> Result<NodeConfig, Failu
         },
         read_timeout: options.read_timeout.unwrap_or(READ_TIMEOUT),
         allow_other: options.allow_other,
+        passthrough: !options.no_passthrough,
         owner,
         new: options.new,
         node_name,

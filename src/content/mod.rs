@@ -6,14 +6,17 @@
 //!
 //! Pure: no clock, no I/O beyond the positioned readers that the caller hands in.
 
+mod leaves;
 mod object;
 mod ranges;
 #[cfg(test)]
 pub(crate) mod sizes;
 mod tree;
 
+pub use leaves::{LeafHash, Leaves};
 pub use object::{BLOCK_BYTES, ContentId, INLINE_BYTES_MAX, Object, ParseContentIdError};
 pub use ranges::BlockSet;
 pub use tree::{
-    RangeError, VerifiedRange, encode_range, encoded_bytes, hash_bytes, hash_into, verify_range,
+    RangeError, VerifiedRange, encode_range, encoded_bytes, hash_blocks, hash_bytes, hash_into,
+    hash_over, leaf_hash, leaves_of, verify_range,
 };

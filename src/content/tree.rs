@@ -8,20 +8,13 @@
 //! A content's size is part of the tree's shape and is proven by its last block alone: the way there always turns right,
 //! and the last chunk's hash includes its number and its length, so under any other size that way ends at a wrong hash.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Read},
-    ops::Range,
-};
+use std::{io, ops::Range, sync::Mutex, thread};
 
-use bao_tree::{
-    BaoTree, BlockSize, ChunkNum, ChunkRanges, TreeNode, blake3::Hash, io::sync::OutboardMut,
-    iter::BaoChunk,
-};
+use bao_tree::{BaoTree, BlockSize, ChunkNum, ChunkRanges, iter::BaoChunk};
 use blake3::hazmat::{self, HasherExt, Mode};
 use positioned_io::{ReadAt, WriteAt};
 
-use super::{BLOCK_BYTES, ContentId, Object};
+use super::{BLOCK_BYTES, ContentId, LeafHash, Leaves, Object};
 
 /// 64 chunks of 1 KiB make a block.
 const GROUP: BlockSize = BlockSize::from_chunk_log(6);
@@ -34,31 +27,259 @@ const NODE_BYTES: u64 = 64;
 /// No file is longer (`off_t`), and below this no sum in the tree's geometry overflows.
 const CONTENT_BYTES_MAX: u64 = i64::MAX as u64;
 
-/// Nodes that are collected before they are written (256 KiB of them, for 256 MiB of data): nodes that are neighbours on
-/// disk come at different times, and a write for each would cost more than hashing its block.
-const NODES_BUFFERED_MAX: usize = 4096;
+/// Blocks of a subtree that is made in memory and written at once: 256 KiB of nodes, for 256 MiB of data. A power of two, as
+/// is the left side of every node above.
+const BATCH_BLOCKS: u64 = 4096;
+const _: () = assert!(BATCH_BLOCKS.is_power_of_two());
+
+/// Blocks that are read and hashed in one go: 1 MiB.
+const RUN_BLOCKS: usize = 16;
+/// Threads that hash one content: more than a few gain nothing, as memory is the limit.
+const THREADS_MAX: usize = 4;
+/// Runs from which on a further thread is worth its start: 8 MiB.
+const RUNS_PER_THREAD: usize = 8;
 
 /// The content id of bytes in memory.
 pub fn hash_bytes(bytes: &[u8]) -> ContentId {
     ContentId(*blake3::hash(bytes).as_bytes())
 }
 
+/// The hash of a block as a leaf of a tree: what [`Leaves`] keeps. `block` is its number in the content.
+pub fn leaf_hash(block: u64, bytes: &[u8]) -> LeafHash {
+    blake3::Hasher::new()
+        .set_input_offset(block * BLOCK_BYTES)
+        .update(bytes)
+        .finalize_non_root()
+}
+
 /// Hashes `size` bytes of `data` and writes the hash tree (pre-order, 64 bytes a node, nothing for a single block) to
-/// `tree`. Reads block by block, in order; memory doesn't grow with the content.
-pub fn hash_into(data: &impl ReadAt, size: u64, tree: &mut impl WriteAt) -> io::Result<ContentId> {
-    if size == 0 {
-        return Ok(hash_bytes(&[]));
+/// `tree`. On several threads where it is much; memory doesn't grow with the content.
+pub fn hash_into(
+    data: &(impl ReadAt + Sync),
+    size: u64,
+    tree: &mut impl WriteAt,
+) -> io::Result<ContentId> {
+    hash_over(data, size, &Leaves::default(), tree)
+}
+
+/// As [`hash_into`], where the hashes of some whole blocks are known: these blocks aren't read.
+///
+/// # Errors
+/// `UnexpectedEof` if `data` ends early; whatever reading and writing gives.
+pub fn hash_over(
+    data: &(impl ReadAt + Sync),
+    size: u64,
+    known: &Leaves,
+    tree: &mut impl WriteAt,
+) -> io::Result<ContentId> {
+    if size > CONTENT_BYTES_MAX {
+        return Err(beyond_content());
     }
-    let geometry = geometry(size).ok_or_else(beyond_content)?;
-    let mut nodes = NodeWriter {
-        geometry,
-        tree,
-        pending: BTreeMap::new(),
+    let blocks = size.div_ceil(BLOCK_BYTES);
+    if blocks <= 1 {
+        // At most a block.
+        let mut bytes = vec![0; size as usize];
+        data.read_exact_at(0, &mut bytes)?;
+        return Ok(hash_bytes(&bytes));
+    }
+    let hasher = Hasher { data, size, known };
+    let mut maker = Maker { hasher, tree };
+    Ok(ContentId(maker.subtree(0..blocks, 0, true)?))
+}
+
+/// The leaf hashes of whole blocks.
+///
+/// # Errors
+/// `UnexpectedEof` if `data` ends early; whatever reading gives.
+pub fn hash_blocks(data: &(impl ReadAt + Sync), blocks: Range<u64>) -> io::Result<Vec<LeafHash>> {
+    let hasher = Hasher {
+        data,
+        size: blocks.end * BLOCK_BYTES,
+        known: &Leaves::default(),
     };
-    let mut reader = Sequential { data, position: 0 };
-    let root = bao_tree::io::sync::outboard(&mut reader, geometry, &mut nodes)?;
-    nodes.sync()?;
-    Ok(ContentId(*root.as_bytes()))
+    hasher.leaves(blocks)
+}
+
+/// Makes a tree from its leaves up.
+struct Maker<'a, D, T> {
+    hasher: Hasher<'a, D>,
+    tree: &'a mut T,
+}
+
+impl<D: ReadAt + Sync, T: WriteAt> Maker<'_, D, T> {
+    /// Makes the part over some blocks, whose nodes begin at `node` in pre-order; returns its hash.
+    fn subtree(&mut self, blocks: Range<u64>, node: u64, is_root: bool) -> io::Result<LeafHash> {
+        let count = blocks.end - blocks.start;
+        if count <= BATCH_BLOCKS {
+            let leaves = self.hasher.leaves(blocks)?;
+            let mut nodes = Vec::with_capacity(leaves.len() * NODE_BYTES as usize);
+            let hash = nodes_over(&leaves, is_root, &mut nodes);
+            self.tree.write_all_at(node * NODE_BYTES, &nodes)?;
+            return Ok(hash);
+        }
+        let left = left_of(count);
+        let middle = blocks.start + left;
+        let left_hash = self.subtree(blocks.start..middle, node + 1, false)?;
+        let right_hash = self.subtree(middle..blocks.end, node + left, false)?;
+        self.tree
+            .write_all_at(node * NODE_BYTES, &[left_hash, right_hash].concat())?;
+        Ok(merge(&left_hash, &right_hash, is_root))
+    }
+}
+
+/// Gives leaf hashes: those that are known, and others from the data.
+struct Hasher<'a, D> {
+    data: &'a D,
+    size: u64,
+    known: &'a Leaves,
+}
+
+impl<D: ReadAt + Sync> Hasher<'_, D> {
+    /// Those of some blocks, all in memory.
+    fn leaves(&self, blocks: Range<u64>) -> io::Result<Vec<LeafHash>> {
+        let mut leaves = vec![[0; 32]; (blocks.end - blocks.start) as usize];
+        let runs = leaves.chunks_mut(RUN_BLOCKS).zip(0..);
+        let mut todo: Vec<(u64, &mut [LeafHash])> = Vec::new();
+        for (run, index) in runs {
+            let first = blocks.start + index * RUN_BLOCKS as u64;
+            let mut is_known = true;
+            for (hash, block) in run.iter_mut().zip(first..) {
+                match self.known.get(block) {
+                    Some(known) => *hash = *known,
+                    None => is_known = false,
+                }
+            }
+            if !is_known {
+                todo.push((first, run));
+            }
+        }
+        let threads = thread::available_parallelism().map_or(1, |count| count.get());
+        let threads = threads.min(THREADS_MAX).min(todo.len() / RUNS_PER_THREAD);
+        let todo = Mutex::new(todo.into_iter());
+        let work = || -> io::Result<()> {
+            let mut buffer = Vec::new();
+            loop {
+                let next = todo.lock().map_or(None, |mut todo| todo.next());
+                let Some((first, run)) = next else {
+                    return Ok(());
+                };
+                self.hash_run(first, run, &mut buffer)?;
+            }
+        };
+        if threads < 2 {
+            work()?;
+            return Ok(leaves);
+        }
+        thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut outcome = work();
+            for other in others {
+                let broken = || io::Error::other("a thread that hashes ended");
+                outcome = outcome.and(other.join().unwrap_or_else(|_| Err(broken())));
+            }
+            outcome
+        })?;
+        Ok(leaves)
+    }
+
+    /// Hashes what is not known of a few blocks.
+    fn hash_run(&self, first: u64, run: &mut [LeafHash], buffer: &mut Vec<u8>) -> io::Result<()> {
+        buffer.resize(run.len() * BLOCK_BYTES as usize, 0);
+        let places = run.iter_mut().zip(first..);
+        let mut unknown = places
+            .filter(|(_, block)| self.known.get(*block).is_none())
+            .peekable();
+        while let Some((place, block)) = unknown.next() {
+            // Neighbours are read together.
+            let mut places = vec![place];
+            while let Some((place, _)) =
+                unknown.next_if(|(_, next)| *next == block + places.len() as u64)
+            {
+                places.push(place);
+            }
+            let start = block * BLOCK_BYTES;
+            let end = (start + places.len() as u64 * BLOCK_BYTES).min(self.size);
+            let bytes = buffer
+                .get_mut(..(end - start) as usize)
+                .ok_or(io::ErrorKind::InvalidInput)?;
+            self.data.read_exact_at(start, bytes)?;
+            let blocks = bytes.chunks(BLOCK_BYTES as usize);
+            for ((place, bytes), block) in places.into_iter().zip(blocks).zip(block..) {
+                *place = leaf_hash(block, bytes);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Appends the inner nodes over some leaves in pre-order; returns the hash of the topmost.
+fn nodes_over(leaves: &[LeafHash], is_root: bool, nodes: &mut Vec<u8>) -> LeafHash {
+    if let [only] = leaves {
+        return *only;
+    }
+    let at = nodes.len();
+    nodes.resize(at + NODE_BYTES as usize, 0);
+    // At most the number of leaves.
+    let (left, right) = leaves.split_at(left_of(leaves.len() as u64) as usize);
+    let left_hash = nodes_over(left, false, nodes);
+    let right_hash = nodes_over(right, false, nodes);
+    if let Some(place) = nodes.get_mut(at..at + NODE_BYTES as usize) {
+        place.copy_from_slice(&[left_hash, right_hash].concat());
+    }
+    merge(&left_hash, &right_hash, is_root)
+}
+
+fn merge(left: &LeafHash, right: &LeafHash, is_root: bool) -> LeafHash {
+    match is_root {
+        true => *hazmat::merge_subtrees_root(left, right, Mode::Hash).as_bytes(),
+        false => hazmat::merge_subtrees_non_root(left, right, Mode::Hash),
+    }
+}
+
+/// The leaf hashes of blocks out of the hash tree of a content of several blocks, proven against its id.
+///
+/// # Errors
+/// `InvalidInput` for a content of a single block and blocks that aren't within it; `InvalidData` if the tree doesn't match;
+/// `UnexpectedEof` if it ends early.
+pub fn leaves_of(
+    tree: &impl ReadAt,
+    object: Object,
+    blocks: Range<u64>,
+) -> io::Result<Vec<LeafHash>> {
+    if object.blocks() < 2 {
+        return Err(beyond_content());
+    }
+    let walk = Walk::new(object, &blocks).ok_or_else(beyond_content)?;
+    let mismatch = || io::Error::new(io::ErrorKind::InvalidData, RangeError::Mismatch);
+    let mut leaves = Vec::new();
+    let mut due = vec![object.content.0];
+    walk.each(|step| {
+        let due_here = due.pop().ok_or_else(mismatch)?;
+        match step {
+            Step::Node {
+                offset,
+                root,
+                left,
+                right,
+            } => {
+                let mut pair = [0; 64];
+                tree.read_exact_at(offset, &mut pair)?;
+                let (left_hash, right_hash) = halves(&pair);
+                if merge(&left_hash, &right_hash, root) != due_here {
+                    return Err(mismatch());
+                }
+                if right {
+                    due.push(right_hash);
+                }
+                if left {
+                    due.push(left_hash);
+                }
+            }
+            Step::Block { .. } => leaves.push(due_here),
+        }
+        Ok(())
+    })?;
+    Ok(leaves)
 }
 
 /// Fills `out`, which must have [`encoded_bytes`], with the proof and the bytes of `blocks`. Doesn't validate `data` against
@@ -171,12 +392,7 @@ pub fn verify_range(
             } => {
                 let (pair, behind) = rest.split_first_chunk().ok_or(RangeError::Mismatch)?;
                 let (left_hash, right_hash) = halves(pair);
-                let hash = if root {
-                    *hazmat::merge_subtrees_root(&left_hash, &right_hash, Mode::Hash).as_bytes()
-                } else {
-                    hazmat::merge_subtrees_non_root(&left_hash, &right_hash, Mode::Hash)
-                };
-                if hash != due_here {
+                if merge(&left_hash, &right_hash, root) != due_here {
                     return Err(RangeError::Mismatch);
                 }
                 if right {
@@ -197,10 +413,7 @@ pub fn verify_range(
                 let hash = if root {
                     *blake3::hash(block).as_bytes()
                 } else {
-                    blake3::Hasher::new()
-                        .set_input_offset(offset)
-                        .update(block)
-                        .finalize_non_root()
+                    leaf_hash(offset / BLOCK_BYTES, block)
                 };
                 if hash != due_here {
                     return Err(RangeError::Mismatch);
@@ -316,11 +529,15 @@ fn nodes_above(leaves: u64, range: Range<u64>) -> u64 {
     if range.start == 0 && range.end == leaves {
         return leaves - 1;
     }
-    // BLAKE3's rule: the left side is the largest power of two that leaves something for the right.
-    let left = 1 << (leaves - 1).ilog2();
+    let left = left_of(leaves);
     let below_left = range.start.min(left)..range.end.min(left);
     let below_right = range.start.max(left) - left..range.end.max(left) - left;
     1 + nodes_above(left, below_left) + nodes_above(leaves - left, below_right)
+}
+
+/// How many of two or more leaves are on the left: the largest power of two that leaves something for the right.
+fn left_of(leaves: u64) -> u64 {
+    1 << (leaves - 1).ilog2()
 }
 
 fn halves(pair: &[u8; 64]) -> ([u8; 32], [u8; 32]) {
@@ -332,65 +549,6 @@ fn halves(pair: &[u8; 64]) -> ([u8; 32], [u8; 32]) {
 
 fn beyond_content() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, RangeError::Range)
-}
-
-/// A positioned reader read from its beginning.
-struct Sequential<'a, R> {
-    data: &'a R,
-    position: u64,
-}
-
-impl<R: ReadAt> Read for Sequential<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.data.read_at(self.position, buffer)?;
-        self.position += count as u64;
-        Ok(count)
-    }
-}
-
-/// Writes nodes to their places in a tree file, neighbours together.
-struct NodeWriter<'a, W> {
-    geometry: BaoTree,
-    tree: &'a mut W,
-    /// By index in pre-order.
-    pending: BTreeMap<u64, [u8; 64]>,
-}
-
-impl<W: WriteAt> NodeWriter<'_, W> {
-    fn flush(&mut self) -> io::Result<()> {
-        let mut run = Vec::new();
-        let mut run_start = 0;
-        for (index, pair) in std::mem::take(&mut self.pending) {
-            let offset = index * NODE_BYTES;
-            if run_start + run.len() as u64 != offset {
-                self.tree.write_all_at(run_start, &run)?;
-                run.clear();
-                run_start = offset;
-            }
-            run.extend_from_slice(&pair);
-        }
-        self.tree.write_all_at(run_start, &run)
-    }
-}
-
-impl<W: WriteAt> OutboardMut for NodeWriter<'_, W> {
-    fn save(&mut self, node: TreeNode, (left, right): &(Hash, Hash)) -> io::Result<()> {
-        let Some(index) = self.geometry.pre_order_offset(node) else {
-            return Ok(());
-        };
-        let mut pair = [0; 64];
-        pair[..32].copy_from_slice(left.as_bytes());
-        pair[32..].copy_from_slice(right.as_bytes());
-        self.pending.insert(index, pair);
-        if self.pending.len() >= NODES_BUFFERED_MAX {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        self.flush()
-    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! Operations (in `ops/`) are methods of [`Core`]. They never wait for the network and never call the kernel. One that lacks
 //! something answers [`Fail::Need`], having changed nothing, and is called again once that is there.
 //!
-//! Lock order, outermost first: `order`, a [`Live`]'s `syncing`, its state, `lives`, `inodes`, `files`/`folders`/`following`. `order` is held
+//! Lock order, outermost first: `order`, `modes`, a [`Live`]'s `syncing`, its state, `lives`, `inodes`, `files`/`folders`/`following`. `order` is held
 //! shared by operations that look at names and exclusively by those that change them, so that the tree and the table of inodes
 //! agree. Nobody waits for a disk to sync while holding any of them but `syncing`.
 
@@ -13,7 +13,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -27,6 +27,7 @@ use super::{
     errno::FsError,
     inodes::{Facts, Inodes},
     live::{Live, LiveState},
+    modes::Modes,
     ops::{OpenFile, OpenFolder},
     parts::{Bring, Tree},
     publish::AT_ONCE,
@@ -114,6 +115,9 @@ pub(crate) struct Core {
     pub(crate) holders: Arc<dyn Fn(Object) -> u64 + Send + Sync>,
     pub(crate) options: Options,
     pub(crate) order: RwLock<()>,
+    /// Whether the kernel can be given backing files to read by itself.
+    pub(super) may_pass: AtomicBool,
+    pub(super) modes: Mutex<Modes>,
     pub(super) lives: Mutex<HashMap<u64, Arc<Live>>>,
     pub(super) inodes: Mutex<Inodes>,
     pub(super) files: Mutex<HashMap<u64, Arc<OpenFile>>>,
@@ -127,6 +131,9 @@ pub(crate) struct Core {
     pub(super) epoch: AtomicU64,
     /// As many files may be published at a time.
     pub(super) publications: Semaphore,
+    /// Files that are being written of which something is to be hashed.
+    pub(super) ripe: Mutex<BTreeSet<u64>>,
+    pub(super) ripened: Notify,
     /// Rung when there may be something to publish.
     pub(super) wake: Notify,
     /// Published staging files whose entry is not on disk yet.
@@ -154,6 +161,8 @@ impl Core {
             holders,
             options,
             order: RwLock::new(()),
+            may_pass: AtomicBool::new(false),
+            modes: Mutex::default(),
             lives: Mutex::new(HashMap::new()),
             inodes: Mutex::new(Inodes::new()),
             files: Mutex::new(HashMap::new()),
@@ -163,6 +172,8 @@ impl Core {
             next_handle: AtomicU64::new(1),
             epoch: AtomicU64::new(0),
             publications: Semaphore::new(AT_ONCE),
+            ripe: Mutex::default(),
+            ripened: Notify::new(),
             wake: Notify::new(),
             settling: Mutex::new(Vec::new()),
             unsettled: Notify::new(),

@@ -3,19 +3,21 @@
 //! A callback tries the operation on what is here; if something is missing, it hands the reply to a task and returns.
 
 use std::{
+    any::Any,
     cell::RefCell,
     ffi::OsStr,
+    fs::File,
     os::unix::ffi::OsStrExt,
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tracing::Instrument;
 
@@ -38,15 +40,16 @@ const COPY_BYTES_MAX: u64 = 1 << 31;
 /// Readahead and write-back requests that the kernel may have waiting here at a time.
 const BACKGROUND_MAX: u16 = 64;
 
-/// What the kernel is asked for, where it has it. Writeback cache: small writes reach us in pages; the kernel is then the
-/// one who knows size and modification time of a file while it is in its memory.
-const CAPABILITIES: [InitFlags; 9] = [
+/// How many filesystems may lie above each other, this one included: backing files stand on one that isn't stacked.
+const STACK_DEPTH: u32 = 1;
+
+/// What the kernel is asked for, where it has it.
+const CAPABILITIES: [InitFlags; 8] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_ASYNC_DIO,
-    InitFlags::FUSE_WRITEBACK_CACHE,
     InitFlags::FUSE_CACHE_SYMLINKS,
     // Spares a look at `security.capability` before each write; set-id bits are dropped here then.
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
@@ -62,6 +65,11 @@ thread_local! {
 pub(crate) struct Shell {
     pub(crate) core: Arc<Core>,
     pub(crate) runtime: tokio::runtime::Handle,
+    /// Whether this process is privileged to give the kernel files to read by itself.
+    pub(crate) may_pass: bool,
+    /// Small writes reach us in pages, and the kernel is the one who knows size and modification time of a file while it is in
+    /// its memory. Never together with passing through.
+    pub(crate) writeback: bool,
 }
 
 impl Shell {
@@ -159,6 +167,17 @@ impl Filesystem for Shell {
                 tracing::debug!(?capability, "the kernel doesn't have it");
             }
         }
+        let passes = self.may_pass
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(STACK_DEPTH).is_ok();
+        self.core.may_pass.store(passes, Ordering::Relaxed);
+        let writeback = InitFlags::FUSE_WRITEBACK_CACHE;
+        self.writeback = !passes && config.add_capabilities(writeback).is_ok();
+        tracing::debug!(
+            passes,
+            writeback = self.writeback,
+            "how files are read and written"
+        );
         // Each takes the nearest value where it can't have this one.
         if let Err(nearest) = config.set_max_write(REQUEST_BYTES_MAX) {
             let _ = config.set_max_write(nearest);
@@ -360,14 +379,29 @@ impl Filesystem for Shell {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let mode = Mode::of(flags.0);
+        let core = self.core.clone();
         self.serve(
             req,
             "open",
             move |core| core.open(ino.0, mode),
-            |answer| match answer {
+            move |answer| {
+                let handle = match answer {
+                    Ok(handle) => handle,
+                    Err(error) => return reply.error(error),
+                };
                 // The content of an inode changes through the kernel only; a change from elsewhere is another inode.
-                Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
-                Err(error) => reply.error(error),
+                let mut how = FopenFlags::FOPEN_KEEP_CACHE;
+                if !mode.write {
+                    how |= FopenFlags::FOPEN_NOFLUSH;
+                }
+                match backing(&core, handle, |file| reply.open_backing(file)) {
+                    // The kernel refuses what speaks of its own cache here.
+                    Some(id) => {
+                        how.remove(FopenFlags::FOPEN_KEEP_CACHE);
+                        reply.opened_passthrough(FileHandle(handle), how, &id);
+                    }
+                    None => reply.opened(FileHandle(handle), how),
+                }
             },
         );
     }
@@ -384,19 +418,26 @@ impl Filesystem for Shell {
     ) {
         let (caller, name) = (caller(req), name.as_bytes().to_vec());
         let how = Mode::of(flags);
+        let core = self.core.clone();
         self.serve(
             req,
             "create",
             move |core| core.create(caller, parent.0, &name, mode, how),
-            |answer| match answer {
-                Ok((attr, handle)) => reply.created(
-                    &KEEP,
-                    &file_attr(&attr),
-                    Generation(0),
-                    FileHandle(handle),
-                    FopenFlags::FOPEN_KEEP_CACHE,
-                ),
-                Err(error) => reply.error(error),
+            move |answer| {
+                let (attr, handle) = match answer {
+                    Ok(created) => created,
+                    Err(error) => return reply.error(error),
+                };
+                let (attr, none) = (file_attr(&attr), Generation(0));
+                let flags = FopenFlags::FOPEN_KEEP_CACHE;
+                // It may have been there: made elsewhere a moment ago.
+                match backing(&core, handle, |file| reply.open_backing(file)) {
+                    Some(id) => {
+                        let (handle, flags) = (FileHandle(handle), FopenFlags::empty());
+                        reply.created_passthrough(&KEEP, &attr, none, handle, flags, &id);
+                    }
+                    None => reply.created(&KEEP, &attr, none, FileHandle(handle), flags),
+                }
             },
         );
     }
@@ -459,7 +500,7 @@ impl Filesystem for Shell {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let cached = self.writeback && write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let drops = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // Never more than a request holds, which is far below 4 GiB.
         let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
@@ -725,6 +766,28 @@ impl Filesystem for Shell {
             Err(error) => reply.error(error),
         });
     }
+}
+
+/// Decides how a handle that was just opened gets at its bytes: what the kernel knows the backing file by, where it reads that
+/// by itself.
+fn backing(
+    core: &Core,
+    handle: u64,
+    open: impl FnOnce(&File) -> std::io::Result<BackingId>,
+) -> Option<Arc<BackingId>> {
+    let register = |file: &File| match open(file) {
+        Ok(id) => Some(Arc::new(id) as Arc<dyn Any + Send + Sync>),
+        Err(error) => {
+            tracing::debug!(%error, "the kernel doesn't take a backing file: reads come here");
+            // No right to, or on a filesystem that can't be under this one: others fare no better.
+            if let Some(libc::EPERM | libc::ELOOP | libc::EOPNOTSUPP) = error.raw_os_error() {
+                core.may_pass.store(false, Ordering::Relaxed);
+            }
+            None
+        }
+    };
+    let passed = core.pass_through(handle, register).ok().flatten()?;
+    passed.downcast().ok()
 }
 
 fn caller(req: &Request) -> Caller {

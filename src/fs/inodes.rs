@@ -209,6 +209,14 @@ impl Inodes {
         number
     }
 
+    /// Takes the name from an inode that keeps it no longer: the next look at the name makes a new one.
+    pub(crate) fn unname(&mut self, number: u64) {
+        let link = self.by_number.get(&number).map(|inode| inode.link.clone());
+        if let Some(Some((folder, name))) = link {
+            self.detach(folder, &name);
+        }
+    }
+
     /// A new inode under a name that no inode has.
     pub(crate) fn link(&mut self, folder: u64, name: &Name, facts: Facts) -> u64 {
         let mut number = first_number(folder, name);

@@ -3,8 +3,8 @@
 //! * `core.rs` and `ops/` are the filesystem itself: operations on inode numbers and names, free of kernel types, tested
 //!   without a mount. An operation is a plain function over what is on this machine. Where something is missing it changes
 //!   nothing and returns a `Need`; `drive.rs` waits for that (with a deadline, and an eye on signals) and calls it again.
-//! * `inodes.rs` and `overlay.rs` are pure: the table of inode numbers, and which bytes of a file that is being written
-//!   come from where.
+//! * `inodes.rs`, `overlay.rs`, `hashed.rs` and `modes.rs` are pure: the table of inode numbers, which bytes of a file that
+//!   is being written come from where, which of its blocks are hashed, and how open files reach their bytes.
 //! * `ahead.rs` notices who reads the files of a folder one after the other, and has them fetched ahead.
 //! * `live.rs` holds files that are being written, `publish.rs` hands them to the cluster, `recovery.rs` does so after a crash.
 //! * `fuse.rs` only translates between the kernel and the core; `notify.rs` tells the kernel what changed elsewhere;
@@ -20,9 +20,11 @@ mod core;
 mod drive;
 mod errno;
 mod fuse;
+mod hashed;
 mod inodes;
 mod interrupt;
 mod live;
+mod modes;
 mod mount;
 mod notify;
 mod ops;
@@ -59,6 +61,8 @@ pub struct Config {
     pub read_only: bool,
     /// Other users may look in, too.
     pub allow_other: bool,
+    /// Have the kernel read what is here by itself, where this process may. Small writes are not cached then.
+    pub passthrough: bool,
     /// Whose files are shown.
     pub owner: OwnerMode,
     /// How long an operation waits for the network without progress.

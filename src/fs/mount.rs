@@ -33,6 +33,10 @@ use crate::{
 const SESSION_THREADS: usize = 4;
 /// The kernel's readahead, where this process may raise it (root): a megabyte doubles sequential reads.
 const READ_AHEAD_KIB: &str = "1024";
+/// Numbers of the kernel's: a capability, and types of filesystems.
+const CAP_SYS_ADMIN: u32 = 21;
+const OVERLAYFS: u64 = 0x794c_7630;
+const FUSE: u64 = 0x6573_5546;
 /// Dead mounts on top of each other that are cleared; more than that is something else.
 const STALE_MAX: usize = 16;
 /// How long putting unpublished files on disk may take at the end.
@@ -159,6 +163,8 @@ pub(super) fn mount_parts(
     let shell = Shell {
         core: core.clone(),
         runtime: runtime.clone(),
+        may_pass: config.passthrough && may_pass(&config.state_dir),
+        writeback: false,
     };
     let session = Session::new(shell, &mountpoint, &session_config(&config))
         .map_err(|error| refused(&mountpoint, &config, error))?;
@@ -179,6 +185,7 @@ pub(super) fn mount_parts(
         runtime.spawn(publish::publisher(core.clone())),
         runtime.spawn(publish::settler(core.clone())),
         runtime.spawn(ahead::follow(core.clone())),
+        runtime.spawn(publish::hasher(core.clone())),
         runtime.spawn(notify::follow(core.clone(), changes, notices)),
     ];
     if !later.is_empty() {
@@ -364,6 +371,25 @@ fn session_config(config: &Config) -> fuser::Config {
     session.n_threads = Some(SESSION_THREADS);
     session.clone_fd = true;
     session
+}
+
+/// Whether the kernel may take backing files from this process: that needs CAP_SYS_ADMIN on the machine itself (in a user
+/// namespace of its own it doesn't count), and a state folder on a filesystem that isn't stacked on another.
+fn may_pass(state_dir: &Path) -> bool {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let is_stacked = rustix::fs::statfs(state_dir)
+        .is_ok_and(|disk| [OVERLAYFS, FUSE].contains(&u64::try_from(disk.f_type).unwrap_or(0)));
+    is_privileged(&read("/proc/self/status"), &read("/proc/self/uid_map")) && !is_stacked
+}
+
+fn is_privileged(status: &str, uid_map: &str) -> bool {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    let whole = ["0", "0", "4294967295"];
+    effective.is_some_and(|set| set >> CAP_SYS_ADMIN & 1 == 1)
+        && uid_map.split_whitespace().eq(whole)
 }
 
 /// What to say when the system wouldn't mount.
@@ -569,6 +595,17 @@ mod tests {
         assert_eq!(source, b"p2pfs:home");
         assert_eq!(parse_mount(b""), None);
         assert_eq!(parse_mount(b"1 2 3 4"), None);
+    }
+
+    #[test]
+    fn only_who_has_the_right_on_the_machine_itself_is_privileged() {
+        let root = "Name:\tp2pfs\nCapPrm:\t000001ffffffffff\nCapEff:\t000001ffffffffff\n";
+        let user = "Name:\tp2pfs\nCapEff:\t0000000000000000\n";
+        let machine = "         0          0 4294967295\n";
+        assert!(is_privileged(root, machine));
+        assert!(!is_privileged(user, machine));
+        assert!(!is_privileged(root, "         0       1000          1\n"));
+        assert!(!is_privileged("", ""));
     }
 
     #[test]

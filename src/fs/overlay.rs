@@ -7,6 +7,8 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
+use super::hashed::Hashed;
+
 /// The largest size of a file: what the system's offsets can say.
 pub(crate) const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 
@@ -22,11 +24,21 @@ pub(crate) enum Source {
 }
 
 /// See the module.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Overlay {
     base_bytes: u64,
     size: u64,
     written: BTreeMap<u64, u64>,
+    /// What was hashed of it so far.
+    pub(crate) hashed: Hashed,
+}
+
+/// Whatever is hashed.
+impl PartialEq for Overlay {
+    fn eq(&self, other: &Self) -> bool {
+        let of = |overlay: &Self| (overlay.base_bytes, overlay.size);
+        of(self) == of(other) && self.written == other.written
+    }
 }
 
 impl Overlay {
@@ -35,7 +47,7 @@ impl Overlay {
         Self {
             base_bytes,
             size: base_bytes,
-            written: BTreeMap::new(),
+            ..Self::default()
         }
     }
 
@@ -47,7 +59,7 @@ impl Overlay {
         let mut overlay = Self {
             base_bytes,
             size,
-            written: BTreeMap::new(),
+            ..Self::default()
         };
         for &(start, end) in written {
             if start >= end || end > size {
@@ -87,6 +99,7 @@ impl Overlay {
             return;
         }
         self.size = self.size.max(range.end);
+        self.hashed.wrote(&range);
         self.mark(range);
     }
 
@@ -95,6 +108,7 @@ impl Overlay {
         if size < self.size {
             self.base_bytes = self.base_bytes.min(size);
             self.cut(size..u64::MAX);
+            self.hashed.spoil(&(size..u64::MAX));
         }
         self.size = size;
     }
@@ -105,6 +119,7 @@ impl Overlay {
         if range.is_empty() {
             return;
         }
+        self.hashed.spoil(&range);
         if range.end >= self.base_bytes {
             self.base_bytes = self.base_bytes.min(range.start);
             self.cut(range);
@@ -127,7 +142,17 @@ impl Overlay {
         }
         self.base_bytes = self.base_bytes.max(range.end);
         self.size = self.size.max(range.end);
+        self.hashed.spoil(&range);
         self.cut(range);
+    }
+
+    /// The next whole blocks to hash, all of which stand in the staging file; [`Hashed::put`] takes their hashes.
+    pub(crate) fn take_ripe(&mut self) -> Option<Range<u64>> {
+        let (written, size) = (&self.written, self.size);
+        self.hashed.take(|range| {
+            let around = written.range(..=range.start).next_back();
+            range.end <= size && around.is_some_and(|(_, end)| range.end <= *end)
+        })
     }
 
     /// What a range is made of, in order, cut to the file.

@@ -8,7 +8,6 @@
 use std::{
     collections::BTreeSet,
     ops::Range,
-    os::unix::fs::FileExt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,11 +16,11 @@ use super::{
     core::{Core, Fail, Need},
     drive::drive,
     errno::FsError,
-    live::{Live, LiveState},
+    live::{Live, LiveState, Staging},
     overlay::{Overlay, Source},
 };
 use crate::{
-    content::Object,
+    content::{self, BLOCK_BYTES, Object},
     manifest::{Kind, TreePath},
     node::namespace::Edit,
     store::StoreError,
@@ -88,7 +87,29 @@ pub(crate) async fn settler(core: Arc<Core>) {
     }
 }
 
+/// Hashes what is being written, for as long as the mount lives.
+pub(crate) async fn hasher(core: Arc<Core>) {
+    loop {
+        core.ripened.notified().await;
+        let hashing = core.clone();
+        if blocking(move || hashing.hash_ripe()).await.is_err() {
+            return;
+        }
+    }
+}
+
 impl Core {
+    /// Hashes what is ripe of the files that are being written.
+    fn hash_ripe(&self) {
+        loop {
+            let next = self.ripe.lock().pop_first();
+            let Some(number) = next else { return };
+            if let Some(live) = self.live(number) {
+                while hash_portion(&live) {}
+            }
+        }
+    }
+
     /// Journals every file that is being written. One that is busy is left for the next time.
     pub(super) fn journal_written(&self) -> Result<(), StoreError> {
         let lives: Vec<_> = self.lives.lock().values().cloned().collect();
@@ -201,14 +222,17 @@ impl Core {
             if source != Source::Base {
                 continue;
             }
-            let len = usize::try_from(piece.end - piece.start).map_err(|_| FsError::TooLarge)?;
-            let mut bytes = vec![0; len];
-            let read = self.store.read(&base, piece.start, &mut bytes)?;
-            if read < len {
-                return Err(FsError::Stuck);
-            }
-            staging.write_all_at(&bytes, piece.start)?;
+            self.store.copy_to(&base, piece.clone(), &staging)?;
+            // Of blocks that are whole the hashes are known.
+            let blocks = piece.start.div_ceil(BLOCK_BYTES)..piece.end / BLOCK_BYTES;
+            let hashes = match blocks.is_empty() {
+                true => None,
+                false => self.store.leaves(&base, blocks.clone())?,
+            };
             state.overlay.write(piece);
+            for (block, hash) in blocks.zip(hashes.unwrap_or_default()) {
+                state.overlay.hashed.know(block, hash);
+            }
         }
         Ok(())
     }
@@ -240,8 +264,9 @@ impl Core {
             let id = state.staging.as_ref().and_then(|staging| staging.id);
             let id = id.ok_or(FsError::Stuck)?;
             state.importing = true;
+            let known = std::mem::take(&mut state.overlay.hashed).into_leaves();
             drop(state);
-            let imported = self.store.import(id, size);
+            let imported = self.store.import(id, size, &known);
             state = live.state.lock();
             state.importing = false;
             self.published.send_modify(|steps| *steps += 1);
@@ -422,6 +447,34 @@ impl Core {
     }
 }
 
+/// Hashes some blocks of a file that is being written, which goes on meanwhile. False when there is nothing to hash.
+fn hash_portion(live: &Live) -> bool {
+    let (file, blocks) = {
+        let mut state = live.state.lock();
+        if state.done || state.importing {
+            return false;
+        }
+        let Some(file) = state.staging.as_ref().map(|staging| staging.file.clone()) else {
+            return false;
+        };
+        let Some(blocks) = state.overlay.take_ripe() else {
+            return false;
+        };
+        (file, blocks)
+    };
+    let hashes = content::hash_blocks(&*file, blocks);
+    let mut state = live.state.lock();
+    let is_same = |staging: &Staging| Arc::ptr_eq(&staging.file, &file);
+    match hashes {
+        Ok(hashes) if state.staging.as_ref().is_some_and(is_same) => {
+            state.overlay.hashed.put(&hashes);
+            true
+        }
+        // It was published, or cut off, meanwhile; an error of the disk shows again when all of it is hashed.
+        _ => false,
+    }
+}
+
 /// The first bytes that must come from the base before the file is complete.
 fn next_hole(state: &LiveState) -> Option<(Object, Range<u64>, TreePath)> {
     if state.unlinked || state.overlay.is_base(state.base.size) {
@@ -431,7 +484,8 @@ fn next_hole(state: &LiveState) -> Option<(Object, Range<u64>, TreePath)> {
     let (hole, _) = pieces
         .into_iter()
         .find(|(_, source)| *source == Source::Base)?;
-    let hole = hole.start..hole.end.min(hole.start + FILL_BYTES);
+    let portion_end = (hole.start / FILL_BYTES + 1) * FILL_BYTES;
+    let hole = hole.start..hole.end.min(portion_end);
     Some((state.base, hole, state.path.clone()))
 }
 

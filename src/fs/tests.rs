@@ -87,7 +87,8 @@ impl Elsewhere {
         content::hash_into(data, object.size, &mut tree).map_err(|error| failed(&error))?;
         let blocks = object.blocks_of(bytes);
         *self.brought.lock() += (blocks.end - blocks.start) * BLOCK_BYTES;
-        let mut encoded = Vec::new();
+        let length = content::encoded_bytes(object, blocks.clone()) as usize;
+        let mut encoded = vec![0; length];
         content::encode_range(data, &tree, object, blocks.clone(), &mut encoded)
             .map_err(|error| failed(&error))?;
         let range =
@@ -171,6 +172,7 @@ impl Fixture {
         ));
         runtime.spawn(publish::publisher(core.clone()));
         runtime.spawn(publish::settler(core.clone()));
+        runtime.spawn(publish::hasher(core.clone()));
         Self {
             runtime,
             core,

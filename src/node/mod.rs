@@ -86,6 +86,8 @@ pub struct NodeConfig {
     pub read_timeout: Duration,
     /// Other users may use the mount.
     pub allow_other: bool,
+    /// The kernel may read what is here by itself; see [`fs::Config`].
+    pub passthrough: bool,
     /// Whose files they appear to be.
     pub owner: fs::OwnerMode,
     /// Start from an empty folder where no head is known.
@@ -302,6 +304,7 @@ impl Node {
             name: self.saved.name.to_string(),
             read_only: self.role() == Role::ReadOnly,
             allow_other: self.config.allow_other,
+            passthrough: self.config.passthrough,
             owner: self.config.owner,
             wait: self.config.read_timeout,
             state_dir: self.saved.dir.clone(),

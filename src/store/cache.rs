@@ -86,6 +86,8 @@ pub(super) struct Hot {
     pub(super) state: RwLock<State>,
     /// Newer than the one in the record.
     pub(super) last_use: AtomicU64,
+    /// How often its backing file is lent out.
+    pub(super) lent: AtomicU64,
 }
 
 /// What is known of an object. `present` is right at any time; the record in the index follows.
@@ -283,6 +285,7 @@ impl Core {
             object: *object,
             change: Mutex::new(()),
             last_use: AtomicU64::new(state.record.last_use),
+            lent: AtomicU64::new(0),
             state: RwLock::new(state),
         });
         shard

@@ -37,6 +37,7 @@ mod check;
 mod folder;
 mod index;
 mod journal;
+mod lend;
 mod objects;
 mod record;
 mod settle;
@@ -55,10 +56,11 @@ use std::{
 
 use bytes::Bytes;
 
+pub use self::lend::Lent;
 use self::{cache::Core, worker::Worker};
 use crate::{
     buffers::Buffer,
-    content::{BlockSet, ContentId, Object, VerifiedRange},
+    content::{BlockSet, ContentId, LeafHash, Leaves, Object, VerifiedRange},
     manifest::{Dot, NodeHash},
 };
 
@@ -433,6 +435,39 @@ impl Store {
         self.inner.core.encode(object, blocks)
     }
 
+    /// The backing file of a content that is all here, for somebody who reads it without asking the store; `None` for others,
+    /// small ones included. While it is lent its bytes stay: what the store drops, it forgets, but punches no hole for.
+    pub fn lend(&self, object: &Object) -> Result<Option<Lent>, StoreError> {
+        self.inner.core.lend(object)
+    }
+
+    /// Copies bytes of a content, all of which must be here, to the same offset of a file; shares them where the filesystem
+    /// can.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`] with the first blocks that are not here.
+    pub fn copy_to(
+        &self,
+        object: &Object,
+        bytes: Range<u64>,
+        to: &std::fs::File,
+    ) -> Result<(), StoreError> {
+        self.inner.core.copy_to(object, bytes, to)
+    }
+
+    /// Leaf hashes of blocks that are here, proven against the content id; `None` where they can't be had: of a content of
+    /// one block, or if the hash tree is damaged.
+    ///
+    /// # Errors
+    /// [`StoreError::Absent`] for blocks that are not here.
+    pub fn leaves(
+        &self,
+        object: &Object,
+        blocks: Range<u64>,
+    ) -> Result<Option<Vec<LeafHash>>, StoreError> {
+        self.inner.core.leaves(object, blocks)
+    }
+
     /// Looks again at blocks that could not be read or did not match, and draws the consequences of what it proves now.
     /// Blocks that match stay. Blocks that were read and do not match are dropped, as are those whose file is gone. Blocks
     /// that the disk doesn't give count as absent, so that they are fetched, while their bytes stay where they are: they
@@ -542,8 +577,10 @@ impl Store {
     /// 3. data linked into place (a second name of the staging file): staging file and journal record, and a backing file
     ///    that is proven and indexed at open, or that replaced one whose record still holds.
     /// 4. object record made: object and journal record, until [`Store::unstage`]. Publishing it again gives equal content.
-    pub fn import(&self, id: StagingId, size: u64) -> Result<Object, StoreError> {
-        self.inner.core.import(id, size)
+    ///
+    /// `known`: hashes of whole blocks as they stand in the file now; these blocks aren't read. They are believed.
+    pub fn import(&self, id: StagingId, size: u64, known: &Leaves) -> Result<Object, StoreError> {
+        self.inner.core.import(id, size, known)
     }
 
     /// As [`Store::import`], from a copy (a shared one where the filesystem can), so that the staging file stays as it is

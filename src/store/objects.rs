@@ -1,6 +1,7 @@
 //! Objects: what of them is here; adding, reading, proving and dropping blocks.
 
 use std::{
+    fs::File,
     io,
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
@@ -9,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::MutexGuard;
-use rustix::fs::FallocateFlags;
+use rustix::{fs::FallocateFlags, io::Errno};
 
 use super::{
     Origin, Presence, StoreError,
@@ -18,7 +19,9 @@ use super::{
     record::{ObjectRecord, parse_object_key},
 };
 use crate::buffers::Buffer;
-use crate::content::{self, BlockSet, ContentId, INLINE_BYTES_MAX, Object, VerifiedRange};
+use crate::content::{
+    self, BlockSet, ContentId, INLINE_BYTES_MAX, LeafHash, Object, VerifiedRange,
+};
 
 /// Blocks that may be missing in a record before it is written at once: 64 MiB.
 const UNRECORDED_BLOCKS_MAX: u64 = 1024;
@@ -26,6 +29,8 @@ const UNRECORDED_BLOCKS_MAX: u64 = 1024;
 const LAST_USE_SECONDS: u64 = 60;
 /// How often a read starts over when blocks of the object are dropped meanwhile.
 const READ_TRIES: usize = 8;
+/// What is copied at a time where the kernel doesn't do it.
+const COPY_BYTES: u64 = 1024 * 1024;
 
 impl Core {
     pub(super) fn presence(&self, object: &Object) -> Result<Presence, StoreError> {
@@ -222,6 +227,48 @@ impl Core {
         out.ok_or_else(absent)
     }
 
+    /// See [`super::Store::copy_to`].
+    pub(super) fn copy_to(
+        &self,
+        object: &Object,
+        bytes: Range<u64>,
+        to: &File,
+    ) -> Result<(), StoreError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let blocks = object.blocks_of(bytes.clone());
+        if bytes.end > object.size {
+            return Err(StoreError::Absent(blocks));
+        }
+        self.with_blocks(object, &blocks, |source| match source {
+            Source::Inline(content) => {
+                let from = content.get(bytes.start as usize..bytes.end as usize);
+                to.write_all_at(from.ok_or(io::ErrorKind::UnexpectedEof)?, bytes.start)
+            }
+            Source::Files(files) => copy_bytes(&files.data, to, bytes.clone()),
+        })
+    }
+
+    /// See [`super::Store::leaves`].
+    pub(super) fn leaves(
+        &self,
+        object: &Object,
+        blocks: Range<u64>,
+    ) -> Result<Option<Vec<LeafHash>>, StoreError> {
+        if object.blocks() < 2 {
+            return Ok(None);
+        }
+        let mut leaves = None;
+        self.with_blocks(object, &blocks, |source| {
+            if let Source::Files(files) = source {
+                leaves = content::leaves_of(&files.tree, *object, blocks.clone()).ok();
+            }
+            Ok(())
+        })?;
+        Ok(leaves)
+    }
+
     /// Runs `read` with the bytes of blocks that are here, again if blocks were dropped meanwhile: it may have seen a hole.
     fn with_blocks(
         &self,
@@ -259,7 +306,7 @@ impl Core {
         Err(StoreError::Absent(blocks.clone()))
     }
 
-    fn touch(&self, hot: &Hot) {
+    pub(super) fn touch(&self, hot: &Hot) {
         let now = now();
         let before = hot.last_use.load(Ordering::Relaxed);
         if now.saturating_sub(before) >= LAST_USE_SECONDS {
@@ -319,7 +366,8 @@ impl Core {
             }
             return remove_file(&self.tree_path(object));
         }
-        if is_written {
+        if is_written || hot.lent.load(Ordering::Acquire) > 0 {
+            // Some of it may be the only copy, or is being read by others: better bytes come over it.
             return Ok(());
         }
         let files = match files {
@@ -336,7 +384,7 @@ impl Core {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             match rustix::fs::fallocate(&*files.data, flags, bytes.start, bytes.end - bytes.start) {
                 // Where holes can't be punched, the room is given back with the last block.
-                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+                Ok(()) | Err(Errno::OPNOTSUPP) => {}
                 Err(error) => {
                     return Err(failed("punching", &self.data_path(object))(error.into()));
                 }
@@ -524,6 +572,30 @@ pub(super) fn is_of_the_block(error: &StoreError) -> bool {
 enum Source<'a> {
     Inline(&'a Bytes),
     Files(&'a Files),
+}
+
+/// Copies bytes from one file to the same place in another within the kernel, which shares them where the filesystem can;
+/// through this process where the kernel doesn't.
+fn copy_bytes(from: &File, to: &File, bytes: Range<u64>) -> io::Result<()> {
+    let (mut source, mut target) = (bytes.start, bytes.start);
+    while source < bytes.end {
+        let length = usize::try_from(bytes.end - source).unwrap_or(usize::MAX);
+        match rustix::fs::copy_file_range(from, Some(&mut source), to, Some(&mut target), length) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut buffer = Vec::new();
+    while source < bytes.end {
+        buffer.resize((bytes.end - source).min(COPY_BYTES) as usize, 0);
+        from.read_exact_at(&mut buffer, source)?;
+        to.write_all_at(&buffer, source)?;
+        source += buffer.len() as u64;
+    }
+    Ok(())
 }
 
 /// Writes the missing blocks of a range, and its inner nodes, neighbours of these in one go.

@@ -17,7 +17,7 @@ use super::{
     record::journal_key,
 };
 use crate::{
-    content::{self, INLINE_BYTES_MAX, Object},
+    content::{self, INLINE_BYTES_MAX, Leaves, Object},
     manifest::Dot,
 };
 
@@ -178,13 +178,18 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn import(&self, id: StagingId, size: u64) -> Result<Object, StoreError> {
+    pub(super) fn import(
+        &self,
+        id: StagingId,
+        size: u64,
+        known: &Leaves,
+    ) -> Result<Object, StoreError> {
         let path = self.staging_path(id);
         let file = open_existing(&path)?;
         if file.metadata().map_err(failed("looking at", &path))?.len() != size {
             file.set_len(size).map_err(failed("resizing", &path))?;
         }
-        let object = self.import_file(id, file, &path, size, &Placing::Link)?;
+        let object = self.import_file(id, file, &path, size, known, &Placing::Link)?;
         self.staging.lock().imported.insert(id, object);
         Ok(object)
     }
@@ -192,7 +197,7 @@ impl Core {
     pub(super) fn import_copy(&self, id: StagingId, size: u64) -> Result<Object, StoreError> {
         let path = self.temporary_path(id, "copy");
         let copy = copy_file(&open_existing(&self.staging_path(id))?, size, &path)?;
-        let imported = self.import_file(id, copy, &path, size, &Placing::Move);
+        let imported = self.import_file(id, copy, &path, size, &Leaves::default(), &Placing::Move);
         // Still there unless it became the object.
         remove_file(&path)?;
         let object = imported?;
@@ -207,6 +212,7 @@ impl Core {
         file: File,
         path: &Path,
         size: u64,
+        known: &Leaves,
         placing: &Placing,
     ) -> Result<Object, StoreError> {
         if size == 0 {
@@ -226,7 +232,7 @@ impl Core {
         let tree_path = self.temporary_path(id, "tree");
         let mut tree = new_file(&tree_path)?;
         let content =
-            content::hash_into(&file, size, &mut tree).map_err(failed("hashing", path))?;
+            content::hash_over(&file, size, known, &mut tree).map_err(failed("hashing", path))?;
         let object = Object { content, size };
         let placed = self.place(&object, file, path, tree, &tree_path, placing);
         // Still there unless it became the object's.

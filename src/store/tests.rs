@@ -101,7 +101,9 @@ fn data_path(store: &Store, object: &Object) -> PathBuf {
 fn written(store: &Store, sample: &Sample) {
     let (id, file) = store.stage().unwrap();
     file.write_all_at(&sample.data, 0).unwrap();
-    store.import(id, sample.object.size).unwrap();
+    store
+        .import(id, sample.object.size, &Leaves::default())
+        .unwrap();
     store.unstage(id).unwrap();
     store.settle().unwrap();
     wait_until("the staging file is gone", || {

@@ -4,6 +4,7 @@
 mod apart;
 mod attacker;
 mod by_reference;
+mod changes;
 mod commands;
 mod conflicts;
 mod ending;
@@ -12,6 +13,7 @@ mod hostile;
 mod joining;
 mod manners;
 mod member;
+mod native;
 mod offline_copy;
 mod partition;
 mod pushes;

@@ -63,7 +63,7 @@ fn the_tree_is_the_preorder_outboard_of_the_bao_format() {
 
 #[test]
 fn nodes_reach_their_places_when_they_are_written_in_several_batches() {
-    let size = 2 * NODES_BUFFERED_MAX as u64 * BLOCK_BYTES + 3 * BLOCK_BYTES + 1;
+    let size = 2 * BATCH_BLOCKS * BLOCK_BYTES + 3 * BLOCK_BYTES + 1;
     let zeros = Zeros(size);
     let mut tree = Vec::new();
     let content = hash_into(&zeros, size, &mut tree).unwrap();
@@ -297,5 +297,58 @@ proptest! {
         let (object, tree) = hashed(&data);
         let answer = encoded(&data, &tree, object, from..from + 1);
         prop_assert_eq!(verify_range(object, to..to + 1, &answer).unwrap_err(), RangeError::Mismatch);
+    }
+}
+
+#[test]
+fn what_is_known_of_blocks_is_taken_and_not_read() {
+    for &size in INTERESTING_SIZES {
+        let data = bytes(size);
+        let (object, tree) = hashed(&data);
+        let whole = size / BLOCK_BYTES;
+        for step in 1..4 {
+            let mut known = Leaves::default();
+            let mut unreadable = data.clone();
+            for block in (0..whole).step_by(step).filter(|_| object.blocks() > 1) {
+                let span = object.bytes_of(block..block + 1);
+                let span = span.start as usize..span.end as usize;
+                known.put(block, leaf_hash(block, &data[span.clone()]));
+                unreadable[span].fill(0);
+            }
+            let mut made = Vec::new();
+            let content = hash_over(&unreadable, size, &known, &mut made).unwrap();
+            assert_eq!(
+                (content, made),
+                (object.content, tree.clone()),
+                "{size} {step}"
+            );
+        }
+    }
+}
+
+#[test]
+fn leaves_of_a_tree_are_proven_and_those_of_the_blocks() {
+    for &size in INTERESTING_SIZES {
+        let data = bytes(size);
+        let (object, mut tree) = hashed(&data);
+        if object.blocks() < 2 {
+            assert!(leaves_of(&tree, object, 0..object.blocks()).is_err());
+            continue;
+        }
+        for blocks in ranges(object.blocks()) {
+            let leaves = leaves_of(&tree, object, blocks.clone()).unwrap();
+            let expected: Vec<_> = blocks
+                .map(|block| {
+                    let span = object.bytes_of(block..block + 1);
+                    leaf_hash(block, &data[span.start as usize..span.end as usize])
+                })
+                .collect();
+            assert_eq!(leaves, expected, "{size}");
+        }
+        assert!(leaves_of(&tree, object, 0..object.blocks() + 1).is_err());
+        let last = tree.len() - 1;
+        tree[last] ^= 1;
+        let error = leaves_of(&tree, object, 0..object.blocks()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 }

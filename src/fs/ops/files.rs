@@ -1,11 +1,13 @@
 //! Open files: opening, creating, reading, writing, closing.
 
 use std::{
+    any::Any,
     collections::VecDeque,
     fs::File,
     ops::Range,
     os::unix::fs::FileExt,
-    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::AtomicBool, atomic::Ordering},
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -17,10 +19,12 @@ use crate::{
         errno::FsError,
         inodes::Facts,
         live::{Live, LiveState, Staging, plain_entry},
+        modes::Through,
         overlay::{FILE_BYTES_MAX, Source},
     },
     manifest::{Kind, TreePath},
     node::namespace::Edit,
+    store::{Lent, Origin},
     transfer::{Prefetch, Readahead, STREAMS},
 };
 
@@ -29,6 +33,8 @@ use crate::{
 pub(crate) struct OpenFile {
     pub(crate) number: u64,
     pub(super) write: bool,
+    /// It is counted in [`Core::modes`].
+    counted: OnceLock<()>,
     /// Something was written through it.
     wrote: AtomicBool,
     ahead: Mutex<Ahead>,
@@ -95,8 +101,12 @@ impl OpenFile {
     }
 }
 
+/// A content that was written here is read through the kernel's cache for so long after its last change: it may well be
+/// changed again, and programs that have it open (`tail -f`) are to see that.
+const MAY_CHANGE: Duration = Duration::from_secs(3600);
+
 impl Core {
-    /// Opens an existing file.
+    /// Opens an existing file. How a reader gets at the bytes is decided by [`Core::pass_through`].
     pub(crate) fn open(&self, number: u64, mode: Mode) -> Result<u64, Fail> {
         let _order = self.order.read();
         let object = match self.inodes.lock().facts(number).map(|facts| &facts.kind) {
@@ -107,19 +117,95 @@ impl Core {
         };
         if mode.write {
             self.writable()?;
-            self.start_writing(number)?;
+            self.open_cached(number)?;
+            if let Err(fail) = self.start_writing(number) {
+                self.modes.lock().close(number);
+                return Err(fail);
+            }
         } else {
             self.note_open(number, &object);
         }
         Ok(self.opened(number, mode.write))
     }
 
+    /// One more cached open of an inode. Where it is passed through, the name gets another inode, which the kernel finds when
+    /// it looks the name up again; whoever reads the old one goes on reading what it was.
+    fn open_cached(&self, number: u64) -> Result<(), Fail> {
+        match self.modes.lock().cache(number) {
+            true => Ok(()),
+            false => Err(self.renew(number)),
+        }
+    }
+
+    /// Takes the name from an inode that is passed through.
+    fn renew(&self, number: u64) -> Fail {
+        self.inodes.lock().unname(number);
+        FsError::Stale.into()
+    }
+
+    /// Decides for a reader that was just opened: the kernel reads the backing file itself (then this returns what `register`
+    /// made of it), or asks here. To be called before the open is answered, once.
+    pub(crate) fn pass_through(
+        &self,
+        handle: u64,
+        register: impl FnOnce(&File) -> Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<Option<Arc<dyn Any + Send + Sync>>, Fail> {
+        let file = self.file(handle)?;
+        if file.counted.set(()).is_err() {
+            return Ok(None);
+        }
+        let mut modes = self.modes.lock();
+        let through = modes.pass(file.number, || {
+            let lent = self.lend(file.number)?;
+            let token = register(lent.file())?;
+            Some(Through::new(lent, token))
+        });
+        match through {
+            Some(through) => Ok(Some(through.token)),
+            None => {
+                // It is not passed through, so it can be cached.
+                modes.cache(file.number);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The backing file of a file that is all here, isn't being written, and is not likely to be soon.
+    fn lend(&self, number: u64) -> Option<Lent> {
+        if !self.may_pass.load(Ordering::Relaxed) || self.live(number).is_some() {
+            return None;
+        }
+        let (object, changed) = {
+            let inodes = self.inodes.lock();
+            let facts = inodes.facts(number)?;
+            let Kind::File(object) = facts.kind else {
+                return None;
+            };
+            (object, facts.changed)
+        };
+        let lent = match self.store.lend(&object) {
+            Ok(lent) => lent?,
+            Err(error) => {
+                tracing::debug!(%error, "a content can't be lent to the kernel");
+                return None;
+            }
+        };
+        let age = Duration::from_nanos(now_hybrid().0.saturating_sub(changed.0));
+        (lent.origin() == Origin::Fetched || age >= MAY_CHANGE).then_some(lent)
+    }
+
     fn opened(&self, number: u64, write: bool) -> u64 {
         self.inodes.lock().pin(number);
         let handle = self.handle();
+        let counted = OnceLock::new();
+        if write {
+            // The only kind of writers there is.
+            let _ = counted.set(());
+        }
         let file = OpenFile {
             number,
             write,
+            counted,
             wrote: AtomicBool::new(false),
             ahead: Mutex::default(),
         };
@@ -129,6 +215,11 @@ impl Core {
 
     /// One more writer of a file, whose live state is made where there is none and lasts until [`Core::closed`].
     pub(in crate::fs) fn start_writing(&self, number: u64) -> Result<(), Fail> {
+        // Held until it is there: no reader is passed through to what is being written.
+        let modes = self.modes.lock();
+        if modes.is_passed(number) {
+            return Err(self.renew(number));
+        }
         let mut lives = loop {
             if self.with_live(number, |live| live.writers += 1).is_some() {
                 return Ok(());
@@ -262,6 +353,7 @@ impl Core {
         }])?;
         let mut live = Live::new(0, Object::empty(), entry, now_hybrid(), Vec::new(), path);
         let facts = live.state.get_mut().facts();
+        let mut modes = self.modes.lock();
         let mut lives = self.lives.lock();
         let mut inodes = self.inodes.lock();
         let number = inodes.replace(folder, &name, facts.clone());
@@ -273,8 +365,9 @@ impl Core {
             state.fresh = true;
             state.writers = 1;
             self.insert_live(&mut lives, live);
+            modes.cache(number);
         }
-        drop(lives);
+        drop((lives, modes));
         let handle = self.opened(number, mode.write);
         Ok((self.attr(number, &facts, true), handle))
     }
@@ -400,10 +493,14 @@ impl Core {
             if drop_privileges {
                 live.entry.mode &= !0o6000;
             }
-            Ok(())
+            Ok(live.overlay.hashed.is_ripe())
         });
         file.note_written();
-        written
+        if written? {
+            self.ripe.lock().insert(file.number);
+            self.ripened.notify_one();
+        }
+        Ok(())
     }
 
     /// Sets aside room, or makes a range zeros; what `fallocate(2)` does.
@@ -494,6 +591,10 @@ impl Core {
         let Some(file) = self.files.lock().remove(&handle) else {
             return;
         };
+        if file.counted.get().is_some() {
+            let through = self.modes.lock().close(file.number);
+            drop(through);
+        }
         self.inodes.lock().unpin(file.number);
         self.closed(file.number, file.write);
     }

@@ -278,7 +278,10 @@ fn a_kill_brings_back_no_name_that_was_removed_after_its_publication() {
         if record.path == b"unpublished" {
             continue;
         }
-        fixture.store.import(*id, record.size).expect("imported");
+        fixture
+            .store
+            .import(*id, record.size, &content::Leaves::default())
+            .expect("imported");
         ids.push(*id);
         let entry = super::super::live::plain_entry(
             Kind::File(Object {

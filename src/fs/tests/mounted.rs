@@ -22,6 +22,10 @@ struct Mount {
 
 impl Mount {
     fn new() -> Self {
+        Self::with(true)
+    }
+
+    fn with(passthrough: bool) -> Self {
         assert!(
             rustix::process::geteuid().is_root() && std::path::Path::new("/dev/fuse").exists(),
             "this test mounts: it needs root and /dev/fuse"
@@ -33,6 +37,7 @@ impl Mount {
             name: "test".into(),
             read_only: false,
             allow_other: false,
+            passthrough,
             owner: OwnerMode::Stored,
             wait: Duration::from_secs(2),
             state_dir: fixture.dir.path().to_owned(),
@@ -74,7 +79,15 @@ fn attribute(path: &std::path::Path, name: &str) -> Option<String> {
 
 #[test]
 fn files_behave_as_on_a_disk() {
-    let mount = Mount::new();
+    behave_as_on_a_disk(Mount::new());
+}
+
+#[test]
+fn files_behave_as_on_a_disk_without_passthrough() {
+    behave_as_on_a_disk(Mount::with(false));
+}
+
+fn behave_as_on_a_disk(mount: Mount) {
     fs::create_dir_all(mount.path("a/b")).expect("folders");
     let data: Vec<u8> = (0..3_000_000u32).map(|at| (at % 253) as u8).collect();
     fs::write(mount.path("a/b/big"), &data).expect("written");

@@ -233,7 +233,9 @@ fn process_that_is_killed() {
         record.path = number.to_string().into_bytes();
         store.journal(id, &record, true).unwrap();
         println!("\n{CONFIRMED} journaled {number}");
-        let object = store.import(id, sample.object.size).unwrap();
+        let object = store
+            .import(id, sample.object.size, &Leaves::default())
+            .unwrap();
         store
             .put_head(&number.to_be_bytes(), &record::object_key(&object))
             .unwrap();
@@ -268,7 +270,9 @@ fn process_that_aborts() {
         store
             .journal(id, &entry(sample.object.size), false)
             .unwrap();
-        store.import(id, sample.object.size).unwrap();
+        store
+            .import(id, sample.object.size, &Leaves::default())
+            .unwrap();
         store.put_head(&number.to_be_bytes(), b"entry").unwrap();
         store.unstage(id).unwrap();
     }

@@ -87,7 +87,7 @@ proptest! {
                     let sample = &samples[index];
                     let (id, file) = store.stage().unwrap();
                     file.write_all_at(&sample.data, 0).unwrap();
-                    prop_assert_eq!(store.import(id, sample.object.size).unwrap(), sample.object);
+                    prop_assert_eq!(store.import(id, sample.object.size, &Leaves::default()).unwrap(), sample.object);
                     store.unstage(id).unwrap();
                     model[index].insert(0..sample.object.blocks());
                 }

@@ -393,3 +393,41 @@ fn many_small_contents_come_and_go_at_once_whatever_was_there_before() {
     assert_eq!(store.small(&large.object).unwrap(), None);
     assert_eq!(store.presence(&large.object).unwrap(), Presence::Complete);
 }
+
+#[test]
+fn what_is_lent_keeps_its_bytes_whatever_is_dropped() {
+    let (_dir, store) = new_store();
+    let small = Sample::new(INLINE_BYTES_MAX, 1);
+    store.insert(&small.all()).unwrap();
+    assert!(store.lend(&small.object).unwrap().is_none());
+    let sample = Sample::new(5 * BLOCK_BYTES + 1, 0);
+    let object = &sample.object;
+    assert!(store.lend(object).unwrap().is_none());
+    store.insert(&sample.range(0..5)).unwrap();
+    assert!(store.lend(object).unwrap().is_none(), "it is not complete");
+    store.insert(&sample.range(5..6)).unwrap();
+    let lent = store.lend(object).unwrap().unwrap();
+    assert_eq!(lent.origin(), Origin::Fetched);
+    let holds_all = |lent: &Lent| {
+        let mut data = vec![0; sample.data.len()];
+        lent.file().read_exact_at(&mut data, 0).unwrap();
+        data == sample.data && lent.file().metadata().unwrap().len() == object.size
+    };
+    assert!(holds_all(&lent));
+    store.drop_blocks(object, 1..3).unwrap();
+    assert!(holds_all(&lent), "no hole");
+    assert!(store.lend(object).unwrap().is_none(), "it is not complete");
+    store.insert(&sample.range(1..3)).unwrap();
+    assert!(holds_all(&lent));
+    store.drop_blocks(object, 0..6).unwrap();
+    assert_eq!(store.presence(object).unwrap(), Presence::Absent);
+    assert!(holds_all(&lent));
+    store.insert(&sample.all()).unwrap();
+    drop(lent);
+    // Nobody has it any more: holes are punched again.
+    store.drop_blocks(object, 1..3).unwrap();
+    let mut block = vec![1; BLOCK_BYTES as usize];
+    let file = fs::File::open(data_path(&store, object)).unwrap();
+    file.read_exact_at(&mut block, BLOCK_BYTES).unwrap();
+    assert!(block.iter().all(|byte| *byte == 0));
+}

@@ -10,7 +10,10 @@ fn imported_files_become_objects() {
         let sample = Sample::new(size, 1);
         let (id, file) = store.stage().unwrap();
         file.write_all_at(&sample.data, 0).unwrap();
-        assert_eq!(store.import(id, size).unwrap(), sample.object);
+        assert_eq!(
+            store.import(id, size, &Leaves::default()).unwrap(),
+            sample.object
+        );
         store.unstage(id).unwrap();
         imported.push((id, sample));
     }
@@ -43,7 +46,12 @@ fn an_import_completes_what_was_partly_fetched() {
     for _ in 0..2 {
         let (id, file) = store.stage().unwrap();
         file.write_all_at(&sample.data, 0).unwrap();
-        assert_eq!(store.import(id, sample.object.size).unwrap(), sample.object);
+        assert_eq!(
+            store
+                .import(id, sample.object.size, &Leaves::default())
+                .unwrap(),
+            sample.object
+        );
         store.unstage(id).unwrap();
         assert_eq!(store.presence(&sample.object).unwrap(), Presence::Complete);
         assert_eq!(store.usage().unwrap().objects_bytes, sample.object.size);
@@ -83,7 +91,9 @@ fn what_was_promised_to_survive_power_loss_is_synced_before_its_staging_file_goe
         if copied {
             store.import_copy(id, sample.object.size).unwrap();
         } else {
-            store.import(id, sample.object.size).unwrap();
+            store
+                .import(id, sample.object.size, &Leaves::default())
+                .unwrap();
         }
         let loose = || store.inner.core.loose.lock().contains(&sample.object);
         assert!(loose());
@@ -115,7 +125,9 @@ fn dropping_blocks_of_an_object_leaves_a_staging_file_with_the_same_bytes_alone(
     let sample = Sample::new(3 * BLOCK_BYTES, 1);
     let (id, file) = store.stage().unwrap();
     file.write_all_at(&sample.data, 0).unwrap();
-    store.import(id, sample.object.size).unwrap();
+    store
+        .import(id, sample.object.size, &Leaves::default())
+        .unwrap();
     store.drop_blocks(&sample.object, 0..2).unwrap();
     store.drop_blocks(&sample.object, 2..3).unwrap();
     assert_eq!(store.presence(&sample.object).unwrap(), Presence::Absent);
@@ -134,7 +146,9 @@ fn a_staging_file_that_was_imported_is_detached_before_it_is_written_again() {
     let sample = Sample::new(3 * BLOCK_BYTES, 3);
     let (id, file) = store.stage().unwrap();
     file.write_all_at(&sample.data, 0).unwrap();
-    store.import(id, sample.object.size).unwrap();
+    store
+        .import(id, sample.object.size, &Leaves::default())
+        .unwrap();
     drop(file);
     let again = store.staged(id).unwrap();
     let mut seen = vec![0; sample.data.len()];

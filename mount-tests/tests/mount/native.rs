@@ -1,0 +1,252 @@
+//! What is here is read at the speed of the disk: by the kernel itself, or from its cache.
+
+use std::{
+    fs,
+    io::{Read, Seek, SeekFrom, Write},
+    os::unix::fs::{FileExt, MetadataExt},
+    ptr,
+};
+
+use p2pfs_mount_tests::{LONG, Mount, SOON, hash, noise, until};
+use rustix::{
+    fs::{Advice, fadvise},
+    mm::{MapFlags, ProtFlags, mmap, munmap},
+};
+
+use super::{pair, pair_with};
+
+const MIB: u64 = 1 << 20;
+
+/// Bytes that its process has written since it started: answers to the kernel among them.
+fn answered(mount: &Mount) -> u64 {
+    let path = format!("/proc/{}/io", mount.pid().as_raw_nonzero());
+    let counts = fs::read_to_string(path).unwrap();
+    let written = counts.lines().find_map(|line| line.strip_prefix("wchar: "));
+    written.unwrap().parse().unwrap()
+}
+
+/// Does something; returns how many bytes were answered meanwhile.
+fn answers<T>(mount: &Mount, act: impl FnOnce() -> T) -> (T, u64) {
+    let before = answered(mount);
+    let done = act();
+    (done, answered(mount) - before)
+}
+
+/// Drops a file's pages from the kernel's cache.
+fn forget_pages(file: &fs::File) {
+    fadvise(file, 0, None, Advice::DontNeed).unwrap();
+}
+
+/// A file that `b` has fetched, and nobody has open.
+fn fetched(pair: &super::Pair, name: &str, size: usize) -> Vec<u8> {
+    let bytes = noise(size as u64, size);
+    pair.a.write(name, &bytes);
+    pair.b.shows_within(LONG, name, &bytes);
+    assert_eq!(pair.b.attribute(name, "state").unwrap(), "cached");
+    bytes
+}
+
+/// All of a file, by mapping it.
+fn mapped(file: &fs::File) -> Vec<u8> {
+    let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
+    // SAFETY: a new mapping, read within its length while it is there.
+    unsafe {
+        let flags = (ProtFlags::READ, MapFlags::SHARED);
+        let at = mmap(ptr::null_mut(), length, flags.0, flags.1, file, 0).unwrap();
+        let bytes = std::slice::from_raw_parts(at.cast::<u8>(), length).to_vec();
+        munmap(at, length).unwrap();
+        bytes
+    }
+}
+
+#[test]
+fn a_complete_file_is_read_by_the_kernel_itself_in_every_way() {
+    let pair = pair();
+    let b = &pair.b;
+    let bytes = fetched(&pair, "big", 32 << 20);
+    b.with("big", |path| {
+        let (first, second) = (fs::File::open(path).unwrap(), fs::File::open(path).unwrap());
+        for file in [&first, &second] {
+            forget_pages(file);
+            let (read, answered) = answers(b, || {
+                let mut read = Vec::new();
+                let mut file = file;
+                file.seek(SeekFrom::Start(0)).unwrap();
+                file.read_to_end(&mut read).unwrap();
+                read
+            });
+            assert_eq!(hash(&read), hash(&bytes));
+            assert!(answered < MIB, "{answered} bytes were answered");
+        }
+        drop(first);
+        forget_pages(&second);
+        let (read, answered) = answers(b, || mapped(&second));
+        assert_eq!(hash(&read), hash(&bytes));
+        assert!(answered < MIB, "{answered} bytes were answered");
+    });
+}
+
+#[test]
+fn without_passthrough_a_second_read_causes_no_request() {
+    let pair = pair_with("--no-passthrough");
+    let b = &pair.b;
+    let bytes = fetched(&pair, "big", 32 << 20);
+    let read = || b.with("big", |path| fs::read(path).unwrap());
+    b.with("big", |path| forget_pages(&fs::File::open(path).unwrap()));
+    let (first, answered) = answers(b, read);
+    assert_eq!(hash(&first), hash(&bytes));
+    assert!(answered >= 32 * MIB, "{answered} bytes were answered");
+    let (second, answered) = answers(b, read);
+    assert_eq!(hash(&second), hash(&bytes));
+    assert!(answered < MIB, "{answered} bytes were answered");
+}
+
+#[test]
+fn a_file_that_is_partly_here_is_read_once_through_requests() {
+    let pair = pair();
+    let b = &pair.b;
+    let bytes = noise(1, 32 << 20);
+    pair.a.write("big", &bytes);
+    until(LONG, "the size is seen", || {
+        b.with("big", |path| {
+            fs::metadata(path).is_ok_and(|data| data.len() == 32 << 20)
+        })
+    });
+    let open = b.with("big", |path| fs::File::open(path).unwrap());
+    let read = || {
+        let mut read = vec![0; 32 << 20];
+        b.with("big", |_| open.read_exact_at(&mut read, 0).unwrap());
+        hash(&read)
+    };
+    assert_eq!(read(), hash(&bytes));
+    // It is complete now, and its handles go on as they began, new ones as well.
+    let again = b.with("big", |path| fs::File::open(path).unwrap());
+    let (second, answered) = answers(b, read);
+    assert_eq!(second, hash(&bytes));
+    assert!(answered < MIB, "{answered} bytes were answered");
+    assert_eq!(hash(&b.with("big", |_| mapped(&again))), hash(&bytes));
+}
+
+#[test]
+fn a_folder_is_listed_and_looked_at_again_without_requests() {
+    let pair = pair();
+    let b = &pair.b;
+    pair.a.host().sh(
+        "mkdir mnt/d; cd mnt/d; for n in $(seq 1000); do echo $n > file-with-a-long-name-$n; done",
+    );
+    until(LONG, "all of it is seen", || {
+        b.list("d").is_ok_and(|names| names.len() == 1000)
+    });
+    let list = || b.host().sh("ls -l mnt/d | sha256sum");
+    let first = list();
+    let (second, answered) = answers(b, list);
+    assert_eq!(first, second);
+    // A thousand lines with attributes take 200 KB.
+    assert!(answered < 64 << 10, "{answered} bytes were answered");
+}
+
+#[test]
+fn opening_for_writing_what_is_being_read_leaves_the_reader_what_it_opened() {
+    let pair = pair();
+    let b = &pair.b;
+    let mut bytes = fetched(&pair, "file", 3_000_000);
+    let old = hash(&bytes);
+    let reader = b.with("file", |path| fs::File::open(path).unwrap());
+    let number = reader.metadata().unwrap().ino();
+    let also = b.with("file", |path| fs::File::open(path).unwrap());
+    b.with("file", |path| {
+        let file = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
+        file.write_all_at(b"patched", 1_000_000).unwrap();
+        assert_ne!(file.metadata().unwrap().ino(), number);
+        let mut patched = [0; 7];
+        file.read_exact_at(&mut patched, 1_000_000).unwrap();
+        assert_eq!(&patched, b"patched");
+    });
+    bytes[1_000_000..1_000_007].copy_from_slice(b"patched");
+    b.with("file", |path| {
+        let mut file = fs::File::options().append(true).open(path).unwrap();
+        file.write_all(b"tail").unwrap();
+    });
+    bytes.extend_from_slice(b"tail");
+    let read = |file: &fs::File| {
+        let mut read = vec![0; 3_000_000];
+        b.with("file", |_| file.read_exact_at(&mut read, 0).unwrap());
+        hash(&read)
+    };
+    assert_eq!((read(&reader), read(&also)), (old.clone(), old.clone()));
+    assert_eq!(hash(&b.with("file", |_| mapped(&reader))), old);
+    b.shows("file", &bytes);
+    pair.a.shows("file", &bytes);
+    assert_eq!(pair.a.status()["manifest"]["conflicts"], 0);
+}
+
+#[test]
+fn what_is_being_read_can_be_truncated_replaced_and_removed() {
+    let pair = pair();
+    let b = &pair.b;
+    for (name, change) in [
+        ("truncated", "truncate -s 1000 mnt/truncated"),
+        ("emptied", ": > mnt/emptied"),
+        (
+            "replaced",
+            "echo new > mnt/other; mv mnt/other mnt/replaced",
+        ),
+        ("rewritten", "head -c 2000000 /dev/zero > mnt/rewritten"),
+        ("removed", "rm mnt/removed"),
+    ] {
+        let bytes = fetched(&pair, name, 1_500_000);
+        let reader = b.with(name, |path| fs::File::open(path).unwrap());
+        b.host().sh(change);
+        let mut read = Vec::new();
+        b.with(name, |_| (&reader).read_to_end(&mut read).unwrap());
+        assert_eq!(hash(&read), hash(&bytes), "{name}");
+        match b.read(name) {
+            Ok(now) => {
+                assert_ne!(hash(&now), hash(&bytes), "{name}");
+                pair.a.shows(name, &now);
+            }
+            Err(_) => pair.a.lacks(name),
+        }
+    }
+    assert_eq!(b.read("truncated").unwrap().len(), 1000);
+    assert_eq!(b.read("replaced").unwrap(), b"new\n");
+    assert_eq!(pair.a.status()["manifest"]["conflicts"], 0);
+}
+
+#[test]
+fn damage_is_repaired_under_whoever_reads() {
+    let pair = pair();
+    let b = &pair.b;
+    let bytes = fetched(&pair, "file", 3_000_000);
+    let reader = b.with("file", |path| fs::File::open(path).unwrap());
+    b.corrupt(&hash(&bytes), 1_000_000);
+    let report = b.json("verify");
+    assert_eq!(report["repaired"], 1, "{report}");
+    let mut read = vec![0; 3_000_000];
+    b.with("file", |_| reader.read_exact_at(&mut read, 0).unwrap());
+    assert_eq!(hash(&read), hash(&bytes));
+}
+
+#[test]
+fn a_log_that_is_written_here_is_followed_here() {
+    let pair = pair();
+    let b = &pair.b;
+    b.host().sh("head -c 100000 /dev/zero > mnt/log");
+    b.publishes();
+    let mut follower = b.with("log", |path| fs::File::open(path).unwrap());
+    for line in ["one", "two", "three"] {
+        b.host().sh(&format!("echo {line} >> mnt/log"));
+        b.publishes();
+    }
+    follower.seek(SeekFrom::Start(100_000)).unwrap();
+    until(SOON, "the lines are read", || {
+        let mut tail = String::new();
+        follower.seek(SeekFrom::Start(100_000)).unwrap();
+        b.with("log", |_| follower.read_to_string(&mut tail).unwrap());
+        tail == "one\ntwo\nthree\n"
+    });
+}
