@@ -1,10 +1,11 @@
 //! p2pfs: a peer-to-peer shared filesystem. See `docs/architecture.md` for the map.
 //!
 //! Pure code (no clock, no I/O): [`cluster`], [`content`], [`manifest`], [`transfer::scheduler`].
-//! Between them: `buffers`, memory that is used again.
+//! Between them: `awake`, time that was slept through; `buffers`, memory that is used again.
 //! Shells: [`store`], [`net`], [`transfer`], [`fs`], [`control`], [`cli`]; [`node`] owns and wires them.
 //! Dependencies point from shells to pure code, never back.
 
+mod awake;
 mod buffers;
 pub mod cli;
 pub mod cluster;

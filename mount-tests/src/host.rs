@@ -279,6 +279,17 @@ impl Host {
         ip(&["-n", hub, "link", "set", port, "master", bridge]).expect("the bridge is there");
     }
 
+    /// Gives it another address in place of the one that it has.
+    pub fn moves_to(&self, address: &str) {
+        let namespace = &self.0.namespace;
+        for words in [
+            format!("-n {namespace} addr del {}/24 dev eth0", self.0.address),
+            format!("-n {namespace} addr add {address}/24 dev eth0"),
+        ] {
+            ip(&words.split(' ').collect::<Vec<_>>()).expect("the lab gave it an address");
+        }
+    }
+
     /// Limits what it sends, such as `200mbit`.
     pub fn limit(&self, rate: &str) {
         let words = format!(

@@ -7,6 +7,7 @@ use super::{
     errno::FsError,
     interrupt,
 };
+use crate::awake;
 
 /// How often an operation may need yet something else: deep trees take a few rounds, each round makes progress.
 const ROUNDS_MAX: u32 = 256;
@@ -45,11 +46,19 @@ impl Core {
     /// Waits until the need is met; an error at the deadline.
     pub(super) async fn provide(&self, need: Need) -> Result<(), FsError> {
         match need {
-            Need::Head => match self.tree.wait_head(self.options.wait).await {
-                true => Ok(()),
-                false => Err(FsError::NoHead),
-            },
-            Need::Nodes(nodes) => Ok(self.tree.fetch(nodes, self.options.wait).await?),
+            Need::Head => {
+                awake::undisturbed(
+                    async || match self.tree.wait_head(self.options.wait).await {
+                        true => Ok(()),
+                        false => Err(FsError::NoHead),
+                    },
+                )
+                .await
+            }
+            Need::Nodes(nodes) => {
+                let fetch = async || self.tree.fetch(nodes.clone(), self.options.wait).await;
+                Ok(awake::undisturbed(fetch).await?)
+            }
             Need::Bytes(object, bytes, path) => {
                 let label = path.to_string();
                 let outcome = self.bring.ensure(object, bytes.clone(), &label).await;

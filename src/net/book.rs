@@ -344,6 +344,16 @@ impl Book {
         }
     }
 
+    /// The network is another one than a moment ago: whom it makes sense to dial is dialed now.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        for entry in self.entries.values_mut() {
+            if entry.rank() != Rank::Heard {
+                entry.failures = 0;
+                entry.next = entry.next.min(now);
+            }
+        }
+    }
+
     /// Forgets where a peer was heard of, permanent addresses excepted.
     pub(super) fn settle(&mut self, peer: PeerId) {
         self.entries.retain(|target, entry| {

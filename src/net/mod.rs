@@ -386,6 +386,13 @@ impl Net {
         self.shared.book_changed.notify_one();
     }
 
+    /// Has connections prove themselves at once, and unreachable peers dialed: this process slept, or the network changed.
+    pub fn doubt(&self) {
+        if self.commands.try_send(Command::Doubt).is_err() {
+            tracing::debug!("too much to do to doubt connections; pings find out");
+        }
+    }
+
     /// Disconnects a peer that broke a rule which is not the network's own, and refuses it for a while that grows.
     pub fn offence(&self, peer: PeerId, reason: &str) {
         self.shared.offence(peer, reason);

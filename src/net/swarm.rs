@@ -46,11 +46,14 @@ use super::{
 /// Longest life of a connection to a peer that proves nothing: the handshake's time and a little for closing.
 const UNPROVEN_MAX: Duration = HELLO_WITHIN.saturating_add(Duration::from_secs(1));
 /// Pause between two pings.
-const PING_INTERVAL: Duration = Duration::from_secs(3);
+const PING_INTERVAL: Duration = Duration::from_millis(1500);
 /// A connection is closed when no ping was answered, and no data moved, for this long: pings queue behind the data on a slow
 /// line. The longer packets are lost, the longer TCP waits before it sends them again, as long again as they were lost; a new
 /// connection is there sooner. (libp2p reports only the second failure in a row, which takes longer.)
 const SILENT_MAX: Duration = Duration::from_secs(8);
+/// The same where there is reason to believe that a connection broke: an address of this machine went, it slept, or the
+/// other side made a new one. Only a ping counts then, which proves this one connection.
+const DOUBTED_MAX: Duration = Duration::from_secs(2);
 /// libp2p closes a connection without streams after this. Those that should end sooner are ended here.
 const IDLE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Connections, all together; a peer keeps some dozens.
@@ -116,6 +119,8 @@ pub(super) enum Command {
         address: Multiaddr,
         reply: oneshot::Sender<Result<PeerId, String>>,
     },
+    /// Connections may have broken, and whoever could not be reached may be reachable now.
+    Doubt,
     /// Closes everything; replies when it is closed, or by dropping the reply.
     Stop { closed: oneshot::Sender<()> },
 }
@@ -137,6 +142,8 @@ struct Connection {
     to_tracker: bool,
     /// When a ping was last answered, or the peer otherwise seen to live; nothing where it does not speak ping.
     answered: Option<Instant>,
+    /// Since when it has to prove that it is alive.
+    doubted: Option<Instant>,
 }
 
 /// See the module.
@@ -248,6 +255,7 @@ impl Owner {
                 Some(note) = self.notes.recv() => self.on_note(note),
                 command = self.commands.recv() => match command {
                     Some(Command::Connect { address, reply }) => self.connect(address, reply),
+                    Some(Command::Doubt) => self.doubt(),
                     Some(Command::Stop { closed }) => {
                         self.close().await;
                         let _ = closed.send(());
@@ -295,7 +303,11 @@ impl Owner {
             .connections
             .values()
             .filter_map(|connection| Some(connection.answered? + SILENT_MAX));
-        unproven.chain(silent).chain(book).min()
+        let doubted = self
+            .connections
+            .values()
+            .filter_map(|connection| Some(connection.doubted? + DOUBTED_MAX));
+        unproven.chain(silent).chain(doubted).chain(book).min()
     }
 
     /// Connections to peers that are neither proven nor trackers.
@@ -352,10 +364,17 @@ impl Owner {
             }
         }
         for (id, connection) in &mut self.connections {
-            if connection.answered.is_some_and(|at| now >= at + SILENT_MAX) {
+            let Some(answered) = connection.answered else {
+                continue;
+            };
+            let doubted = connection
+                .doubted
+                .take_if(|at| now >= *at + DOUBTED_MAX)
+                .is_some_and(|at| answered <= at);
+            if doubted || now >= answered + SILENT_MAX {
                 let known = self.shared.peer(&connection.peer);
                 let active = known.and_then(|known| known.traffic.last());
-                if active.is_some_and(|at| now < at + SILENT_MAX) {
+                if !doubted && active.is_some_and(|at| now < at + SILENT_MAX) {
                     connection.answered = active;
                 } else {
                     debug!(peer = %connection.peer, "no sign of life: closing the connection");
@@ -365,6 +384,15 @@ impl Owner {
                 }
             }
         }
+    }
+
+    /// Gives each connection a moment to prove itself, and dials at once whom it would dial later.
+    fn doubt(&mut self) {
+        let now = Instant::now();
+        for connection in self.connections.values_mut() {
+            connection.doubted.get_or_insert(now);
+        }
+        self.shared.book.lock().hurry(now);
     }
 
     fn connect(&mut self, address: Multiaddr, reply: oneshot::Sender<Result<PeerId, String>>) {
@@ -519,9 +547,12 @@ impl Owner {
                 error,
                 ..
             } => self.on_dial_failed(connection_id, &error),
-            SwarmEvent::NewListenAddr { .. }
+            event @ (SwarmEvent::NewListenAddr { .. }
             | SwarmEvent::ExpiredListenAddr { .. }
-            | SwarmEvent::ListenerClosed { .. } => {
+            | SwarmEvent::ListenerClosed { .. }) => {
+                if matches!(event, SwarmEvent::ExpiredListenAddr { .. }) {
+                    self.doubt();
+                }
                 let addresses: Vec<Multiaddr> = self.swarm.listeners().cloned().collect();
                 *self.shared.addresses.write() = addresses.clone();
                 let _ = self.shared.events.send(NetEvent::Addresses(addresses));
@@ -549,6 +580,7 @@ impl Owner {
             dialed: None,
             to_tracker: false,
             answered: Some(Instant::now()),
+            doubted: None,
         };
         match self.dials.remove(&id) {
             None => {}
@@ -563,6 +595,12 @@ impl Owner {
                 for reply in replies {
                     let _ = reply.send(Ok(peer));
                 }
+            }
+        }
+        // A second one may be there because the first one broke, which the other side has noticed first.
+        for other in self.connections.values_mut() {
+            if other.peer == peer {
+                other.doubted.get_or_insert(connection.since);
             }
         }
         self.connections.insert(id, connection);

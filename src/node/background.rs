@@ -9,6 +9,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::{Node, events, run_blocking};
 use crate::{
+    awake,
     net::{
         NetEvent,
         proto::{SyncAnswer, SyncRequest},
@@ -42,6 +43,7 @@ pub(super) fn start(node: &Arc<Node>) {
         tokio::spawn(meet(node.clone())),
         tokio::spawn(compare(node.clone())),
         tokio::spawn(settle(node.clone())),
+        tokio::spawn(wake(node.clone())),
         tokio::spawn(events::tell(node.clone())),
     ] {
         let mut ended = node.ended.subscribe();
@@ -222,6 +224,16 @@ fn remembered(node: &Node) -> Result<Vec<(Remembered, PeerId)>, StoreError> {
         .collect();
     known.sort_by_key(|(record, peer)| (std::cmp::Reverse(record.seen_s), *peer));
     Ok(known)
+}
+
+/// Connections and leases may be gone after a sleep.
+async fn wake(node: Arc<Node>) {
+    loop {
+        awake::woken().await;
+        tracing::info!("this process was asleep; connections are tried, trackers are told");
+        node.net.doubt();
+        node.trackers.addresses_changed();
+    }
 }
 
 async fn settle(node: Arc<Node>) {

@@ -26,6 +26,7 @@ use super::{
     source::BlockSource,
 };
 use crate::{
+    awake::AwakeClock,
     content::{BlockSet, Object, verify_range},
     net::{
         NetError, NetEvent,
@@ -119,6 +120,15 @@ enum Report {
     },
 }
 
+/// What happens next.
+enum Turn {
+    Report(Report),
+    Event(Result<NetEvent, broadcast::error::RecvError>),
+    Command(Option<Command>),
+    Time,
+    Tick,
+}
+
 /// What the store has of an object, and whether it has the proof of its size.
 pub(super) fn here(store: &Store, object: &Object) -> Result<(BlockSet, bool), StoreError> {
     let present = match store.presence(object)? {
@@ -135,7 +145,7 @@ pub(super) struct Parts {
     pub(super) source: Arc<dyn BlockSource>,
     pub(super) holders: Arc<dyn Holders>,
     pub(super) board: Arc<Mutex<Board>>,
-    pub(super) started: Instant,
+    pub(super) clock: Arc<AwakeClock>,
     pub(super) stop: CancellationToken,
 }
 
@@ -181,27 +191,37 @@ impl Executor {
             let wake = async {
                 match wake_at {
                     Some(at) => {
-                        tokio::time::sleep_until((executor.parts.started + at).into()).await
+                        tokio::time::sleep_until(executor.parts.clock.instant(at).into()).await
                     }
                     None => std::future::pending().await,
                 }
             };
             let ticking = !executor.waiting.is_empty() || !executor.news.is_empty();
-            tokio::select! {
+            let begun = Instant::now();
+            let turn = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Some(report) = reported.recv() => executor.on_report(report),
-                event = events.recv() => match event {
-                    Ok(event) => executor.on_event(&event),
-                    Err(broadcast::error::RecvError::Lagged(_)) => executor.recount_peers(),
-                    Err(broadcast::error::RecvError::Closed) => break,
-                },
-                command = commands.recv() => match command {
-                    Some(command) => executor.on_command(command),
-                    None => break,
-                },
-                () = wake => executor.scheduler.handle_timeout(executor.now()),
-                _ = tick.tick(), if ticking => executor.on_tick(),
+                Some(report) = reported.recv() => Turn::Report(report),
+                event = events.recv() => Turn::Event(event),
+                command = commands.recv() => Turn::Command(command),
+                () = wake => Turn::Time,
+                _ = tick.tick(), if ticking => Turn::Tick,
+            };
+            // Before anything asks what time it is. While nobody waits for anything there are no ticks, and time just passes.
+            if ticking {
+                executor.parts.clock.note(begun.elapsed());
+            }
+            match turn {
+                Turn::Report(report) => executor.on_report(report),
+                Turn::Event(Ok(event)) => executor.on_event(&event),
+                Turn::Event(Err(broadcast::error::RecvError::Lagged(_))) => {
+                    executor.recount_peers();
+                }
+                Turn::Event(Err(broadcast::error::RecvError::Closed)) => break,
+                Turn::Command(Some(command)) => executor.on_command(command),
+                Turn::Command(None) => break,
+                Turn::Time => executor.scheduler.handle_timeout(executor.now()),
+                Turn::Tick => executor.on_tick(),
             }
         }
         stop.cancel();
@@ -211,7 +231,7 @@ impl Executor {
     }
 
     fn now(&self) -> Duration {
-        self.parts.started.elapsed()
+        self.parts.clock.now()
     }
 
     fn recount_peers(&mut self) {
@@ -221,7 +241,11 @@ impl Executor {
 
     fn on_event(&mut self, event: &NetEvent) {
         match event {
-            NetEvent::Up(peer) => {
+            NetEvent::Up(peer) | NetEvent::Missed(peer) => {
+                // Missed: one of its connections broke, with what was asked over it, and that was held against the peer.
+                if matches!(event, NetEvent::Missed(_)) {
+                    self.scheduler.handle_peer_down(self.now(), *peer);
+                }
                 let round_trip = self
                     .parts
                     .source
@@ -232,7 +256,7 @@ impl Executor {
                 self.scheduler.handle_peer_up(self.now(), *peer, round_trip);
             }
             NetEvent::Down(peer) => self.scheduler.handle_peer_down(self.now(), *peer),
-            NetEvent::Missed(_) | NetEvent::Addresses(_) => {}
+            NetEvent::Addresses(_) => {}
         }
     }
 

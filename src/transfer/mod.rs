@@ -39,6 +39,7 @@ use self::{
     source::BlockSource,
 };
 use crate::{
+    awake::AwakeClock,
     content::{BlockSet, Object},
     net::Net,
     store::Store,
@@ -130,7 +131,7 @@ pub struct Transfers {
     commands: mpsc::Sender<Command>,
     next_wish: Arc<AtomicU64>,
     board: Arc<Mutex<Board>>,
-    started: Instant,
+    clock: Arc<AwakeClock>,
     stop: CancellationToken,
     stalls: Arc<Mutex<VecDeque<Stall>>>,
 }
@@ -175,7 +176,7 @@ impl Transfers {
             commands,
             next_wish: Arc::new(AtomicU64::new(0)),
             board: Arc::new(Mutex::new(Board::default())),
-            started: Instant::now(),
+            clock: Arc::new(AwakeClock::start()),
             stop: CancellationToken::new(),
             stalls: Arc::default(),
         };
@@ -184,7 +185,7 @@ impl Transfers {
             source,
             holders,
             board: engine.board.clone(),
-            started: engine.started,
+            clock: engine.clock.clone(),
             stop: engine.stop.clone(),
         };
         tokio::spawn(Executor::run(parts, read_timeout, seed, commanded));
@@ -345,7 +346,7 @@ impl Transfers {
 
     /// Running transfers and those that ended within the last ten seconds.
     pub fn status(&self) -> Vec<TransferStatus> {
-        self.board.lock().status(self.started.elapsed())
+        self.board.lock().status(self.clock.now())
     }
 
     /// The last blame of each peer.

@@ -19,6 +19,7 @@ mod partition;
 mod pushes;
 mod reading;
 mod recovery;
+mod resilience;
 mod scale;
 mod security;
 mod small_files;
