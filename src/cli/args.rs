@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use super::units::{parse_duration, parse_size};
+use super::units::{parse_duration, parse_rate, parse_size};
 use crate::{cluster::ClusterName, fs::OwnerMode};
 
 /// A folder that separate machines share, fetched on demand and verified.
@@ -136,6 +136,12 @@ pub(crate) struct MountArgs {
     /// How long a read waits without progress before it fails [default: 20s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) read_timeout: Option<Duration>,
+    /// Most bytes of contents sent in a second, to all members together, such as 10M [default: no limit]
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub(crate) upload_limit: Option<u64>,
+    /// Most bytes of contents fetched in a second, from all members together [default: no limit]
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub(crate) download_limit: Option<u64>,
     /// Let other users use the mount
     #[arg(long)]
     pub(crate) allow_other: bool,

@@ -79,6 +79,14 @@ pub(crate) fn spawn(
     if let Some(bytes) = options.cache_size {
         pass("--cache-size", &bytes.to_string());
     }
+    for (option, limit) in [
+        ("--upload-limit", options.upload_limit),
+        ("--download-limit", options.download_limit),
+    ] {
+        if let Some(bytes) = limit {
+            pass(option, &bytes.to_string());
+        }
+    }
     if let Some(time) = options.read_timeout {
         pass("--read-timeout", &format!("{}ms", time.as_millis()));
     }

@@ -10,13 +10,13 @@ use serde::Deserialize;
 use super::{
     Failure, What,
     args::{Args, Command, Owner},
-    units::{parse_duration, parse_size},
+    units::{parse_duration, parse_rate, parse_size},
 };
 use crate::node::address;
 
 /// Every key, with its doc and its default, for the sample.
 #[cfg(test)]
-const KEYS: [(&str, &str, &str); 8] = [
+const KEYS: [(&str, &str, &str); 10] = [
     (
         "state-dir",
         "\"/var/lib/p2pfs\"",
@@ -36,6 +36,16 @@ const KEYS: [(&str, &str, &str); 8] = [
         "read-timeout",
         "\"20s\"",
         "How long a read waits without progress before it fails [default: 20s]",
+    ),
+    (
+        "upload-limit",
+        "\"10M\"",
+        "Most bytes of contents sent in a second, to all members together [default: no limit]",
+    ),
+    (
+        "download-limit",
+        "\"50M\"",
+        "Most bytes of contents fetched in a second, from all members together [default: no limit]",
     ),
     (
         "allow-other",
@@ -68,6 +78,8 @@ struct Config {
     tracker: Vec<String>,
     cache_size: Option<String>,
     read_timeout: Option<String>,
+    upload_limit: Option<String>,
+    download_limit: Option<String>,
     #[serde(default)]
     allow_other: bool,
     #[serde(default)]
@@ -136,6 +148,9 @@ fn fill(args: &mut Args, config: Config) -> Result<(), String> {
         .as_deref()
         .map(parse_duration)
         .transpose()?;
+    let rate = |text: &Option<String>| text.as_deref().map(parse_rate).transpose();
+    let upload_limit = rate(&config.upload_limit)?;
+    let download_limit = rate(&config.download_limit)?;
     let owner = match config.owner.as_deref() {
         None => None,
         Some("mounter") => Some(Owner::Mounter),
@@ -152,6 +167,8 @@ fn fill(args: &mut Args, config: Config) -> Result<(), String> {
             }
             mount.cache_size = mount.cache_size.or(cache_size);
             mount.read_timeout = mount.read_timeout.or(read_timeout);
+            mount.upload_limit = mount.upload_limit.or(upload_limit);
+            mount.download_limit = mount.download_limit.or(download_limit);
             mount.allow_other |= config.allow_other;
             mount.no_passthrough |= config.no_passthrough;
             mount.owner = mount.owner.or(owner);

@@ -136,6 +136,8 @@ fn config(saved: &SavedCluster, options: &MountArgs) -> Result<NodeConfig, Failu
             None => third_of_free_space(saved),
         },
         read_timeout: options.read_timeout.unwrap_or(READ_TIMEOUT),
+        upload_limit: options.upload_limit,
+        download_limit: options.download_limit,
         allow_other: options.allow_other,
         passthrough: !options.no_passthrough,
         owner,

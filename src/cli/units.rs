@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::control::text::steers;
+use crate::{control::text::steers, net::limits::LIMIT_MIN};
 
 /// A size: a number with an optional `K M G T` or `KiB…` suffix, powers of 1024.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
@@ -33,6 +33,19 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         Ok(bytes as u64)
     } else {
         Err(no_size())
+    }
+}
+
+/// A rate: a size a second, with or without `/s`; no lower than what peers can work with.
+pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
+    let size = text.trim();
+    let rate = parse_size(size.strip_suffix("/s").unwrap_or(size))?;
+    match rate < LIMIT_MIN {
+        true => Err(format!(
+            "{text:?} is too low a limit: {} a second is the least",
+            self::size(LIMIT_MIN)
+        )),
+        false => Ok(rate),
     }
 }
 

@@ -36,6 +36,7 @@ use crate::buffers::Buffer;
 
 use super::{
     framing::{self, FrameError},
+    limits::Accepted,
     peers::{Peer, Shared, Traffic},
     proto::{
         BATCH_BYTES_MAX, BLOCK_ANSWER_BYTES_MAX, BLOCKS, BatchRequest, BlockAnswer, BlockCall,
@@ -385,7 +386,12 @@ impl Patience {
 }
 
 /// What an answer holds until its last byte is written.
-type Held = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>, Load);
+type Held = (
+    OwnedSemaphorePermit,
+    Option<OwnedSemaphorePermit>,
+    Option<Accepted>,
+    Load,
+);
 
 enum Outgoing {
     Answer(u64, BlockAnswer, Held),
@@ -411,14 +417,18 @@ pub(super) async fn serve(
             while tasks.try_join_next().is_some() {}
             let service = shared.service.clone();
             let refused = |reason: &'static str| FrameError::Malformed(reason.into());
-            let (number, work) = match call {
+            let (number, bytes, work) = match call {
                 BlockCall::Request(number, request) => {
                     request.check().map_err(refused)?;
-                    (number, service.blocks(peer.id, request))
+                    let blocks = request.start..request.end;
+                    let bytes = request.object.bytes_of(blocks);
+                    let bytes = bytes.end - bytes.start;
+                    (number, bytes, service.blocks(peer.id, request))
                 }
                 BlockCall::Batch(number, request) => {
                     request.check().map_err(refused)?;
-                    (number, service.batch(peer.id, request))
+                    let bytes = request.0.iter().map(|object| object.size).sum();
+                    (number, bytes, service.batch(peer.id, request))
                 }
                 BlockCall::Cancel(number) => {
                     let task = running.lock().remove(&number);
@@ -435,8 +445,9 @@ pub(super) async fn serve(
             if !peer.patience.lock().is_over(Instant::now()) {
                 room = shared.answers.clone().try_acquire_owned().ok();
             }
-            let busy = room.is_none();
-            let held = (place, room, Load::new(shared));
+            let accepted = shared.upload.accept(bytes);
+            let busy = room.is_none() || accepted.is_none();
+            let held = (place, room, accepted, Load::new(shared));
             let (answers, mine) = (answers.clone(), running.clone());
             let mut running = running.lock();
             let task = tasks.spawn(async move {
@@ -461,13 +472,11 @@ pub(super) async fn serve(
                     write_head(&mut writer, &BlockHead::Cancelled { number }).await?;
                 }
                 Outgoing::Answer(number, answer, held) => {
-                    let within = time_for(&answer);
-                    let write = write_answer(&mut writer, &peer.traffic, number, answer);
-                    let Ok(sent) = timeout(within, write).await else {
+                    let sent = write_answer(&mut writer, shared, peer, number, answer).await?;
+                    let Some(sent) = sent else {
                         peer.patience.lock().missed(Instant::now());
                         return Err(io::Error::from(io::ErrorKind::TimedOut).into());
                     };
-                    let sent = sent?;
                     if sent > 0 {
                         peer.patience.lock().taken();
                     }
@@ -519,13 +528,16 @@ fn time_for(answer: &BlockAnswer) -> Duration {
     WRITE_WITHIN + Duration::from_millis(millis)
 }
 
-/// Writes an answer; tells the bytes of its data. The caller bounds the time.
+/// Writes an answer; tells the bytes of its data, or `None` where the peer did not take them in time. The time that is spent
+/// waiting for the limit on what is sent is not the peer's.
 async fn write_answer<S: AsyncWrite + Unpin>(
     writer: &mut S,
-    traffic: &Traffic,
+    shared: &Shared,
+    peer: &Peer,
     number: u64,
     answer: BlockAnswer,
-) -> Result<u64, FrameError> {
+) -> Result<Option<u64>, FrameError> {
+    let mut left = time_for(&answer);
     let length = |data: &Bytes| data.len().try_into().unwrap_or(u32::MAX);
     let (head, data) = match answer {
         BlockAnswer::Data(data) => {
@@ -551,12 +563,33 @@ async fn write_answer<S: AsyncWrite + Unpin>(
         BlockAnswer::Busy => (BlockHead::Busy { number }, Bytes::new()),
     };
     let frame = framing::encode(&head, HEAD_BYTES_MAX)?;
-    for piece in std::iter::once(&frame[..]).chain(data.chunks(PIECE_BYTES)) {
-        writer.write_all(piece).await?;
-        traffic.alive();
+    let piece_bytes = shared.upload.piece_bytes(PIECE_BYTES);
+    let pieces = data.chunks(piece_bytes).map(|piece| (piece, piece.len()));
+    for (piece, limited_bytes) in std::iter::once((&frame[..], 0)).chain(pieces) {
+        if limited_bytes > 0 {
+            shared.upload.pass(&peer.turn, limited_bytes).await;
+        }
+        let started = Instant::now();
+        // Flushed where a piece may wait long for the next one.
+        let write = async {
+            writer.write_all(piece).await?;
+            match piece_bytes < PIECE_BYTES {
+                true => writer.flush().await,
+                false => Ok(()),
+            }
+        };
+        let Ok(written) = timeout(left, write).await else {
+            return Ok(None);
+        };
+        written?;
+        left = left.saturating_sub(started.elapsed());
+        peer.traffic.alive();
     }
-    writer.flush().await?;
-    Ok(data.len() as u64)
+    match timeout(left, writer.flush()).await {
+        Ok(flushed) => flushed?,
+        Err(_) => return Ok(None),
+    }
+    Ok(Some(data.len() as u64))
 }
 
 #[cfg(test)]

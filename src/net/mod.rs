@@ -1,8 +1,8 @@
 //! The network: one libp2p swarm, membership before anything else, sync and block streams with bounds.
 //!
 //! `transport` secures and multiplexes TCP; `swarm` owns the swarm, dials (`book`) and counts connections (`sources`); `hello`
-//! proves membership; `sync` and `blocks` carry questions and answers over long-lived streams (`streams`, `framing`); `peers` is
-//! what they share.
+//! proves membership; `sync` and `blocks` carry questions and answers over long-lived streams (`streams`, `framing`); `limits` limits rates; `peers`
+//! is what they share.
 //!
 //! It decides nothing about manifests or contents: whatever members ask is answered by the [`Service`].
 //!
@@ -16,6 +16,7 @@ mod book;
 mod counters;
 pub mod framing;
 mod hello;
+pub mod limits;
 mod peers;
 pub mod proto;
 mod sources;
@@ -65,6 +66,8 @@ pub struct NetConfig {
     pub hello: PeerHello,
     /// Where to listen.
     pub listen: Vec<Multiaddr>,
+    /// Bytes of contents that may be sent in a second, to all peers together.
+    pub upload_limit: Option<u64>,
 }
 
 /// Why something on the network failed.

@@ -23,6 +23,7 @@ use super::{
     book::{Book, Target},
     counters::Counters,
     hello::HelloError,
+    limits::Upload,
     proto::PeerHello,
     sync::{self, SyncClient},
 };
@@ -79,6 +80,8 @@ pub(super) struct Shared {
     /// Room for sync answers, all peers together.
     pub(super) sync_answers: Arc<Semaphore>,
     pub(super) load: AtomicU32,
+    /// The limit on what is sent.
+    pub(super) upload: Upload,
     /// Ends every task of the network.
     pub(super) stop: CancellationToken,
     peers: RwLock<BTreeMap<PeerId, Arc<Peer>>>,
@@ -112,6 +115,7 @@ impl Shared {
             answers: Arc::new(Semaphore::new(ANSWERS_MAX)),
             sync_answers: Arc::new(Semaphore::new(SYNC_ANSWERS_MAX)),
             load: AtomicU32::new(0),
+            upload: Upload::new(config.upload_limit),
             stop: CancellationToken::new(),
             peers: RwLock::default(),
             changes: watch::Sender::new(0),
@@ -163,6 +167,7 @@ impl Shared {
             traffic,
             answers: Arc::new(Semaphore::new(ANSWERS_PER_PEER_MAX)),
             patience: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
             sync_answers: Arc::new(Semaphore::new(sync::ANSWERING_MAX)),
             gone,
         });
@@ -266,6 +271,8 @@ pub(super) struct Peer {
     pub(super) answers: Arc<Semaphore>,
     /// How well it takes them.
     pub(super) patience: Mutex<Patience>,
+    /// Its answers wait for the limit one at a time, however many streams it has: peers take turns.
+    pub(super) turn: tokio::sync::Mutex<()>,
     /// Room for sync answers to this peer.
     pub(super) sync_answers: Arc<Semaphore>,
     /// Cancelled when the last connection is gone.

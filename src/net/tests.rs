@@ -138,6 +138,7 @@ fn config(keys: &ClusterKeys, node: &str) -> NetConfig {
         keys: keys.clone(),
         hello: hello(node),
         listen: vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()],
+        upload_limit: None,
     }
 }
 
@@ -228,6 +229,55 @@ async fn many_blocks_at_once_come_back_each_to_its_request() {
     );
     let answer = a.blocks(b.local_peer(), odd(1), SOON).await.unwrap();
     assert!(matches!(answer, BlockAnswer::WrongSize { size: 2, .. }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_sent_keeps_to_the_limit_and_peers_take_turns() {
+    const RATE: u64 = 1 << 20;
+    let keys = cluster();
+    let service = Arc::new(Answering::default());
+    let limited = NetConfig {
+        upload_limit: Some(RATE),
+        ..config(&keys, "limited")
+    };
+    let source = Net::start(limited, service).await.unwrap();
+    let (a, _) = start(&keys, "a").await;
+    let (b, _) = start(&keys, "b").await;
+    for net in [&a, &b] {
+        net.add_peer(address(&source), false);
+        until("they meet", || knows(net, &source)).await;
+    }
+    let began = Instant::now();
+    let request = BlockRequest {
+        object: object(1 << 30),
+        start: 0,
+        end: 4,
+    };
+    let deadline = began + Duration::from_secs(3);
+    let read = |net: Net| {
+        let (peer, request) = (source.local_peer(), request.clone());
+        async move {
+            let (mut bytes, mut busy) = (0, 0);
+            while Instant::now() < deadline {
+                match net.blocks(peer, request.clone(), SOON).await.unwrap() {
+                    BlockAnswer::Data(data) => bytes += data.len() as u64,
+                    BlockAnswer::Busy => {
+                        busy += 1;
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            (bytes, busy)
+        }
+    };
+    let many = join_all((0..3).map(|_| read(a.clone())));
+    let (many, (one, _)) = futures::join!(many, read(b.clone()));
+    let many: u64 = many.iter().map(|(bytes, _)| bytes).sum();
+    let most = RATE * began.elapsed().as_millis() as u64 / 1000 + RATE;
+    assert!(many + one <= most, "{many} and {one} bytes");
+    assert!(one * 4 >= many, "{one} bytes beside {many}");
+    assert!(source.peers().len() == 2, "nobody was blamed");
 }
 
 /// A batch of contents of these sizes, all different.
@@ -403,6 +453,7 @@ fn again_config(config: &NetConfig) -> NetConfig {
         keys: config.keys.clone(),
         hello: config.hello.clone(),
         listen: config.listen.clone(),
+        upload_limit: config.upload_limit,
     }
 }
 

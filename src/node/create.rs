@@ -62,6 +62,7 @@ pub async fn create(
         keys: keys.clone(),
         hello,
         listen: listen_on(0),
+        upload_limit: None,
     };
     let net = Net::start(config, service).await?;
     let trackers = Trackers::start(trackers, &keys, &net, &namespace, &store);

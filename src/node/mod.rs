@@ -84,6 +84,10 @@ pub struct NodeConfig {
     pub cache_bytes_max: u64,
     /// Longest time a read waits without progress.
     pub read_timeout: Duration,
+    /// Bytes of contents a second that may be sent to all members together.
+    pub upload_limit: Option<u64>,
+    /// The same for what is fetched.
+    pub download_limit: Option<u64>,
     /// Other users may use the mount.
     pub allow_other: bool,
     /// The kernel may read what is here by itself; see [`fs::Config`].
@@ -203,8 +207,13 @@ impl Node {
             trackers: trackers.clone(),
             net: net.clone(),
         });
-        let transfers =
-            Transfers::start(store.clone(), net.clone(), directory, config.read_timeout);
+        let transfers = Transfers::start(
+            store.clone(),
+            net.clone(),
+            directory,
+            config.read_timeout,
+            config.download_limit,
+        );
         let _ = late.transfers.set(transfers.clone());
         let node = Arc::new(Self {
             config,
@@ -439,6 +448,7 @@ async fn start_net(
                 keys: keys.clone(),
                 hello: hello.clone(),
                 listen,
+                upload_limit: config.upload_limit,
             },
             service.clone(),
         )

@@ -149,6 +149,15 @@ pub(super) struct Parts {
     pub(super) stop: CancellationToken,
 }
 
+/// What the scheduler is told at the start.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// How long a wish may be without progress.
+    pub(super) read_timeout: Duration,
+    /// How much may come in, if that is limited.
+    pub(super) download_bytes_per_s: Option<u64>,
+}
+
 /// The task that owns the scheduler.
 pub(super) struct Executor {
     parts: Parts,
@@ -164,7 +173,7 @@ impl Executor {
     /// Runs until told to stop, or until no handle to the engine is left.
     pub(super) async fn run(
         parts: Parts,
-        read_timeout: Duration,
+        limits: Limits,
         seed: u64,
         mut commands: mpsc::Receiver<Command>,
     ) {
@@ -173,9 +182,13 @@ impl Executor {
         let mut events = parts.source.events();
         let (reports, mut reported) = mpsc::channel(REPORTS_MAX);
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut scheduler = Scheduler::new(limits.read_timeout, seed);
+        if let Some(bytes_per_s) = limits.download_bytes_per_s {
+            scheduler.limit(bytes_per_s);
+        }
         let mut executor = Self {
             parts,
-            scheduler: Scheduler::new(read_timeout, seed),
+            scheduler,
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             reports,

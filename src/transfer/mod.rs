@@ -34,7 +34,7 @@ pub(crate) use self::readahead::STREAMS;
 pub use self::readahead::{Advice, Readahead};
 use self::{
     board::Board,
-    executor::{Command, Executor, Parts, here},
+    executor::{Command, Executor, Limits, Parts, here},
     scheduler::{Priority, WishId},
     source::BlockSource,
 };
@@ -153,21 +153,27 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 const STALLS_MAX: usize = 256;
 
 impl Transfers {
-    /// Starts it on the current runtime. `read_timeout` is the longest time a read waits without progress.
+    /// Starts it on the current runtime. `read_timeout` is the longest time a read waits without progress;
+    /// `download_limit` is in bytes a second.
     pub fn start(
         store: Store,
         net: Net,
         holders: Arc<dyn Holders>,
         read_timeout: Duration,
+        download_limit: Option<u64>,
     ) -> Self {
-        Self::start_with(store, Arc::new(net), holders, read_timeout, rand::random())
+        let limits = Limits {
+            read_timeout,
+            download_bytes_per_s: download_limit,
+        };
+        Self::start_with(store, Arc::new(net), holders, limits, rand::random())
     }
 
     fn start_with(
         store: Store,
         source: Arc<dyn BlockSource>,
         holders: Arc<dyn Holders>,
-        read_timeout: Duration,
+        limits: Limits,
         seed: u64,
     ) -> Self {
         let (commands, commanded) = mpsc::channel(COMMANDS_MAX);
@@ -188,7 +194,7 @@ impl Transfers {
             clock: engine.clock.clone(),
             stop: engine.stop.clone(),
         };
-        tokio::spawn(Executor::run(parts, read_timeout, seed, commanded));
+        tokio::spawn(Executor::run(parts, limits, seed, commanded));
         engine
     }
 

@@ -8,6 +8,7 @@
 //! Invariants:
 //! - A block that a wish lacks is either unasked or in flight; it is in flight from one peer, or from two when the
 //!   second request is the hedge of the first.
+//! - With a limit on what comes in, nothing is asked for that would exceed it, and no wish fails for having waited for that.
 //! - A peer whose answer didn't verify is never asked for blocks again.
 //! - A wish ends: it is done, fails, or is given up. It fails at the latest when it made no progress for the time-out.
 //! - A wish for an object whose size isn't proven includes the object's last block, so it isn't done before the proof.
@@ -41,7 +42,10 @@ use self::{
     work::{Holder, Said, Work},
 };
 use super::TransferError;
-use crate::content::{BlockSet, Object};
+use crate::{
+    content::{BlockSet, Object},
+    net::limits::Bucket,
+};
 
 /// Most blocks of one request (1 MiB); the same as the wire's bound.
 pub const REQUEST_BLOCKS_MAX: u64 = 16;
@@ -98,6 +102,10 @@ pub struct Scheduler {
     batches: Batches,
     next_request: u64,
     in_flight_bytes: u64,
+    /// The limit on what comes in.
+    limit: Option<Bucket>,
+    /// When something that waits for the limit may be asked for.
+    limited_until: Option<Duration>,
     /// The wish of each priority that was served last.
     turns: BTreeMap<Priority, WishId>,
     outputs: VecDeque<Output>,
@@ -119,11 +127,18 @@ impl Scheduler {
             batches: Batches::default(),
             next_request: 0,
             in_flight_bytes: 0,
+            limit: None,
+            limited_until: None,
             turns: BTreeMap::new(),
             outputs: VecDeque::new(),
             wake_at: None,
             rejected: 0,
         }
+    }
+
+    /// From now on asks for no more than so many bytes in a second, from all peers together; with a little more at a time.
+    pub fn limit(&mut self, bytes_per_s: u64) {
+        self.limit = Some(Bucket::new(bytes_per_s));
     }
 
     /// The next thing to do.
@@ -393,6 +408,9 @@ impl Scheduler {
     }
 
     fn judge(&mut self, now: Duration, request: Request, answer: Answer) {
+        if matches!(answer, Answer::DontHave(_) | Answer::Busy) {
+            self.give_back(request.bytes);
+        }
         let (id, object) = (request.peer, request.object);
         let round_trip = now.saturating_sub(request.sent.at);
         match answer {
@@ -657,6 +675,7 @@ impl Scheduler {
         self.expire_requests(now);
         self.expire_batches(now);
         self.expire_wishes(now);
+        self.limited_until = None;
         self.issue_batches(now, Priority::Demand);
         self.renew(now);
         self.schedule(now);

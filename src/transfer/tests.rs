@@ -331,7 +331,10 @@ impl Fixture {
             self.store.clone(),
             Arc::new(FakeSource(self.net.clone())),
             Arc::new(FakeDirectory(self.net.clone())),
-            read_timeout,
+            Limits {
+                read_timeout,
+                download_bytes_per_s: None,
+            },
             7,
         )
     }

@@ -1,10 +1,14 @@
 //! Lazy, verified reading.
 
-use std::{fs, os::unix::fs::FileExt, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::FileExt,
+    time::{Duration, Instant},
+};
 
 use p2pfs_mount_tests::{LONG, SOON, hash, noise, until};
 
-use super::pair;
+use super::{pair, pair_with};
 
 const GIB: u64 = 1 << 30;
 
@@ -145,6 +149,26 @@ fn readers_of_the_same_file_feed_each_other() {
             .unwrap()
     };
     assert!(sent(&pair.a) + sent(&pair.b) < 18 << 20);
+}
+
+#[test]
+fn limits_on_rates_are_kept_and_nobody_is_blamed_for_them() {
+    for option in ["--download-limit 2M", "--upload-limit 2M"] {
+        let pair = pair_with(option);
+        let bytes = noise(1, 10 << 20);
+        pair.a.write("data", &bytes);
+        until(SOON, "the entry is seen", || pair.b.has("data"));
+        let began = Instant::now();
+        assert_eq!(hash(&pair.b.read("data").unwrap()), hash(&bytes));
+        // At the limit it takes 5 s; a burst at the beginning is allowed.
+        let took = began.elapsed();
+        assert!(took > Duration::from_secs(3), "{option}: {took:?}");
+        let network = pair.b.status()["network"].clone();
+        assert_eq!(network["blocks_rejected"], 0);
+        let received = network["block_bytes_received"].as_u64().unwrap();
+        assert!(received < 11 << 20, "{option}: {received} bytes for 10 MiB");
+        pair.b.meets(1);
+    }
 }
 
 #[test]

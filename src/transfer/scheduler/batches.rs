@@ -151,6 +151,9 @@ impl Scheduler {
     /// Forms batches as far as there is room at peers.
     pub(super) fn issue_batches(&mut self, now: Duration, priority: Priority) {
         while let Some(first) = self.batches.first(priority) {
+            if !self.limit_allows(now, priority) {
+                return;
+            }
             match self.choose_for_batch(now, &first, priority) {
                 Chosen::Peer(peer) => self.send_batch(now, peer, priority),
                 Chosen::Later => return,
@@ -203,8 +206,8 @@ impl Scheduler {
             };
             let with = bytes + object.size;
             // A slow peer gets what it can send in about a second.
-            let bytes_max = (peer.request_blocks(BATCH_BYTES_MAX / BLOCK_BYTES) * BLOCK_BYTES)
-                .min(BATCH_BYTES_MAX);
+            let bytes_max = peer.request_blocks(self.request_blocks_max(priority)) * BLOCK_BYTES;
+            let bytes_max = bytes_max.min(BATCH_BYTES_MAX);
             let fits = objects.len() < BATCH_OBJECTS_MAX
                 && with <= bytes_max
                 && peer.has_room(with, scale(priority))
@@ -231,6 +234,9 @@ impl Scheduler {
         };
         self.next_request += 1;
         let sent = peer.on_sent(now, bytes);
+        if let Some(limit) = &mut self.limit {
+            limit.take(now, bytes);
+        }
         let deadline = now + peer.time_out();
         let flight = Flight {
             peer: to,
@@ -266,6 +272,7 @@ impl Scheduler {
     fn judge_batch(&mut self, now: Duration, flight: Flight, here: &[bool]) {
         let sent = flight.objects.iter().zip(here).filter(|(_, here)| **here);
         let bytes = sent.map(|(object, _)| object.size).sum();
+        self.give_back(flight.bytes.saturating_sub(bytes));
         if let Some(peer) = self.peers.get_mut(&flight.peer) {
             if bytes > 0 {
                 peer.on_data(now, flight.sent, bytes);
@@ -308,6 +315,7 @@ impl Scheduler {
         }
         match answer {
             Answer::Busy => {
+                self.give_back(flight.bytes);
                 if let Some(peer) = self.peers.get_mut(&flight.peer) {
                     peer.on_busy(now);
                 }

@@ -9,7 +9,10 @@ use super::{
     Held, Output, Priority, REQUEST_BLOCKS_MAX, Request, RequestId, Scheduler, WishId, peer::Peer,
     timers::DIRECTORY_AFTER, work::Said,
 };
-use crate::content::{BlockSet, Object};
+use crate::{
+    content::{BLOCK_BYTES, BlockSet, Object},
+    net::limits::Bucket,
+};
 
 /// Pieces of a wish that are looked at to find one to ask for: a window of 64 MiB.
 const PIECES_MAX: usize = 64;
@@ -49,12 +52,51 @@ impl Scheduler {
         }
     }
 
+    /// Whether anything more may be asked for now. What nobody waits for leaves some room to what somebody may wait for.
+    pub(super) fn limit_allows(&mut self, now: Duration, priority: Priority) -> bool {
+        let Some(limit) = &mut self.limit else {
+            return true;
+        };
+        let (is_allowed, again_at) = match priority {
+            Priority::Demand => (limit.is_open(now), limit.opens_at()),
+            Priority::Prefetch => (limit.is_at_ease(now), limit.at_ease_at()),
+        };
+        if !is_allowed {
+            let earliest = self.limited_until.unwrap_or(Duration::MAX);
+            self.limited_until = Some(earliest.min(again_at));
+        }
+        is_allowed
+    }
+
+    /// Most blocks of one request: with a low limit few, so that those who wait take turns.
+    pub(super) fn request_blocks_max(&self, priority: Priority) -> u64 {
+        let parts = match priority {
+            Priority::Demand => 1,
+            Priority::Prefetch => 2,
+        };
+        let share = |limit: &Bucket| (limit.share_bytes() / parts / BLOCK_BYTES).max(1);
+        self.limit
+            .as_ref()
+            .map_or(REQUEST_BLOCKS_MAX, share)
+            .min(REQUEST_BLOCKS_MAX)
+    }
+
+    /// What was asked for does not come.
+    pub(super) fn give_back(&mut self, bytes: u64) {
+        if let Some(limit) = &mut self.limit {
+            limit.give_back(bytes);
+        }
+    }
+
     /// Issues one request for a wish, if there is something to ask for and somebody to ask.
     fn issue_one(&mut self, now: Duration, id: WishId, priority: Priority) -> bool {
         let Some(wish) = self.wishes.get(&id) else {
             return false;
         };
         let object = wish.object;
+        if !self.limit_allows(now, priority) {
+            return false;
+        }
         for piece in self.pieces(id, priority) {
             if let Some((peer, blocks)) = self.choose(now, object, &piece, priority, None) {
                 self.send(now, object, peer, blocks, None);
@@ -172,6 +214,7 @@ impl Scheduler {
             Priority::Demand => 2,
             Priority::Prefetch => 1,
         };
+        let blocks_max = self.request_blocks_max(priority);
         let work = self.works.get(&object)?;
         let ready: Vec<(PeerId, &Peer, Range<u64>)> = work
             .holders
@@ -182,9 +225,7 @@ impl Scheduler {
             .filter_map(|(id, holder)| {
                 let peer = self.peers.get(id).filter(|peer| peer.paused_until <= now)?;
                 let run = holder.held.first_run(piece)?;
-                let end = run
-                    .end
-                    .min(run.start + peer.request_blocks(REQUEST_BLOCKS_MAX));
+                let end = run.end.min(run.start + peer.request_blocks(blocks_max));
                 let bytes = bytes_of(object, &(run.start..end));
                 let fits = self.in_flight_bytes == 0
                     || self.in_flight_bytes + bytes <= IN_FLIGHT_BYTES_MAX * scale;
@@ -274,6 +315,9 @@ impl Scheduler {
         let bytes = bytes_of(object, &blocks);
         let sent = peer.on_sent(now, bytes);
         let deadline = now + peer.time_out();
+        if let Some(limit) = &mut self.limit {
+            limit.take(now, bytes);
+        }
         let request = Request {
             peer: to,
             object,

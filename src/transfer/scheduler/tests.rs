@@ -5,6 +5,7 @@ use crate::content::{BLOCK_BYTES, ContentId};
 use libp2p::multihash::Multihash;
 
 mod batches;
+mod limits;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 

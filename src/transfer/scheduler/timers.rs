@@ -38,6 +38,12 @@ impl Scheduler {
             .map(|(id, wish)| (*id, wish.object))
             .collect();
         for (id, object) in expired {
+            if self.waits_for_limit(id) {
+                if let Some(wish) = self.wishes.get_mut(&id) {
+                    wish.progress_at = now;
+                }
+                continue;
+            }
             let error = TransferError::Stalled {
                 waited: self.read_timeout,
                 asked: self.summary(&object),
@@ -45,6 +51,25 @@ impl Scheduler {
             self.fail(now, id, error);
             self.cancel_unwanted(&object);
         }
+    }
+
+    /// Whether it is the limit that holds a wish up: there is something to ask for, and somebody to ask.
+    fn waits_for_limit(&self, id: WishId) -> bool {
+        let wish = self
+            .wishes
+            .get(&id)
+            .filter(|_| self.limited_until.is_some());
+        let Some((wish, work)) = wish.and_then(|wish| Some((wish, self.works.get(&wish.object)?)))
+        else {
+            return false;
+        };
+        let is_unasked = unasked_pieces(&wish.missing, &work.in_flight)
+            .next()
+            .is_some();
+        let has_holder = work.holders.iter().any(|(id, holder)| {
+            holder.held != Held::No && self.peers.contains_key(id) && !self.blocked.contains(id)
+        });
+        is_unasked && (has_holder || work.in_batch && !self.peers.is_empty())
     }
 
     /// Asks peers what they have and the directory who else there is, where that is due.
@@ -166,6 +191,7 @@ impl Scheduler {
             .chain(works)
             .chain(holders)
             .chain(pauses)
+            .chain(self.limited_until)
             .chain(self.batches.wakes())
             .filter(|at| *at > now)
             .min()
