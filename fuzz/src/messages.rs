@@ -121,6 +121,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         node: "attic".into(),
         version: "0.1.0".into(),
         epoch: 0,
+        keeps_all: false,
     };
     let mut blocks = BlockSet::of(0..3);
     blocks.insert(7..200);

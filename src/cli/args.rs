@@ -56,6 +56,10 @@ pub(crate) enum Command {
     Peers(ReportArgs),
     /// Show what is being fetched, with state, rate and sources
     Transfers(ReportArgs),
+    /// Keep files or trees in the cache, now and as they change; without paths, list what is pinned
+    Pin(PinArgs),
+    /// Keep them there no longer
+    Unpin(PathsArgs),
     /// Find files by name or glob, with who holds them now
     Find(FindArgs),
     /// Show where each part of a file would come from right now, and what reads of it wait for
@@ -157,6 +161,9 @@ pub(crate) struct MountArgs {
     /// Look for no members on the local network (nothing looks for them there yet)
     #[arg(long)]
     pub(crate) no_lan: bool,
+    /// Fetch every new content unasked and keep it: an always-on full copy
+    #[arg(long)]
+    pub(crate) keep_all: bool,
     /// Start from an empty folder where no state of the cluster is known
     #[arg(long)]
     pub(crate) new: bool,
@@ -248,6 +255,18 @@ pub(crate) struct FindArgs {
 pub(crate) struct PathsArgs {
     /// Files or folders in the mount
     #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) which: Which,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct PinArgs {
+    /// Files or folders in the mount
+    #[arg(value_name = "PATH")]
     pub(crate) paths: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) which: Which,

@@ -113,6 +113,7 @@ pub(crate) fn spawn(
         ("--allow-other", options.allow_other),
         ("--no-passthrough", options.no_passthrough),
         ("--new", options.new),
+        ("--keep-all", options.keep_all),
         ("--no-lan", options.no_lan),
         ("--quiet", common.quiet),
     ] {

@@ -1,10 +1,10 @@
-//! `transfers`, `fetch`, `wait`, `why`: what comes into the cache, and from where.
+//! `transfers`, `fetch`, `pin`, `unpin`, `wait`, `why`: what comes into the cache, and from where.
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use super::{
     Failure, Outcome, What,
-    args::{Common, PathsArgs, ReportArgs, WaitArgs, Which, WhyArgs},
+    args::{Common, PathsArgs, PinArgs, ReportArgs, WaitArgs, Which, WhyArgs},
     locate::{self, Found, refused},
     progress::{Far, Progress},
     reports::{print_json, transfer_line},
@@ -13,8 +13,8 @@ use super::{
 use crate::control::{
     client::Lines,
     keeping::{
-        FailedReport, FetchLine, FetchReport, PartReport, PathsRequest, TransfersReport,
-        WaitReport, WaitRequest, WhyReport,
+        FailedReport, FetchLine, FetchReport, PartReport, PathsRequest, PinReport, PinRequest,
+        TransfersReport, WaitReport, WaitRequest, WhyReport,
     },
     text::hex,
 };
@@ -137,6 +137,50 @@ fn incomplete(report: &FetchReport) -> Failure {
         "{failed} could not be fetched{stopped}{first}"
     ))
     .hint("what came stays here: the same command goes on where this one stopped")
+}
+
+pub(crate) async fn pin(common: &Common, options: PinArgs) -> Outcome {
+    set_pins(common, &options.which, &options.paths, true, options.json).await
+}
+
+pub(crate) async fn unpin(common: &Common, options: PathsArgs) -> Outcome {
+    set_pins(common, &options.which, &options.paths, false, options.json).await
+}
+
+async fn set_pins(
+    common: &Common,
+    which: &Which,
+    paths: &[PathBuf],
+    pinned: bool,
+    json: bool,
+) -> Outcome {
+    let (mount, request) = request(common, which, paths).await?;
+    let request = PinRequest {
+        paths_hex: request.paths_hex,
+        pinned,
+    };
+    let what = match pinned {
+        true => "nothing was pinned",
+        false => "nothing was unpinned",
+    };
+    let report: PinReport = mount
+        .client
+        .post("/pin", &request, BEGIN_WITHIN)
+        .await
+        .map_err(refused(what))?;
+    if json {
+        print_json(&report)?;
+    } else if paths.is_empty() {
+        for path in &report.pinned {
+            println!("{}", if path.is_empty() { "." } else { path });
+        }
+        if report.keep_all {
+            println!("everything, as the mount was made with --keep-all");
+        } else if report.pinned.is_empty() {
+            println!("nothing is pinned");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) async fn wait(common: &Common, options: WaitArgs) -> Outcome {

@@ -142,6 +142,7 @@ fn config(saved: &SavedCluster, options: &MountArgs) -> Result<NodeConfig, Failu
         passthrough: !options.no_passthrough,
         owner,
         new: options.new,
+        keep_all: options.keep_all,
         node_name,
     })
 }

@@ -145,3 +145,21 @@ pub struct PartReport {
     /// Members that have it, where it is not here; when there are none, nobody has it who is connected.
     pub peers: Vec<HolderReport>,
 }
+
+/// Asks for paths to be pinned, or unpinned.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PinRequest {
+    /// As in [`PathsRequest`]; none to be told what is pinned.
+    pub paths_hex: Vec<String>,
+    /// Pin rather than unpin.
+    pub pinned: bool,
+}
+
+/// `p2pfs pin`, `p2pfs unpin`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinReport {
+    /// All pinned paths; the root is empty.
+    pub pinned: Vec<String>,
+    /// Everything is kept while this mount runs.
+    pub keep_all: bool,
+}

@@ -16,7 +16,9 @@ use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
 
 use events::Follower;
-use keeping::{PathsRequest, TransfersReport, WaitReport, WaitRequest, WhyReport};
+use keeping::{
+    PathsRequest, PinReport, PinRequest, TransfersReport, WaitReport, WaitRequest, WhyReport,
+};
 pub use server::{ControlServer, serve};
 use types::{
     ConflictsReport, ConflictsRequest, FindReport, LeaveReport, LeaveRequest, PeerReport,
@@ -71,6 +73,11 @@ pub trait Control: Send + Sync + 'static {
         self: Arc<Self>,
         request: PathsRequest,
     ) -> BoxFuture<'static, Result<BoxStream<'static, Bytes>, ControlError>>;
+    /// For `pin` and `unpin`.
+    fn pin(
+        self: Arc<Self>,
+        request: PinRequest,
+    ) -> BoxFuture<'static, Result<PinReport, ControlError>>;
     /// For `wait`.
     fn wait(
         self: Arc<Self>,

@@ -17,7 +17,7 @@ use tokio::{net::UnixListener, task::JoinHandle};
 
 use super::{
     Control, ControlError,
-    keeping::{PathsRequest, TransfersReport, WaitRequest},
+    keeping::{PathsRequest, PinRequest, TransfersReport, WaitRequest},
     short_socket_path,
     types::{ConflictsRequest, LeaveRequest, ResolveRequest, UnmountRequest},
 };
@@ -58,6 +58,7 @@ pub fn serve(dir: &Path, control: Arc<dyn Control>) -> io::Result<ControlServer>
         .route("/find", get(find))
         .route("/transfers", get(transfers))
         .route("/fetch", post(fetch))
+        .route("/pin", post(pin))
         .route("/wait", post(wait))
         .route("/why", post(why))
         .route("/verify", post(verify))
@@ -122,6 +123,10 @@ async fn fetch(State(node): Node, Json(request): Json<PathsRequest>) -> Response
         Ok(lines) => ndjson(lines),
         Err(error) => answer::<()>(Err(error)),
     }
+}
+
+async fn pin(State(node): Node, Json(request): Json<PinRequest>) -> Response {
+    answer(node.pin(request).await)
 }
 
 async fn wait(State(node): Node, Json(request): Json<WaitRequest>) -> Response {

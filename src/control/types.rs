@@ -85,6 +85,9 @@ pub struct PeerReport {
     pub connected: bool,
     /// Direct rather than relayed.
     pub direct: bool,
+    /// It says that it keeps every content.
+    #[serde(default)]
+    pub keeps_all: bool,
     /// Round-trip time, once measured.
     pub rtt_s: Option<f64>,
     /// Block answers it is working on, as it last said.
@@ -138,7 +141,7 @@ pub struct CacheReport {
     pub used_bytes: u64,
     /// The limit that was asked for.
     pub limit_bytes: u64,
-    /// Bytes pinned.
+    /// Bytes of the cache that are pinned.
     pub pinned_bytes: u64,
     /// Bytes of [`OnlyHereReport`].
     pub only_here_bytes: u64,

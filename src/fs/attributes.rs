@@ -175,6 +175,7 @@ impl Core {
         Ok(match self.store.presence(&object)? {
             Presence::Absent => "remote",
             Presence::Partial(_) => "partial",
+            Presence::Complete if (self.options.pinned)(&self.path(number)?) => "pinned",
             Presence::Complete => "cached",
         })
     }

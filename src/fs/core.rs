@@ -82,6 +82,8 @@ pub(crate) struct Options {
     pub(crate) gid: u32,
     pub(crate) wait: Duration,
     pub(crate) state_dir: PathBuf,
+    /// Whether what stands at a path is pinned.
+    pub(crate) pinned: Arc<dyn Fn(&TreePath) -> bool + Send + Sync>,
 }
 
 /// Who asks.

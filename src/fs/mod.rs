@@ -37,7 +37,7 @@ mod tests;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use crate::content::Object;
+use crate::{content::Object, manifest::TreePath};
 
 pub use mount::{MountError, Mounted, Status, clear_stale, mount};
 
@@ -71,4 +71,6 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How many peers are known to hold all of an object.
     pub holders: Arc<dyn Fn(Object) -> u64 + Send + Sync>,
+    /// Whether what stands at a path is pinned.
+    pub pinned: Arc<dyn Fn(&TreePath) -> bool + Send + Sync>,
 }

@@ -142,6 +142,7 @@ pub(super) fn mount_parts(
         gid: rustix::process::getgid().as_raw(),
         wait: config.wait,
         state_dir: config.state_dir.clone(),
+        pinned: config.pinned.clone(),
     };
     let journal = store.journaled()?;
     let core = Arc::new(Core::new(

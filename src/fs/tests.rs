@@ -162,6 +162,7 @@ impl Fixture {
             gid: 0,
             wait: Duration::from_millis(200),
             state_dir: dir.path().to_owned(),
+            pinned: Arc::new(|_| false),
         };
         let core = Arc::new(Core::new(
             Arc::new(namespace.clone()),

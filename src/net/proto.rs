@@ -89,6 +89,9 @@ pub struct PeerHello {
     pub version: String,
     /// Key epoch.
     pub epoch: u64,
+    /// It keeps every content. Peers that don't know this pass over it, and say nothing of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeps_all: bool,
 }
 
 /// From the side that opened a sync stream.

@@ -125,6 +125,7 @@ fn hello(node: &str) -> PeerHello {
         node: node.into(),
         version: "test".into(),
         epoch: 0,
+        keeps_all: false,
     }
 }
 

@@ -7,7 +7,7 @@ use libp2p::{Multiaddr, PeerId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{Node, events, run_blocking};
+use super::{Node, events, keeping::pins, run_blocking};
 use crate::{
     awake,
     net::{
@@ -45,6 +45,8 @@ pub(super) fn start(node: &Arc<Node>) {
         tokio::spawn(settle(node.clone())),
         tokio::spawn(wake(node.clone())),
         tokio::spawn(events::tell(node.clone())),
+        tokio::spawn(pins::follow(node.clone())),
+        tokio::spawn(pins::bring_pinned(node.clone())),
     ] {
         let mut ended = node.ended.subscribe();
         tokio::spawn(async move {

@@ -51,6 +51,7 @@ pub async fn create(
         node: node_name,
         version: env!("CARGO_PKG_VERSION").into(),
         epoch: keys.epoch(),
+        keeps_all: false,
     };
     let service = Arc::new(Members {
         store: store.clone(),

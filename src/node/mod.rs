@@ -41,6 +41,7 @@ use crate::{
     store::{Store, StoreError},
     transfer::Transfers,
 };
+use keeping::pins::Pins;
 use members::{KnownHolders, Late, Members, PeerFetcher};
 use namespace::{Namespace, NamespaceError};
 use state::{SavedCluster, StateError};
@@ -96,6 +97,8 @@ pub struct NodeConfig {
     pub owner: fs::OwnerMode,
     /// Start from an empty folder where no head is known.
     pub new: bool,
+    /// Keep everything here, as if the root were pinned.
+    pub keep_all: bool,
     /// What hello calls this node.
     pub node_name: String,
 }
@@ -137,6 +140,7 @@ pub struct Node {
     transfers: Transfers,
     trackers: Arc<Trackers>,
     holders: Arc<KnownHolders>,
+    pins: Arc<Pins>,
     events: Arc<control::events::EventLog>,
     /// Block answers that peers said they are working on.
     loads: Mutex<BTreeMap<PeerId, u32>>,
@@ -198,6 +202,7 @@ impl Node {
             node: config.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             epoch: keys.epoch(),
+            keeps_all: config.keep_all,
         };
         let net = start_net(&store, &config, identity, &keys, hello, service).await?;
         let _ = late.net.set(net.clone());
@@ -215,7 +220,9 @@ impl Node {
             config.download_limit,
         );
         let _ = late.transfers.set(transfers.clone());
+        let pins = Arc::new(Pins::open(store.clone(), config.keep_all)?);
         let node = Arc::new(Self {
+            pins,
             config,
             saved,
             keys,
@@ -318,6 +325,10 @@ impl Node {
             wait: self.config.read_timeout,
             state_dir: self.saved.dir.clone(),
             holders: Arc::new(count),
+            pinned: {
+                let pins = self.pins.clone();
+                Arc::new(move |path| pins.covers(path))
+            },
         };
         let mounted = fs::mount(
             config,
@@ -527,6 +538,17 @@ impl Control for Node {
         request: control::keeping::PathsRequest,
     ) -> BoxFuture<'static, Result<BoxStream<'static, Bytes>, ControlError>> {
         async move { keeping::fetch(self, keeping::paths_of(&request.paths_hex)?).await }.boxed()
+    }
+
+    fn pin(
+        self: Arc<Self>,
+        request: control::keeping::PinRequest,
+    ) -> BoxFuture<'static, Result<control::keeping::PinReport, ControlError>> {
+        async move {
+            let paths = keeping::paths_of(&request.paths_hex)?;
+            self.set_pins(paths, request.pinned).await
+        }
+        .boxed()
     }
 
     fn wait(

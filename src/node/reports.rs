@@ -89,7 +89,7 @@ impl Node {
             cache: CacheReport {
                 used_bytes: usage.objects_bytes + usage.staging_bytes,
                 limit_bytes: self.config.cache_bytes_max,
-                pinned_bytes: 0,
+                pinned_bytes: usage.pinned_bytes,
                 only_here_bytes: only_here.bytes,
             },
             network: NetworkReport {
@@ -143,6 +143,7 @@ impl Node {
                 address: peer.address.to_string(),
                 connected: true,
                 direct: true,
+                keeps_all: peer.hello.keeps_all,
                 rtt_s: peer.round_trip.map(|time| time.as_secs_f64()),
                 load: loads.get(&peer.peer).copied().unwrap_or(0),
                 received_bytes: peer.block_bytes_received,
@@ -157,6 +158,7 @@ impl Node {
             address: String::new(),
             connected: false,
             direct: false,
+            keeps_all: false,
             rtt_s: None,
             load: 0,
             received_bytes: 0,

@@ -43,8 +43,11 @@ pub(super) struct Core {
     pub(super) peers: sled::Tree,
     pub(super) objects: sled::Tree,
     pub(super) journal: sled::Tree,
+    pub(super) pins: sled::Tree,
+    pub(super) pinned: sled::Tree,
     pub(super) restored_copy: AtomicBool,
     pub(super) objects_bytes: AtomicU64,
+    pub(super) pinned_bytes: AtomicU64,
     pub(super) bell: Bell,
     pub(super) staging: Mutex<Staging>,
     shards: [Mutex<Shard>; SHARDS],
@@ -208,6 +211,8 @@ impl Core {
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
         let index = dir.join("index");
         let db = open_index(&index)?;
+        // What an earlier process counted may not hold any more.
+        db.drop_tree("pinned")?;
         Ok(Self {
             meta: db.open_tree("meta")?,
             settings: db.open_tree("settings")?,
@@ -217,11 +222,14 @@ impl Core {
             peers: db.open_tree("peers")?,
             objects: db.open_tree("objects")?,
             journal: db.open_tree("journal")?,
+            pins: db.open_tree("pins")?,
+            pinned: db.open_tree("pinned")?,
             index_files: IndexFiles::open(&index)?,
             db,
             dir: dir.to_owned(),
             restored_copy: AtomicBool::new(false),
             objects_bytes: AtomicU64::new(0),
+            pinned_bytes: AtomicU64::new(0),
             bell: Bell::default(),
             staging: Mutex::default(),
             shards: Default::default(),
@@ -312,7 +320,9 @@ impl Core {
             }
             // From its record it comes back with all of its blocks.
             let withdrawn = bytes_in(&idle.object, &idle.state.read().withdrawn);
-            self.objects_bytes.fetch_add(withdrawn, Ordering::Relaxed);
+            if self.count_came(&idle.object, withdrawn).is_err() {
+                break;
+            }
             shard.objects.remove(&idle.object);
         }
     }
@@ -448,6 +458,7 @@ impl Core {
     pub(super) fn usage(&self) -> Result<Usage, StoreError> {
         Ok(Usage {
             objects_bytes: self.objects_bytes.load(Ordering::Relaxed),
+            pinned_bytes: self.pinned_bytes.load(Ordering::Relaxed),
             staging_bytes: self.staging_bytes()?,
             index_bytes: self.db.size_on_disk()?,
         })

@@ -187,8 +187,7 @@ impl Core {
                     continue;
                 }
                 let mut state = hot.state.write();
-                self.objects_bytes
-                    .fetch_add(bytes_in(&object, &present), Ordering::Relaxed);
+                self.count_came(&object, bytes_in(&object, &present))?;
                 state.record.origin = Origin::Fetched;
                 state.record.size_proven =
                     present.contains(object.blocks().saturating_sub(1)..object.blocks());

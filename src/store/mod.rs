@@ -37,6 +37,7 @@ mod check;
 mod folder;
 mod index;
 mod journal;
+mod keep;
 mod lend;
 mod objects;
 mod record;
@@ -210,6 +211,8 @@ pub type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 pub struct Usage {
     /// By blocks of objects, inline ones included.
     pub objects_bytes: u64,
+    /// By those of them that are pinned.
+    pub pinned_bytes: u64,
     /// By staging files (allocated).
     pub staging_bytes: u64,
     /// By the index.
@@ -484,6 +487,46 @@ impl Store {
     /// the file is put aside in `lost/`.
     pub fn drop_blocks(&self, object: &Object, blocks: Range<u64>) -> Result<(), StoreError> {
         self.inner.core.drop_blocks(object, blocks)
+    }
+
+    /// Paths that are pinned, as they were given.
+    pub fn pins(&self) -> Result<Vec<Vec<u8>>, StoreError> {
+        self.inner.core.pins()
+    }
+
+    /// Pins a path, or unpins it; on disk when it returns.
+    pub fn set_pin(&self, path: &[u8], pinned: bool) -> Result<(), StoreError> {
+        self.inner.core.set_pin(path, pinned)
+    }
+
+    /// Counts one name more (or less) under which a content stands below pinned paths. True when it is the first. What is
+    /// counted is forgotten when the store is closed.
+    pub fn count_pinned(
+        &self,
+        object: &Object,
+        path: &[u8],
+        more: bool,
+    ) -> Result<bool, StoreError> {
+        self.inner.core.count_pinned(object, path, more)
+    }
+
+    /// Whether a content stands below pinned paths, as far as was counted.
+    pub fn is_pinned(&self, object: &Object) -> Result<bool, StoreError> {
+        self.inner.core.is_pinned(object)
+    }
+
+    /// Contents that are counted as pinned, each with a path, in the order of their ids: those after `after`.
+    pub fn pinned_after(
+        &self,
+        after: Option<&Object>,
+        limit: usize,
+    ) -> Result<Vec<(Object, Vec<u8>)>, StoreError> {
+        self.inner.core.pinned_after(after, limit)
+    }
+
+    /// Forgets what was counted, to count anew.
+    pub fn forget_pinned(&self) -> Result<(), StoreError> {
+        self.inner.core.forget_pinned()
     }
 
     /// Sizes under which this content id is here, at least in part.

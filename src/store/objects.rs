@@ -138,8 +138,7 @@ impl Core {
             state.withdrawn.remove(blocks.clone());
             state.unrecorded += blocks.end - blocks.start;
             let bytes = object.bytes_of(blocks.clone());
-            self.objects_bytes
-                .fetch_add(bytes.end - bytes.start, Ordering::Relaxed);
+            self.count_came(&object, bytes.end - bytes.start)?;
         }
         state.record.size_proven |= proves_size;
         state.dirty = true;
@@ -164,7 +163,7 @@ impl Core {
         let change = hot.change.lock();
         let mut state = hot.state.write();
         if !state.record.is_complete(object) {
-            self.objects_bytes.fetch_add(object.size, Ordering::Relaxed);
+            self.count_came(object, object.size)?;
             state.record.inline = Some(Bytes::copy_from_slice(content));
             state.record.present = BlockSet::of(0..object.blocks());
             state.record.size_proven = true;
@@ -347,8 +346,7 @@ impl Core {
         drop(state);
         for blocks in &dropped {
             let bytes = object.bytes_of(blocks.clone());
-            self.objects_bytes
-                .fetch_sub(bytes.end - bytes.start, Ordering::Relaxed);
+            self.count_went(object, bytes.end - bytes.start)?;
         }
         self.write_record(&hot, &change)?;
         if inline {
@@ -417,7 +415,7 @@ impl Core {
                     tracing::error!(content = %object.content, "the files of a content are gone");
                     return self.drop_blocks(object, 0..object.blocks());
                 }
-                Proof::Unreadable => self.withdraw(&hot, &range),
+                Proof::Unreadable => self.withdraw(&hot, &range)?,
             }
         }
         Ok(())
@@ -451,19 +449,19 @@ impl Core {
     }
 
     /// Takes blocks that the disk does not give for absent, and leaves their bytes alone.
-    pub(super) fn withdraw(&self, hot: &Hot, blocks: &Range<u64>) {
+    pub(super) fn withdraw(&self, hot: &Hot, blocks: &Range<u64>) -> Result<(), StoreError> {
         let _change = hot.change.lock();
         let mut state = hot.state.write();
         for blocks in state.record.present.present(blocks.clone()) {
             state.record.present.remove(blocks.clone());
             state.record.loose.remove(blocks.clone());
             let bytes = hot.object.bytes_of(blocks.clone());
-            self.objects_bytes
-                .fetch_sub(bytes.end - bytes.start, Ordering::Relaxed);
+            self.count_went(&hot.object, bytes.end - bytes.start)?;
             state.withdrawn.insert(blocks);
         }
         // Opened anew for the next try.
         state.files = None;
+        Ok(())
     }
 
     /// Tries withdrawn blocks again; true if some are back.
@@ -488,8 +486,7 @@ impl Core {
                 let mut state = hot.state.write();
                 state.withdrawn.remove(range.clone());
                 let bytes = hot.object.bytes_of(range.clone());
-                self.objects_bytes
-                    .fetch_add(bytes.end - bytes.start, Ordering::Relaxed);
+                self.count_came(&hot.object, bytes.end - bytes.start)?;
                 state.record.loose.insert(range.clone());
                 state.record.present.insert(range);
                 state.dirty = true;
@@ -523,8 +520,7 @@ impl Core {
         state.files = Some(files);
         state.dirty = true;
         drop(state);
-        self.objects_bytes
-            .fetch_add(object.size - had, Ordering::Relaxed);
+        self.count_came(object, object.size - had)?;
         self.loose.lock().insert(*object);
         self.write_record(hot, change)
     }

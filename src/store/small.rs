@@ -4,8 +4,6 @@
 //! a batch of 256 would push everything else out of the cache. While a shard is locked nobody takes one of its objects into
 //! use, so there is still never more than one state of an object.
 
-use std::sync::atomic::Ordering;
-
 use bytes::Bytes;
 
 use super::{
@@ -41,7 +39,7 @@ impl Core {
             return Ok(());
         };
         let mut batch = sled::Batch::default();
-        let mut bytes = 0;
+        let mut came = Vec::new();
         let mut in_use = Vec::new();
         let shard = self.shard(&first.object).lock();
         for range in ranges {
@@ -59,10 +57,13 @@ impl Core {
                 loose: BlockSet::default(),
             };
             batch.insert(object_key(object).as_slice(), record.encode(object));
-            bytes += object.size;
+            came.push(*object);
         }
         self.objects.apply_batch(batch)?;
-        self.objects_bytes.fetch_add(bytes, Ordering::Relaxed);
+        // Under the shard's lock, without which nobody counts one of them as pinned.
+        for object in came {
+            self.count_came(&object, object.size)?;
+        }
         drop(shard);
         for range in in_use {
             self.insert(range)?;

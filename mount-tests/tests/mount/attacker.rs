@@ -220,6 +220,7 @@ impl Attacker {
             node: "attacker".into(),
             version: "0".into(),
             epoch: 0,
+            keeps_all: false,
         };
         write(&mut stream, &own).await?;
         self.hello = Some(stream);
@@ -367,6 +368,7 @@ pub(super) async fn trap(listen: String, victims: [String; 2], ready: Sender<Str
             node: "trap".into(),
             version: "0".into(),
             epoch: 0,
+            keeps_all: false,
         };
         let reflected = ListenerProof {
             proof: caught.proof,

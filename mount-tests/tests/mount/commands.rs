@@ -340,3 +340,102 @@ fn wait_returns_when_it_is_so_and_names_what_is_missing_when_time_is_up() {
     assert_eq!(cached(&pair.b, "large"), 32 * MIB as u64);
     drop(fetch);
 }
+
+fn state(mount: &Mount, path: &str) -> String {
+    mount.attribute(path, "state").unwrap()
+}
+
+fn pinned_bytes(mount: &Mount) -> u64 {
+    mount.status()["cache"]["pinned_bytes"].as_u64().unwrap()
+}
+
+/// Waits until these bytes are pinned, and here.
+fn pins(mount: &Mount, bytes: usize) {
+    eventually(LONG, "what is pinned is here", || {
+        match pinned_bytes(mount) {
+            pinned if pinned == bytes as u64 => Ok(()),
+            pinned => Err(format!("{pinned} of {bytes} bytes")),
+        }
+    });
+}
+
+#[test]
+fn what_is_pinned_comes_here_now_and_as_it_changes_across_a_restart_and_until_it_is_unpinned() {
+    let pair = pair();
+    pair.a
+        .with("docs/deep", |path| fs::create_dir_all(path))
+        .unwrap();
+    pair.a.write("docs/one", noise(1, MIB));
+    pair.a.write("docs/deep/two", noise(2, 2 * MIB));
+    // The same content twice takes its bytes once.
+    pair.a.write("docs/deep/again", noise(2, 2 * MIB));
+    pair.a.write("beside", noise(3, MIB));
+    pair.a.publishes();
+    about(&pair.b, "wait", &["beside", "docs/deep/again"]).ok();
+    assert_eq!(pair.b.ask("pin").ok(), "nothing is pinned");
+    let none = about(&pair.b, "pin", &["docs", "none"]);
+    assert!(none.fails(1).contains("nothing is called /none"), "{none}");
+
+    let report = told(&about(&pair.b, "pin --json", &["docs"]));
+    assert_eq!(report["pinned"], serde_json::json!(["docs"]));
+    pins(&pair.b, 3 * MIB);
+    assert_eq!(state(&pair.b, "docs/deep/two"), "pinned");
+    assert_eq!(state(&pair.b, "beside"), "remote");
+
+    // Changes: a new file, a changed one, one that is moved in and one that is moved away.
+    pair.a.write("docs/deep/three", noise(4, 3 * MIB));
+    pair.a.write("docs/one", noise(5, MIB / 2));
+    pair.a
+        .with("beside", |path| {
+            fs::rename(path, pair.a.path("docs/beside"))
+        })
+        .unwrap();
+    pair.a
+        .with("docs/deep/again", |path| fs::remove_file(path))
+        .unwrap();
+    pins(&pair.b, 2 * MIB + 3 * MIB + MIB / 2 + MIB);
+    pair.b.ask("wait --idle --timeout 30s").ok();
+    assert_eq!(state(&pair.b, "docs/beside"), "pinned");
+
+    // It is not forgotten, and what came meanwhile is brought.
+    pair.b.unmount();
+    pair.a.write("docs/four", noise(6, MIB));
+    pair.a.publishes();
+    let again = pair.b.host().mount(&pair.id, "");
+    assert_eq!(again.ask("pin").ok(), "docs");
+    pins(&again, 2 * MIB + 3 * MIB + MIB / 2 + MIB + MIB);
+
+    let inside = about(&again, "unpin", &["docs/four"]);
+    assert!(
+        inside
+            .fails(1)
+            .contains("is not pinned itself: it is inside")
+    );
+    // Of two pins, the outer one goes.
+    about(&again, "pin", &["docs/deep"]).ok();
+    about(&again, "unpin", &["docs"]).ok();
+    pins(&again, 5 * MIB);
+    assert_eq!(state(&again, "docs/four"), "cached");
+    assert_eq!(state(&again, "docs/deep/three"), "pinned");
+    about(&again, "unpin", &["docs/deep"]).ok();
+    pins(&again, 0);
+}
+
+#[test]
+fn a_mount_that_keeps_all_holds_a_copy_of_everything_and_says_so() {
+    let pair = pair();
+    pair.a.write("before", noise(1, MIB));
+    let c = pair.another("c", "--keep-all");
+    c.meets(2);
+    pair.a.write("after", noise(2, MIB));
+    about(&pair.a, "wait --copies 2 --timeout 20s", &[""]).ok();
+    pins(&c, 2 * MIB);
+    assert_eq!(state(&c, "after"), "pinned");
+    assert!(c.ask("pin").ok().contains("--keep-all"));
+    let peers = pair.a.json("peers");
+    for peer in peers.as_array().unwrap() {
+        assert_eq!(peer["keeps_all"], peer["node"] == "c", "{peers}");
+    }
+    pair.a.host().cut_off();
+    pair.b.shows("after", noise(2, MIB));
+}

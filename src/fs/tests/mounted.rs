@@ -42,6 +42,7 @@ impl Mount {
             wait: Duration::from_secs(2),
             state_dir: fixture.dir.path().to_owned(),
             holders: Arc::new(|_| 0),
+            pinned: Arc::new(|_| false),
         };
         let mounted = mount_parts(
             config,

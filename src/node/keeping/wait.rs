@@ -82,10 +82,13 @@ async fn lacking(
             return unpublished;
         }
     }
-    if request.idle
-        && let Some(running) = running(node, paths)
-    {
-        return Some(running);
+    if request.idle {
+        if let Some(running) = running(node, paths) {
+            return Some(running);
+        }
+        if !node.pins.is_idle() {
+            return Some("something pinned is being fetched".to_owned());
+        }
     }
     let copies = request.copies.filter(|copies| *copies > 0)?;
     let root = [TreePath::root()];

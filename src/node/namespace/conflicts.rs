@@ -7,8 +7,8 @@ use tokio::sync::broadcast;
 
 use super::{Edit, Namespace, NamespaceError, RemoteChanges, merge::NAMED_CHANGES_MAX};
 use crate::manifest::{
-    self, Change, Conflict, ConflictVersion, Dot, Key, NodeHash, TreeError, TreePath, View,
-    WriterNumber,
+    self, Change, Conflict, ConflictVersion, Dot, Key, Name, NodeHash, Shown, TreeError, TreePath,
+    View, WriterNumber,
 };
 
 /// What the heads of others have changed.
@@ -87,6 +87,34 @@ impl Namespace {
             return Ok((changes, more));
         }
         Err(NamespaceError::Missing(missing.into_iter().collect()))
+    }
+
+    /// The changes from one root to another after a key, in order of keys; at most `limit` of them.
+    pub fn changes_after(
+        &self,
+        from: NodeHash,
+        to: NodeHash,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> Result<Vec<Change>, NamespaceError> {
+        let nodes = &self.shared.replica.nodes;
+        Ok(manifest::diff_after(nodes, from, to, after, limit)?)
+    }
+
+    /// What stood under a path in the state of that root; `None` when nothing.
+    pub fn get_at(&self, root: NodeHash, path: &TreePath) -> Result<Option<Shown>, NamespaceError> {
+        let nodes = &self.shared.replica.nodes;
+        Ok(manifest::lookup(nodes, &View::of(root), path)?)
+    }
+
+    /// The direct children that a folder had in the state of that root.
+    pub fn children_at(
+        &self,
+        root: NodeHash,
+        folder: &TreePath,
+    ) -> Result<Vec<(Name, Shown)>, NamespaceError> {
+        let nodes = &self.shared.replica.nodes;
+        Ok(manifest::children(nodes, &View::of(root), folder)?)
     }
 
     /// The node name of a writer, as the table of writers of this root has it.

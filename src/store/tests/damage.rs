@@ -131,7 +131,7 @@ fn blocks_that_the_disk_does_not_give_are_absent_until_they_prove_again() {
     let hot = core.hot(&sample.object).unwrap().unwrap();
     let path = data_path(&store, &sample.object);
     spoil(&path, 1);
-    core.withdraw(&hot, &(0..2));
+    core.withdraw(&hot, &(0..2)).unwrap();
     assert_eq!(
         store.presence(&sample.object).unwrap(),
         Presence::Partial(BlockSet::of(2..3))

@@ -1,0 +1,145 @@
+//! What is to be kept: pinned paths, the contents below them, and promises that other members were given.
+//!
+//! ```text
+//! tree pins       path, as `a/b`                                   → 1 (version)
+//! tree pinned     hash (32) ‖ size (8, big-endian)                 → 1 (version) ‖ names (4, little-endian) ‖ one of the paths
+//! tree promises   hash (32) ‖ size (8, big-endian) ‖ peer id bytes → 1 (version) ‖ until, seconds since 1970 (8, little-endian)
+//! ```
+//!
+//! `pinned` counts under how many names below pinned paths a content stands; it is made anew by every process, and empty
+//! until then. [`super::Usage::pinned_bytes`] follows it and the blocks that come and go: both change it under the object's
+//! `change`.
+//!
+//! Versions that know nothing of these trees leave them alone, and evict nothing.
+
+use std::sync::atomic::Ordering;
+
+use super::{
+    Pairs, StoreError, all,
+    cache::{Core, bytes_in},
+    record::{object_key, parse_object_key},
+};
+use crate::content::Object;
+
+const VERSION: u8 = 1;
+
+impl Core {
+    /// Counts bytes of an object that came (or went).
+    pub(super) fn count_came(&self, object: &Object, bytes: u64) -> Result<(), StoreError> {
+        self.objects_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if self.is_pinned(object)? {
+            self.pinned_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The opposite of [`Core::count_came`].
+    pub(super) fn count_went(&self, object: &Object, bytes: u64) -> Result<(), StoreError> {
+        self.objects_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if self.is_pinned(object)? {
+            self.pinned_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    pub(super) fn pins(&self) -> Result<Vec<Vec<u8>>, StoreError> {
+        let pins: Pairs = all(&self.pins)?;
+        Ok(pins.into_iter().map(|(path, _)| path).collect())
+    }
+
+    pub(super) fn set_pin(&self, path: &[u8], pinned: bool) -> Result<(), StoreError> {
+        match pinned {
+            true => self.pins.insert(path, &[VERSION])?,
+            false => self.pins.remove(path)?,
+        };
+        self.flush_index()
+    }
+
+    pub(super) fn is_pinned(&self, object: &Object) -> Result<bool, StoreError> {
+        Ok(!self.pinned.is_empty() && self.pinned.contains_key(object_key(object))?)
+    }
+
+    pub(super) fn count_pinned(
+        &self,
+        object: &Object,
+        path: &[u8],
+        more: bool,
+    ) -> Result<bool, StoreError> {
+        if object.size == 0 {
+            return Ok(false);
+        }
+        let hot = self.hot_or_new(object)?;
+        let _change = hot.change.lock();
+        let key = object_key(object);
+        let before = self.pinned.get(key)?;
+        let names = before.as_deref().map_or(0, names_of);
+        let after = match more {
+            true => names.saturating_add(1),
+            false => names.saturating_sub(1),
+        };
+        if after == 0 {
+            self.pinned.remove(key)?;
+        } else {
+            let mut value = vec![VERSION];
+            value.extend_from_slice(&after.to_le_bytes());
+            value.extend_from_slice(before.as_deref().and_then(path_of).unwrap_or(path));
+            self.pinned.insert(key, value)?;
+        }
+        let here = bytes_in(object, &hot.state.read().record.present);
+        match (names == 0, after == 0) {
+            (true, false) => {
+                self.pinned_bytes.fetch_add(here, Ordering::Relaxed);
+            }
+            (false, true) => {
+                self.pinned_bytes.fetch_sub(here, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        Ok(names == 0 && after == 1)
+    }
+
+    pub(super) fn pinned_after(
+        &self,
+        after: Option<&Object>,
+        limit: usize,
+    ) -> Result<Vec<(Object, Vec<u8>)>, StoreError> {
+        use std::ops::Bound;
+        let from = after.map_or(Bound::Unbounded, |object| {
+            Bound::Excluded(object_key(object).to_vec())
+        });
+        let mut pinned = Vec::new();
+        for pair in self
+            .pinned
+            .range((from, Bound::<Vec<u8>>::Unbounded))
+            .take(limit)
+        {
+            let (key, value) = pair?;
+            let path = path_of(&value).unwrap_or_default().to_vec();
+            pinned.push((parse_object_key(&key)?, path));
+        }
+        Ok(pinned)
+    }
+
+    pub(super) fn forget_pinned(&self) -> Result<(), StoreError> {
+        while let Some(pair) = self.pinned.iter().next() {
+            let (key, _) = pair?;
+            let object = parse_object_key(&key)?;
+            let hot = self.hot_or_new(&object)?;
+            let _change = hot.change.lock();
+            if self.pinned.remove(key)?.is_some() {
+                let here = bytes_in(&object, &hot.state.read().record.present);
+                self.pinned_bytes.fetch_sub(here, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn names_of(value: &[u8]) -> u32 {
+    let names = value.get(1..5).and_then(|names| names.try_into().ok());
+    names.map_or(0, u32::from_le_bytes)
+}
+
+fn path_of(value: &[u8]) -> Option<&[u8]> {
+    value.get(5..)
+}
