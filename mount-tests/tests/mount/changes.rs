@@ -145,7 +145,7 @@ fn figures_of_writing() {
         };
         let long = Duration::from_secs(600);
         a.with_within(long, "", |_| {
-            a.host().sh("head -c 1G /dev/urandom > big; mkdir small; cd small; for n in $(seq 2000); do echo $n $RANDOM > f$n; done; sync");
+            a.host().sh("head -c 1G /dev/urandom > big; mkdir small; cd small; for n in $(seq 2000); do echo $n > f$n; done; sync");
             sh("cp 1 GiB", "cp big mnt/big");
             sh("cp 1 GiB, sync", "cp big mnt/big2; sync");
             sh("cp -r 2,000 files", "cp -r small mnt/small");
