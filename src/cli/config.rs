@@ -16,7 +16,7 @@ use crate::node::address;
 
 /// Every key, with its doc and its default, for the sample.
 #[cfg(test)]
-const KEYS: [(&str, &str, &str); 10] = [
+const KEYS: [(&str, &str, &str); 11] = [
     (
         "state-dir",
         "\"/var/lib/p2pfs\"",
@@ -51,6 +51,11 @@ const KEYS: [(&str, &str, &str); 10] = [
         "allow-other",
         "false",
         "Let other users use the mounts [default: false]",
+    ),
+    (
+        "no-passthrough",
+        "false",
+        "As root: read through p2pfs and collect small writes, instead of having the kernel read cached files by itself [default: false]",
     ),
     (
         "owner",

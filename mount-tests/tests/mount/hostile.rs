@@ -131,6 +131,19 @@ fn names(mount: &Mount) -> Vec<String> {
     mount.list("").unwrap()
 }
 
+/// How often the log of a mount says that a head, or what came with one, was refused.
+fn refusals(mount: &Mount) -> usize {
+    let logs = mount.host().logs().into_iter();
+    let texts = logs.map(|log| std::fs::read(log).unwrap());
+    let counts = texts.map(|text| {
+        let text = String::from_utf8_lossy(&text);
+        text.lines()
+            .filter(|line| line.contains("was refused"))
+            .count()
+    });
+    counts.sum()
+}
+
 #[test]
 fn heads_of_bad_trees_stop_nobody_and_show_nothing() {
     stop_nobody(&ALL);
@@ -159,7 +172,11 @@ fn stop_nobody(heads: &[Wrong]) {
     for (number, wrong) in heads.iter().copied().enumerate() {
         println!("{wrong:?}");
         let (member, address) = (keys(&pair.id), pair.a.multiaddr());
+        let before = refusals(&pair.a);
         let _bad = play(&e, move || publish(address, member, wrong));
+        until(LONG, "the head has come, and is refused", || {
+            refusals(&pair.a) > before
+        });
         let (by_a, by_b) = (format!("{number} by a"), format!("{number} by b"));
         pair.a.write(&by_a, "good");
         pair.b.shows(&by_a, "good");

@@ -36,6 +36,40 @@ fn a_change_that_was_never_pushed_is_found_by_comparing_heads() {
 }
 
 #[test]
+fn an_archive_that_is_unpacked_becomes_few_heads() {
+    const FILES: usize = 400;
+    let pair = pair();
+    pair.a.write("old", "x");
+    pair.b.shows("old", "x");
+    let host = pair.a.host();
+    host.sh(&format!(
+        "mkdir -p packed/folder && cd packed && seq {FILES} | while read n; do echo $n > folder/$n; done && tar cf ../packed.tar folder"
+    ));
+    let events = host.start_p2pfs(&format!("events -C {}", pair.a.dir().display()));
+    events.says("\"event\":\"following\"");
+    let archive = host.path("packed.tar");
+    pair.a.with_within(LONG, "", |root| {
+        let tar = std::process::Command::new("tar")
+            .arg("xf")
+            .arg(archive)
+            .arg("-C")
+            .arg(root)
+            .status();
+        assert!(tar.unwrap().success());
+    });
+    pair.a.publishes();
+    until(LONG, "all are seen at the other side", || {
+        pair.b
+            .list("folder")
+            .is_ok_and(|names| names.len() == FILES)
+    });
+    // Each head is one push.
+    let heads = events.output().matches("\"event\":\"published\"").count();
+    println!("{FILES} files in {heads} heads");
+    assert!(heads > 0 && heads <= FILES / 4, "{heads} heads");
+}
+
+#[test]
 fn a_push_makes_good_the_one_before_it_that_was_lost() {
     let pair = pair();
     pair.a.write("old", "x");

@@ -192,6 +192,8 @@ impl Askable for OfNet<'_> {
 #[derive(Debug, Default)]
 struct Judged {
     good: Vec<(NodeHash, Vec<u8>)>,
+    /// What was asked for and is no valid node: nobody can give anything else under that hash, so whoever asked must know.
+    invalid: Vec<(NodeHash, Vec<u8>)>,
     /// What its sender is to be blamed for.
     offence: Option<String>,
 }
@@ -213,6 +215,7 @@ fn judge(asked: &[NodeHash], nodes: Vec<Vec<u8>>) -> Judged {
             judged.offence = Some(format!(
                 "it sent a manifest node that is not valid: {error}"
             ));
+            judged.invalid.push((*hash, node));
         } else {
             judged.good.push((*hash, node));
         }
@@ -346,6 +349,11 @@ impl<'a, A: Askable> Fetch<'a, A> {
         for (hash, node) in judged.good {
             bytes += node.len();
             // Another one may have given it meanwhile.
+            if self.wanted.remove(&hash) {
+                self.got.push(node);
+            }
+        }
+        for (hash, node) in judged.invalid {
             if self.wanted.remove(&hash) {
                 self.got.push(node);
             }
