@@ -396,12 +396,17 @@ fn is_privileged(status: &str, uid_map: &str) -> bool {
 /// What to say when the system wouldn't mount.
 fn refused(dir: &Path, config: &Config, error: io::Error) -> MountError {
     let said = error.to_string();
+    // fusermount3 ends what it says with a line break.
+    let said = said.trim();
     let is_root = rustix::process::geteuid().is_root();
     let hint = if config.allow_other && said.contains("user_allow_other") {
         "let users share mounts: put the line user_allow_other into /etc/fuse.conf"
     } else if !is_root && !has_fusermount() {
         "install fusermount3 (package fuse3), with which users other than root mount"
-    } else if error.kind() == io::ErrorKind::PermissionDenied || said.contains("EPERM") {
+    } else if error.kind() == io::ErrorKind::PermissionDenied
+        || said.contains("EPERM")
+        || said.contains("not permitted")
+    {
         "mount as root, or with fusermount3 installed and access to /dev/fuse (a container needs --device /dev/fuse --cap-add SYS_ADMIN)"
     } else {
         "p2pfs doctor looks for what is missing on this machine"
