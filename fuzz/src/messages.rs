@@ -73,6 +73,10 @@ fn check_reply(SyncReply(_, answer): &SyncReply) {
         SyncAnswer::Heads(_) => SyncRequest::Heads,
         SyncAnswer::Nodes(nodes) => SyncRequest::Nodes(vec![empty_root(); nodes.len()]),
         SyncAnswer::Have(have) => SyncRequest::Have(vec![Object::empty(); have.len()]),
+        SyncAnswer::Keep(kept) => SyncRequest::Keep {
+            objects: vec![Object::empty(); kept.len()],
+            for_s: 1,
+        },
         SyncAnswer::Status { .. } | SyncAnswer::Error(_) => SyncRequest::Status,
     };
     let _ = answer.check(&fitting);
@@ -122,6 +126,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         version: "0.1.0".into(),
         epoch: 0,
         keeps_all: false,
+        promises: false,
     };
     let mut blocks = BlockSet::of(0..3);
     blocks.insert(7..200);

@@ -60,6 +60,8 @@ pub(crate) enum Command {
     Pin(PinArgs),
     /// Keep them there no longer
     Unpin(PathsArgs),
+    /// Drop cached blocks of files or trees: never those of unpublished or pinned data, nor the last known copy
+    Evict(PathsArgs),
     /// Find files by name or glob, with who holds them now
     Find(FindArgs),
     /// Show where each part of a file would come from right now, and what reads of it wait for

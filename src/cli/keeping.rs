@@ -1,4 +1,4 @@
-//! `transfers`, `fetch`, `pin`, `unpin`, `wait`, `why`: what comes into the cache, and from where.
+//! `transfers`, `fetch`, `pin`, `unpin`, `evict`, `wait`, `why`: what comes into the cache, and from where.
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -13,8 +13,8 @@ use super::{
 use crate::control::{
     client::Lines,
     keeping::{
-        FailedReport, FetchLine, FetchReport, PartReport, PathsRequest, PinReport, PinRequest,
-        TransfersReport, WaitReport, WaitRequest, WhyReport,
+        EvictReport, FailedReport, FetchLine, FetchReport, PartReport, PathsRequest, PinReport,
+        PinRequest, TransfersReport, WaitReport, WaitRequest, WhyReport,
     },
     text::hex,
 };
@@ -179,6 +179,31 @@ async fn set_pins(
         } else if report.pinned.is_empty() {
             println!("nothing is pinned");
         }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) async fn evict(common: &Common, options: PathsArgs) -> Outcome {
+    let (mount, request) = request(common, &options.which, &options.paths).await?;
+    let report: EvictReport = mount
+        .client
+        .post("/evict", &request, FOR_EVER)
+        .await
+        .map_err(refused("nothing was evicted"))?;
+    if options.json {
+        print_json(&report)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!(
+        "{}: {} freed in {}, {} kept in {}",
+        count(report.files, "file", "files"),
+        size(report.freed_bytes),
+        count(report.freed_files, "content", "contents"),
+        size(report.kept_bytes),
+        count(report.kept_files, "file", "files"),
+    );
+    for kept in &report.kept {
+        println!("kept  {}: {}", plain(&kept.path), plain(&kept.reason));
     }
     Ok(ExitCode::SUCCESS)
 }

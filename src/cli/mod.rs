@@ -161,6 +161,7 @@ async fn ask(common: &args::Common, command: Command) -> Outcome {
         Command::Fetch(options) => keeping::fetch(common, options).await,
         Command::Pin(options) => keeping::pin(common, options).await,
         Command::Unpin(options) => keeping::unpin(common, options).await,
+        Command::Evict(options) => keeping::evict(common, options).await,
         Command::Wait(options) => keeping::wait(common, options).await,
         Command::Why(options) => keeping::why(common, options).await,
         Command::Find(options) => reports::find(common, options).await,

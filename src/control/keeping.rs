@@ -163,3 +163,22 @@ pub struct PinReport {
     /// Everything is kept while this mount runs.
     pub keep_all: bool,
 }
+
+/// `p2pfs evict`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvictReport {
+    /// Files found below the paths, each name counted.
+    pub files: u64,
+    /// Contents that were dropped.
+    pub freed_files: u64,
+    /// Their bytes that were here.
+    pub freed_bytes: u64,
+    /// Files of which nothing was here.
+    pub not_here_files: u64,
+    /// Files that were kept.
+    pub kept_files: u64,
+    /// Bytes of them that are here.
+    pub kept_bytes: u64,
+    /// The first 1000 of them, and why.
+    pub kept: Vec<FailedReport>,
+}

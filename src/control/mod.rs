@@ -17,7 +17,8 @@ use futures::{future::BoxFuture, stream::BoxStream};
 
 use events::Follower;
 use keeping::{
-    PathsRequest, PinReport, PinRequest, TransfersReport, WaitReport, WaitRequest, WhyReport,
+    EvictReport, PathsRequest, PinReport, PinRequest, TransfersReport, WaitReport, WaitRequest,
+    WhyReport,
 };
 pub use server::{ControlServer, serve};
 use types::{
@@ -78,6 +79,11 @@ pub trait Control: Send + Sync + 'static {
         self: Arc<Self>,
         request: PinRequest,
     ) -> BoxFuture<'static, Result<PinReport, ControlError>>;
+    /// For `evict`.
+    fn evict(
+        self: Arc<Self>,
+        request: PathsRequest,
+    ) -> BoxFuture<'static, Result<EvictReport, ControlError>>;
     /// For `wait`.
     fn wait(
         self: Arc<Self>,

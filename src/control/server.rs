@@ -59,6 +59,7 @@ pub fn serve(dir: &Path, control: Arc<dyn Control>) -> io::Result<ControlServer>
         .route("/transfers", get(transfers))
         .route("/fetch", post(fetch))
         .route("/pin", post(pin))
+        .route("/evict", post(evict))
         .route("/wait", post(wait))
         .route("/why", post(why))
         .route("/verify", post(verify))
@@ -127,6 +128,10 @@ async fn fetch(State(node): Node, Json(request): Json<PathsRequest>) -> Response
 
 async fn pin(State(node): Node, Json(request): Json<PinRequest>) -> Response {
     answer(node.pin(request).await)
+}
+
+async fn evict(State(node): Node, Json(request): Json<PathsRequest>) -> Response {
+    answer(node.evict(request).await)
 }
 
 async fn wait(State(node): Node, Json(request): Json<WaitRequest>) -> Response {

@@ -25,6 +25,8 @@ pub const SYNC_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const CALL_BYTES_MAX: usize = 512 * 1024;
 /// Most nodes or objects named in one request.
 pub const NAMED_MAX: usize = 1024;
+/// Most objects that one request asks to be kept.
+pub const KEPT_MAX: usize = 256;
 /// Most heads in one answer.
 pub const HEADS_MAX: usize = 256;
 /// Most blocks of one block request (1 MiB).
@@ -92,6 +94,9 @@ pub struct PeerHello {
     /// It keeps every content. Peers that don't know this pass over it, and say nothing of it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keeps_all: bool,
+    /// It understands [`SyncRequest::Keep`]; no other peer is to be asked that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub promises: bool,
 }
 
 /// From the side that opened a sync stream.
@@ -118,6 +123,14 @@ pub enum SyncRequest {
     Have(#[serde(deserialize_with = "at_most::<_, _, NAMED_MAX>")] Vec<Object>),
     /// Current load, and addresses of other members.
     Status,
+    /// Promise to keep these objects so long, at most [`KEPT_MAX`]: the one who asks is about to drop them.
+    Keep {
+        /// Which.
+        #[serde(deserialize_with = "at_most::<_, _, KEPT_MAX>")]
+        objects: Vec<Object>,
+        /// For how many seconds.
+        for_s: u64,
+    },
 }
 
 /// How much of an object a peer has.
@@ -149,6 +162,8 @@ pub enum SyncAnswer {
         #[serde(deserialize_with = "members")]
         members: Vec<(ByteBuf, Vec<ByteBuf>)>,
     },
+    /// For each object asked for, in order, whether it is whole here and the promise is on disk.
+    Keep(#[serde(deserialize_with = "at_most::<_, _, KEPT_MAX>")] Vec<bool>),
     /// Could not be answered; at most 256 bytes.
     Error(String),
 }
@@ -349,6 +364,12 @@ impl SyncRequest {
             Self::Heads | Self::Status => 0,
             Self::Nodes(nodes) => nodes.len(),
             Self::Have(objects) => objects.len(),
+            Self::Keep { objects, .. } => {
+                return require(
+                    objects.len() <= KEPT_MAX,
+                    "it asks for too many objects to be kept",
+                );
+            }
         };
         require(named <= NAMED_MAX, "it names too many nodes or objects")
     }
@@ -389,6 +410,10 @@ impl SyncAnswer {
                 )?;
                 have.iter().try_for_each(Have::check)
             }
+            (SyncRequest::Keep { objects, .. }, Self::Keep(promised)) => require(
+                promised.len() == objects.len(),
+                "it has another number of objects than was asked for",
+            ),
             (SyncRequest::Status, Self::Status { members, .. }) => require(
                 members.len() <= MEMBERS_MAX
                     && members

@@ -62,6 +62,7 @@ impl Service for Answering {
                     SyncAnswer::Nodes(vec![ByteBuf::from(vec![0; 200_000]); nodes.len()])
                 }
                 SyncRequest::Have(objects) => SyncAnswer::Have(vec![Have::Whole; objects.len()]),
+                SyncRequest::Keep { objects, .. } => SyncAnswer::Keep(vec![false; objects.len()]),
                 SyncRequest::Status => std::future::pending().await,
             }
         }
@@ -126,6 +127,7 @@ fn hello(node: &str) -> PeerHello {
         version: "test".into(),
         epoch: 0,
         keeps_all: false,
+        promises: false,
     }
 }
 

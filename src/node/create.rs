@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use libp2p::Multiaddr;
 
 use super::{
-    NodeError, listen_on,
+    NodeError,
+    keeping::Evictions,
+    listen_on,
     members::{KnownHolders, Late, Members, PeerFetcher},
     namespace::Namespace,
     run_blocking,
@@ -52,11 +54,13 @@ pub async fn create(
         version: env!("CARGO_PKG_VERSION").into(),
         epoch: keys.epoch(),
         keeps_all: false,
+        promises: false,
     };
     let service = Arc::new(Members {
         store: store.clone(),
         late,
         holders: Arc::new(KnownHolders::default()),
+        evictions: Arc::new(Evictions::new(store.clone())),
     });
     let config = NetConfig {
         identity,

@@ -17,6 +17,7 @@ use serde_bytes::ByteBuf;
 pub(super) use fetch::PeerFetcher;
 
 use super::{
+    keeping::Evictions,
     namespace::{Namespace, Pushed, RefusedPush},
     trackers::Trackers,
 };
@@ -89,6 +90,7 @@ pub(super) struct Members {
     pub(super) store: Store,
     pub(super) late: Arc<Late>,
     pub(super) holders: Arc<KnownHolders>,
+    pub(super) evictions: Arc<Evictions>,
 }
 
 impl Members {
@@ -110,6 +112,20 @@ impl Members {
             encodings.push(ByteBuf::from(encoding.to_vec()));
         }
         SyncAnswer::Nodes(encodings)
+    }
+
+    fn promise(&self, peer: PeerId, objects: &[Object], for_s: u64) -> SyncAnswer {
+        let Some(net) = self.late.net.get() else {
+            return SyncAnswer::Error("starting".into());
+        };
+        let own = net.local_peer();
+        match self.evictions.promise(own, peer, objects, for_s) {
+            Ok(promised) => SyncAnswer::Keep(promised),
+            Err(error) => {
+                tracing::error!(%peer, %error, "a promise could not be recorded");
+                SyncAnswer::Error("the disk fails".into())
+            }
+        }
     }
 
     fn status(&self) -> SyncAnswer {
@@ -222,7 +238,7 @@ fn passed_on(mut push: Push, changes_hold: bool) -> Push {
 impl Service for Members {
     fn answer(
         self: Arc<Self>,
-        _peer: PeerId,
+        peer: PeerId,
         request: SyncRequest,
     ) -> BoxFuture<'static, SyncAnswer> {
         async move {
@@ -238,7 +254,7 @@ impl Service for Members {
                     SyncAnswer::Heads(heads.map(ByteBuf::from).collect())
                 }
                 SyncRequest::Status => self.status(),
-                SyncRequest::Nodes(_) | SyncRequest::Have(_) => {
+                SyncRequest::Nodes(_) | SyncRequest::Have(_) | SyncRequest::Keep { .. } => {
                     let work = tokio::task::spawn_blocking(move || match request {
                         SyncRequest::Nodes(hashes) => self.nodes(&hashes),
                         SyncRequest::Have(objects) => objects
@@ -250,6 +266,7 @@ impl Service for Members {
                                 |error| SyncAnswer::Error(error.to_string()),
                                 SyncAnswer::Have,
                             ),
+                        SyncRequest::Keep { objects, for_s } => self.promise(peer, &objects, for_s),
                         SyncRequest::Heads | SyncRequest::Status => {
                             SyncAnswer::Error("unexpected".into())
                         }

@@ -41,7 +41,7 @@ use crate::{
     store::{Store, StoreError},
     transfer::Transfers,
 };
-use keeping::pins::Pins;
+use keeping::{Evictions, pins::Pins};
 use members::{KnownHolders, Late, Members, PeerFetcher};
 use namespace::{Namespace, NamespaceError};
 use state::{SavedCluster, StateError};
@@ -141,6 +141,7 @@ pub struct Node {
     trackers: Arc<Trackers>,
     holders: Arc<KnownHolders>,
     pins: Arc<Pins>,
+    evictions: Arc<Evictions>,
     events: Arc<control::events::EventLog>,
     /// Block answers that peers said they are working on.
     loads: Mutex<BTreeMap<PeerId, u32>>,
@@ -190,10 +191,12 @@ impl Node {
             namespace.create()?;
         }
         let holders = Arc::new(KnownHolders::default());
+        let evictions = Arc::new(Evictions::new(store.clone()));
         let service = Arc::new(Members {
             store: store.clone(),
             late: late.clone(),
             holders: holders.clone(),
+            evictions: evictions.clone(),
         });
         // Set before the network is up: the first request may come at once.
         let _ = late.namespace.set(namespace.clone());
@@ -203,6 +206,7 @@ impl Node {
             version: env!("CARGO_PKG_VERSION").into(),
             epoch: keys.epoch(),
             keeps_all: config.keep_all,
+            promises: true,
         };
         let net = start_net(&store, &config, identity, &keys, hello, service).await?;
         let _ = late.net.set(net.clone());
@@ -223,6 +227,7 @@ impl Node {
         let pins = Arc::new(Pins::open(store.clone(), config.keep_all)?);
         let node = Arc::new(Self {
             pins,
+            evictions,
             config,
             saved,
             keys,
@@ -549,6 +554,13 @@ impl Control for Node {
             self.set_pins(paths, request.pinned).await
         }
         .boxed()
+    }
+
+    fn evict(
+        self: Arc<Self>,
+        request: control::keeping::PathsRequest,
+    ) -> BoxFuture<'static, Result<control::keeping::EvictReport, ControlError>> {
+        async move { keeping::evict(self, keeping::paths_of(&request.paths_hex)?).await }.boxed()
     }
 
     fn wait(

@@ -235,7 +235,7 @@ impl Node {
         proven
     }
 
-    async fn gives_a_block(&self, peer: PeerId, object: Object) -> bool {
+    pub(super) async fn gives_a_block(&self, peer: PeerId, object: Object) -> bool {
         let start = rand::random_range(0..object.blocks().max(1));
         let request = BlockRequest {
             object,

@@ -3,23 +3,26 @@
 //! ```text
 //! tree pins       path, as `a/b`                                   → 1 (version)
 //! tree pinned     hash (32) ‖ size (8, big-endian)                 → 1 (version) ‖ names (4, little-endian) ‖ one of the paths
-//! tree promises   hash (32) ‖ size (8, big-endian) ‖ peer id bytes → 1 (version) ‖ until, seconds since 1970 (8, little-endian)
+//! tree promises   hash (32) ‖ size (8, big-endian)                 → 1 (version) ‖ until, seconds since 1970 (8, little-endian)
 //! ```
 //!
 //! `pinned` counts under how many names below pinned paths a content stands; it is made anew by every process, and empty
 //! until then. [`super::Usage::pinned_bytes`] follows it and the blocks that come and go: both change it under the object's
 //! `change`.
 //!
+//! `promises` has one record for a content, whoever was promised it: the latest end counts. So there are no more of them than
+//! there are contents here.
+//!
 //! Versions that know nothing of these trees leave them alone, and evict nothing.
 
-use std::sync::atomic::Ordering;
+use std::{os::unix::fs::MetadataExt, sync::atomic::Ordering};
 
 use super::{
-    Pairs, StoreError, all,
-    cache::{Core, bytes_in},
+    Origin, Pairs, StoreError, all,
+    cache::{Core, bytes_in, remove_file},
     record::{object_key, parse_object_key},
 };
-use crate::content::Object;
+use crate::content::{BlockSet, Object};
 
 const VERSION: u8 = 1;
 
@@ -135,6 +138,12 @@ impl Core {
     }
 }
 
+/// Seconds since 1970. What makes no sense, of a later version, holds: `None`.
+fn promised_until(value: &[u8]) -> Option<u64> {
+    let until = value.get(1..9)?.try_into().ok()?;
+    (value.first() == Some(&VERSION)).then_some(u64::from_le_bytes(until))
+}
+
 fn names_of(value: &[u8]) -> u32 {
     let names = value.get(1..5).and_then(|names| names.try_into().ok());
     names.map_or(0, u32::from_le_bytes)
@@ -142,4 +151,67 @@ fn names_of(value: &[u8]) -> u32 {
 
 fn path_of(value: &[u8]) -> Option<&[u8]> {
     value.get(5..)
+}
+
+impl Core {
+    /// See [`super::Store::evict`].
+    pub(super) fn evict(&self, object: &Object) -> Result<Option<u64>, StoreError> {
+        let Some(hot) = self.hot(object)? else {
+            return Ok(Some(0));
+        };
+        let change = hot.change.lock();
+        let path = self.data_path(object);
+        let in_files = hot.state.read().record.inline.is_none();
+        if in_files && path.metadata().is_ok_and(|file| file.nlink() > 1) {
+            // A staging file that isn't published yet has the same bytes.
+            return Ok(None);
+        }
+        let freed = {
+            let mut state = hot.state.write();
+            let freed = bytes_in(object, &state.record.present);
+            state.record.present = BlockSet::default();
+            state.record.loose = BlockSet::default();
+            state.record.inline = None;
+            state.record.size_proven = false;
+            state.record.origin = Origin::Fetched;
+            state.withdrawn = BlockSet::default();
+            state.settling = BlockSet::default();
+            state.files = None;
+            state.drops += 1;
+            state.dirty = true;
+            freed
+        };
+        self.count_went(object, freed)?;
+        self.write_record(&hot, &change)?;
+        // No record may claim what is about to go, not even one that a crash brings back.
+        self.flush_index()?;
+        remove_file(&path)?;
+        remove_file(&self.tree_path(object))?;
+        Ok(Some(freed))
+    }
+
+    pub(super) fn put_promise(&self, object: &Object, until_s: u64) -> Result<(), StoreError> {
+        let key = object_key(object);
+        let before = self.promises.get(key)?;
+        let until_s = before.as_deref().map_or(until_s, |before| {
+            promised_until(before).map_or(u64::MAX, |before| before.max(until_s))
+        });
+        let mut value = vec![VERSION];
+        value.extend_from_slice(&until_s.to_le_bytes());
+        self.promises.insert(key, value)?;
+        Ok(())
+    }
+
+    /// Forgets a promise that has ended, on the way.
+    pub(super) fn is_promised(&self, object: &Object, now_s: u64) -> Result<bool, StoreError> {
+        let key = object_key(object);
+        let Some(promise) = self.promises.get(key)? else {
+            return Ok(false);
+        };
+        let holds = promised_until(&promise).is_none_or(|until| until > now_s);
+        if !holds {
+            self.promises.remove(key)?;
+        }
+        Ok(holds)
+    }
 }

@@ -524,6 +524,23 @@ impl Store {
         self.inner.core.pinned_after(after, limit)
     }
 
+    /// Drops all that is here of a content, whoever wrote it; on disk when it returns. The bytes that were here, or `None`
+    /// where something unpublished has the same content, which stays. Whether another copy is left is up to the caller.
+    pub fn evict(&self, object: &Object) -> Result<Option<u64>, StoreError> {
+        self.inner.core.evict(object)
+    }
+
+    /// Records that members were promised to find a content here until then (seconds since 1970), or longer where that was
+    /// promised before; not flushed by itself.
+    pub fn put_promise(&self, object: &Object, until_s: u64) -> Result<(), StoreError> {
+        self.inner.core.put_promise(object, until_s)
+    }
+
+    /// Whether anybody was promised to find a content here beyond now.
+    pub fn is_promised(&self, object: &Object, now_s: u64) -> Result<bool, StoreError> {
+        self.inner.core.is_promised(object, now_s)
+    }
+
     /// Forgets what was counted, to count anew.
     pub fn forget_pinned(&self) -> Result<(), StoreError> {
         self.inner.core.forget_pinned()

@@ -221,6 +221,7 @@ impl Attacker {
             version: "0".into(),
             epoch: 0,
             keeps_all: false,
+            promises: false,
         };
         write(&mut stream, &own).await?;
         self.hello = Some(stream);
@@ -369,6 +370,7 @@ pub(super) async fn trap(listen: String, victims: [String; 2], ready: Sender<Str
             version: "0".into(),
             epoch: 0,
             keeps_all: false,
+            promises: false,
         };
         let reflected = ListenerProof {
             proof: caught.proof,

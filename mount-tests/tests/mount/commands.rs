@@ -439,3 +439,81 @@ fn a_mount_that_keeps_all_holds_a_copy_of_everything_and_says_so() {
     pair.a.host().cut_off();
     pair.b.shows("after", noise(2, MIB));
 }
+
+#[test]
+fn evict_frees_what_another_member_promised_to_keep_and_nothing_else() {
+    let pair = pair();
+    pair.a.with("d", |path| fs::create_dir(path)).unwrap();
+    pair.a.write("d/large", noise(1, 3 * MIB));
+    pair.a.write("d/small", noise(2, 1000));
+    pair.a.write("pinned", noise(3, MIB));
+    pair.a.publishes();
+    // The author's copy is the only one.
+    let report = told(&about(&pair.a, "evict --json", &[""]));
+    assert_eq!(
+        (&report["freed_files"], &report["kept_files"]),
+        (&0.into(), &3.into())
+    );
+    for kept in report["kept"].as_array().unwrap() {
+        assert_eq!(kept["reason"], "no other member promised to keep it");
+    }
+    about(&pair.b, "wait", &["pinned"]).ok();
+    about(&pair.b, "fetch", &[""]).ok();
+    about(&pair.a, "pin", &["pinned"]).ok();
+    let report = told(&about(&pair.a, "evict --json", &["d", "pinned"]));
+    assert_eq!(report["freed_files"], 2, "{report}");
+    assert_eq!(report["freed_bytes"], 3 * MIB + 1000);
+    assert_eq!(report["kept_files"], 1);
+    let reasons: Vec<_> = report["kept"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|kept| {
+            (
+                kept["path"].as_str().unwrap(),
+                kept["reason"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(reasons, [("pinned", "it is pinned")]);
+    assert_eq!(state(&pair.a, "d/large"), "remote");
+
+    // The promise holds, after a restart too; and it is not passed on.
+    pair.b.unmount();
+    let b = pair.b.host().mount(&pair.id, "");
+    b.meets(1);
+    let report = told(&about(&b, "evict --json", &["d"]));
+    assert_eq!(report["freed_files"], 0, "{report}");
+    assert_eq!(
+        report["kept"][0]["reason"],
+        "another member was promised that it stays here"
+    );
+    // What is gone comes again when it is read.
+    pair.a.meets(1);
+    pair.a.shows("d/large", noise(1, 3 * MIB));
+    pair.a.shows("d/small", noise(2, 1000));
+}
+
+#[test]
+fn two_members_that_evict_the_same_thing_at_once_do_not_both_succeed() {
+    let pair = pair();
+    for round in 0..6 {
+        let name = format!("file{round}");
+        pair.a.write(&name, noise(round, MIB));
+        pair.a.publishes();
+        about(&pair.b, "wait", &[&name]).ok();
+        about(&pair.b, "fetch", &[&name]).ok();
+        let mut running = [&pair.a, &pair.b].map(|mount| {
+            let path = mount.path(&name).display().to_string();
+            mount.host().start_p2pfs(&format!("evict {path}"))
+        });
+        for evict in &mut running {
+            assert!(evict.ends_within(LONG).success(), "{}", evict.output());
+        }
+        let copies = [&pair.a, &pair.b].map(|mount| cached(mount, &name));
+        assert!(copies.contains(&(MIB as u64)), "round {round}: {copies:?}");
+        for mount in [&pair.a, &pair.b] {
+            mount.shows(&name, noise(round, MIB));
+        }
+    }
+}

@@ -26,6 +26,7 @@ fn hello(node: &str) -> PeerHello {
         version: "test".into(),
         epoch: 0,
         keeps_all: false,
+        promises: false,
     }
 }
 

@@ -1,12 +1,14 @@
-//! What is kept in the cache at somebody's wish, and what is told of it: `fetch`, `pin`, `wait`, `why`.
+//! What is kept in the cache at somebody's wish, and what is told of it: `fetch`, `pin`, `evict`, `wait`, `why`.
 //!
 //! - `walk` finds the files below paths, a folder at a time, and fetches the manifest nodes that this takes.
 //! - `pins` has what is below pinned paths brought here, now and as it changes.
+//! - `evict` drops what others promised to keep, and gives such promises.
 //! - `bring` has one file brought here, in windows; `fetch` does so for all below some paths, and tells how far it is.
 //!
 //! All of it goes behind what reads wait for, and memory is bounded by the folder that is being looked at, not by the tree.
 
 mod bring;
+mod evict;
 mod fetch;
 pub(super) mod pins;
 mod wait;
@@ -20,7 +22,12 @@ use crate::{
 
 use super::Node;
 
-pub(super) use {fetch::fetch, wait::wait, why::why};
+pub(super) use {
+    evict::{Evictions, evict},
+    fetch::fetch,
+    wait::wait,
+    why::why,
+};
 
 /// The paths that a request names, without those inside others of them.
 pub(super) fn paths_of(hex: &[String]) -> Result<Vec<TreePath>, ControlError> {

@@ -130,6 +130,13 @@ impl Pins {
         self.keep_all || is_below(path, &self.paths.read())
     }
 
+    /// Returns true once it is known which contents are pinned, false after `within`.
+    pub(super) async fn wait_counted(&self, within: Duration) -> bool {
+        let mut counted = self.counted.subscribe();
+        let known = tokio::time::timeout(within, counted.wait_for(|counted| *counted)).await;
+        known.is_ok_and(|known| known.is_ok())
+    }
+
     /// Whether all that is pinned and can be had is here.
     pub(super) fn is_idle(&self) -> bool {
         let queue = self.queue.lock();
