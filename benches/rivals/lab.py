@@ -316,8 +316,8 @@ def clear(tag, folder):
 
 
 def clear_stale(folder):
-    """Removes what a run that was killed left behind."""
+    """Removes what a run that was killed left behind: `<folder>/p2pfs-rivals-<pid>`, the labs in it, their namespaces."""
     names = {*(os.listdir(NETNS) if NETNS.exists() else []), *os.listdir(folder)}
-    for tag in sorted({match[0] for name in names if (match := re.match(rf"{PREFIX}\d+-\d+", name))}):
-        if not Path(f"/proc/{tag.removeprefix(PREFIX).split('-')[0]}").exists():
-            clear(tag, Path(folder) / tag)
+    for pid in {match[1] for name in names if (match := re.match(rf"{PREFIX}(\d+)(-|$)", name))}:
+        if not Path(f"/proc/{pid}").exists():
+            clear(f"{PREFIX}{pid}", Path(folder) / f"{PREFIX}{pid}")

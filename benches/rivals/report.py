@@ -32,15 +32,16 @@ class Results:
         self.versions = {}
 
     def add(self, workload, system, sample):
-        columns = self.samples.setdefault(workload.name, {}).setdefault(system, {})
+        columns = self.samples.setdefault(table_of(workload), {}).setdefault(workload.row(system), {})
         for key, value in sample.items():
             columns.setdefault(key, []).append(value)
 
     def fail(self, workload, system, text):
-        self.failures.append({"workload": workload.name, "system": system, "error": text})
+        self.failures.append({"workload": workload.name, "table": table_of(workload), "row": workload.row(system), "system": system,
+                              "error": text})
 
     def leave_out(self, workload, system, reason):
-        self.left_out.setdefault(workload.name, {})[system] = reason
+        self.left_out.setdefault(table_of(workload), {})[system] = reason
 
     def json(self):
         return {"machine": self.machine, "quick": self.quick, "versions": self.versions, "samples": self.samples,
@@ -53,7 +54,7 @@ class Results:
                  + ", ".join(f"{name}: {version}" for name, version in self.versions.items()) + ".", ""]
         if self.quick:
             lines += ["**Quick form: small sizes, one round. It shows that everything works, not how fast it is.**", ""]
-        for workload in self.workloads:
+        for workload in {table_of(workload): workload for workload in self.workloads}.values():
             lines += self.table(workload)
         if self.failures:
             lines += ["### What failed", ""]
@@ -63,28 +64,36 @@ class Results:
 
     def table(self, workload):
         """Systems from the best to the worst, each with its medians, their range and how ours compares."""
-        rows = self.samples.get(workload.name, {})
-        left_out = self.left_out.get(workload.name, {})
+        rows = self.samples.get(table_of(workload), {})
+        left_out = self.left_out.get(table_of(workload), {})
         if not rows and not left_out:
             return []
-        first = workload.columns[0]
+        first, *_ = workload.columns
         ours = median(rows.get(OURS, {}), first)
-        lines = [f"### {workload.title}", "", f"Wanted: {workload.bar}.", "",
-                 f"| | {' | '.join(column.title for column in workload.columns)} | p2pfs's advantage | n |",
-                 "|---" * (len(workload.columns) + 3) + "|"]
-        order = sorted(rows, key=lambda name: median(rows[name], first) or 0, reverse=not first.less_is_better)
+        titles = [column.title for column in workload.columns] + (["p2pfs's advantage"] if workload.compared else []) + ["n"]
+        lines = [f"### {workload.title}", "", f"Wanted: {workload.bar}.", "", f"| | {' | '.join(titles)} |",
+                 "|---" * (len(titles) + 1) + "|"]
+        order = list(rows)
+        if workload.compared:
+            order.sort(key=lambda name: median(rows[name], first), reverse=not first.less_is_better)
         for name in order:
             cells = [cell(rows[name].get(column.key), column) for column in workload.columns]
-            theirs = median(rows[name], first)
-            advantage = ""
-            if ours and theirs and name != OURS:
-                advantage = f"{theirs / ours if first.less_is_better else ours / theirs:.2f} ×"
+            if workload.compared:
+                theirs = median(rows[name], first)
+                advantage = (theirs / ours if first.less_is_better else ours / theirs) if ours else None
+                cells.append(f"{advantage:.2f} ×" if advantage and name != OURS else "")
             count = len(next(iter(rows[name].values())))
-            lines.append(f"| {name} | {' | '.join(cells)} | {advantage} | {count} |")
+            failed = sum((failure["table"], failure["row"]) == (table_of(workload), name) for failure in self.failures)
+            cells.append(f"{count} of {count + failed}" if failed else f"{count}")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
         if left_out:
             lines += ["Left out: " + "; ".join(f"{name} ({reason})" for name, reason in left_out.items()) + ".", ""]
         return lines
+
+
+def table_of(workload):
+    return workload.table or workload.name
 
 
 def median(columns, column):

@@ -459,7 +459,10 @@ class Libtorrent(System):
         size = sum(path.stat().st_size for path in self.content.rglob("*") if path.is_file())
         piece = MIB if size > 512 * MIB else MIB // 4
         run([PYTHON, str(HERE / "torrent.py"), "make", str(self.content), str(self.torrent), str(piece)], within=300)
-        self.peers = {self.source: self.peer(self.source, self.content.parent)}
+        # A copy, since one of the faults is that what is served is damaged.
+        self.served = self.source.path("files") / self.content.name
+        run(["cp", "-r", str(self.content), str(self.served)], within=300)
+        self.peers = {self.source: self.peer(self.source, self.source.path("files"))}
 
     def join(self):
         for reader in self.readers:
@@ -505,7 +508,7 @@ class Rqbit(Libtorrent):
     def peer(self, host, folder):
         if host is not self.source:
             return None
-        seed = host.start(self.command(host, self.content, []), name="rqbit")
+        seed = host.start(self.command(host, self.served, []), name="rqbit")
         until("the seed has checked its files", lambda: self.seeds(host), within=300, alive=seed)
         return seed
 

@@ -37,8 +37,12 @@ class Workload:
     bar = ""
     columns = ()
     """The first one is compared."""
+    compared = True
+    """Whether its table says how p2pfs compares, and has the best first."""
     left_out = {}
     """Rivals that cannot do it, and why."""
+    table = None
+    """The table that it shares with other workloads; none where it has its own."""
 
     def __init__(self, quick):
         self.quick = quick
@@ -50,6 +54,10 @@ class Workload:
         """Brings the system up until it is to be measured."""
         system.start()
         system.join()
+
+    def row(self, system):
+        """What its line is called."""
+        return system
 
     def measure(self, system):
         raise NotImplementedError
@@ -288,6 +296,7 @@ class Seen(Workload):
                       alive=watcher)
                 at = parse(system.source.run(probe("write", system.publish_into() / file, original)))["at"]
                 watcher.wait(90)
+                (system.publish_into() / file).unlink()
                 times.append(parse(watcher.log.read_text(encoding="utf8"))["at"] - at)
             result[how] = 1000 * sorted(times)[len(times) // 2]
         return result
