@@ -146,6 +146,14 @@ struct Connection {
     doubted: Option<Instant>,
 }
 
+impl Connection {
+    /// When it must have proven itself. One to a peer that does not speak ping can't.
+    fn doubt_ends(&self) -> Option<Instant> {
+        self.answered?;
+        Some(self.doubted? + DOUBTED_MAX)
+    }
+}
+
 /// See the module.
 pub(super) struct Owner {
     shared: Arc<Shared>,
@@ -303,10 +311,7 @@ impl Owner {
             .connections
             .values()
             .filter_map(|connection| Some(connection.answered? + SILENT_MAX));
-        let doubted = self
-            .connections
-            .values()
-            .filter_map(|connection| Some(connection.doubted? + DOUBTED_MAX));
+        let doubted = self.connections.values().filter_map(Connection::doubt_ends);
         unproven.chain(silent).chain(doubted).chain(book).min()
     }
 
@@ -367,10 +372,9 @@ impl Owner {
             let Some(answered) = connection.answered else {
                 continue;
             };
-            let doubted = connection
-                .doubted
-                .take_if(|at| now >= *at + DOUBTED_MAX)
-                .is_some_and(|at| answered <= at);
+            let is_due = connection.doubt_ends().is_some_and(|at| now >= at);
+            let since = connection.doubted.take_if(|_| is_due);
+            let doubted = since.is_some_and(|since| answered <= since);
             if doubted || now >= answered + SILENT_MAX {
                 let known = self.shared.peer(&connection.peer);
                 let active = known.and_then(|known| known.traffic.last());
@@ -672,5 +676,28 @@ fn dial_options(target: &Target) -> DialOpts {
             .address(target.address.clone())
             .allocate_new_port()
             .build(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_doubt_about_a_peer_that_does_not_speak_ping_is_never_due() {
+        let now = Instant::now();
+        let mut connection = Connection {
+            peer: PeerId::random(),
+            since: now,
+            address: Multiaddr::empty(),
+            dialed: None,
+            to_tracker: false,
+            answered: Some(now),
+            doubted: Some(now),
+        };
+        assert_eq!(connection.doubt_ends(), Some(now + DOUBTED_MAX));
+        // Else the swarm's owner would wake up for it again and again, at once.
+        connection.answered = None;
+        assert_eq!(connection.doubt_ends(), None);
     }
 }
