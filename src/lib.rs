@@ -1,11 +1,13 @@
 //! p2pfs: a peer-to-peer shared filesystem. See `docs/architecture.md` for the map.
 //!
 //! Pure code (no clock, no I/O): [`cluster`], [`content`], [`manifest`], [`transfer::scheduler`].
-//! Between them: `awake`, time that was slept through; `buffers`, memory that is used again.
+//! Small parts that several use: `bucket` (pure), limits of rates; `awake`, time that was slept through; `buffers`, memory that
+//! is used again.
 //! Shells: [`store`], [`net`], [`transfer`], [`fs`], [`control`], [`cli`]; [`node`] owns and wires them.
 //! Dependencies point from shells to pure code, never back.
 
 mod awake;
+mod bucket;
 mod buffers;
 pub mod cli;
 pub mod cluster;

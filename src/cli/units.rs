@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{control::text::steers, net::limits::LIMIT_MIN};
+use crate::{bucket::LIMIT_MIN, control::text::steers};
 
 /// A size: a number with an optional `K M G T` or `KiB…` suffix, powers of 1024.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {

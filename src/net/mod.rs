@@ -16,7 +16,7 @@ mod book;
 mod counters;
 pub mod framing;
 mod hello;
-pub mod limits;
+mod limits;
 mod peers;
 pub mod proto;
 mod sources;

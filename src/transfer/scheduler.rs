@@ -43,8 +43,8 @@ use self::{
 };
 use super::TransferError;
 use crate::{
+    bucket::Bucket,
     content::{BlockSet, Object},
-    net::limits::Bucket,
 };
 
 /// Most blocks of one request (1 MiB); the same as the wire's bound.

@@ -10,8 +10,8 @@ use super::{
     timers::DIRECTORY_AFTER, work::Said,
 };
 use crate::{
+    bucket::Bucket,
     content::{BLOCK_BYTES, BlockSet, Object},
-    net::limits::Bucket,
 };
 
 /// Pieces of a wish that are looked at to find one to ask for: a window of 64 MiB.
