@@ -525,7 +525,7 @@ impl Store {
     }
 
     /// Drops all that is here of a content, whoever wrote it; on disk when it returns. The bytes that were here, or `None`
-    /// where something unpublished has the same content, which stays. Whether another copy is left is up to the caller.
+    /// where it is pinned, or something unpublished has the same content: then it stays. Whether another copy is left is up to the caller.
     pub fn evict(&self, object: &Object) -> Result<Option<u64>, StoreError> {
         self.inner.core.evict(object)
     }

@@ -253,7 +253,10 @@ async fn evict_batch(
                     report.freed_bytes += bytes;
                 }
                 None => {
-                    reasons.insert(object, "something unpublished has the same content");
+                    reasons.insert(
+                        object,
+                        "it was pinned meanwhile, or something unpublished has the same content",
+                    );
                 }
             }
         }

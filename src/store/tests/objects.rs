@@ -431,3 +431,17 @@ fn what_is_lent_keeps_its_bytes_whatever_is_dropped() {
     file.read_exact_at(&mut block, BLOCK_BYTES).unwrap();
     assert!(block.iter().all(|byte| *byte == 0));
 }
+
+#[test]
+fn what_was_pinned_a_moment_ago_is_not_evicted() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(200_000, 0);
+    let object = &sample.object;
+    store.insert(&sample.range(0..object.blocks())).unwrap();
+    store.count_pinned(object, b"a/file", true).unwrap();
+    assert_eq!(store.evict(object).unwrap(), None);
+    assert_eq!(store.presence(object).unwrap(), Presence::Complete);
+    store.count_pinned(object, b"a/file", false).unwrap();
+    assert_eq!(store.evict(object).unwrap(), Some(200_000));
+    assert_eq!(store.presence(object).unwrap(), Presence::Absent);
+}
