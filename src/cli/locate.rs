@@ -3,6 +3,9 @@
 use std::{
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use super::{
@@ -17,6 +20,9 @@ use crate::{
 
 /// The attribute of a mount's root that names its state folder.
 const STATE_DIR_ATTRIBUTE: &str = "user.p2pfs.state-dir";
+
+/// How long the process behind a mount has to answer the kernel.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// A mount that runs.
 pub(crate) struct Found {
@@ -100,6 +106,7 @@ pub(crate) async fn running(common: &Common) -> Result<Vec<Found>, Failure> {
 /// The state folder behind a mount's folder, a path inside it, a saved name, or a state folder.
 pub(crate) fn resolve(common: &Common, named: &str) -> Result<PathBuf, Failure> {
     let path = Path::new(named);
+    answers(path)?;
     if let Some(dir) = behind(path) {
         return Ok(dir);
     }
@@ -122,6 +129,28 @@ pub(crate) fn resolve(common: &Common, named: &str) -> Result<PathBuf, Failure> 
             "{named}: no mount is there, and no cluster is saved under that name"
         ))),
     }
+}
+
+/// Makes sure that looking at a path does not take for ever: the kernel asks the process behind a mount, which may be
+/// stopped.
+///
+/// # Errors
+/// When there is no answer in time.
+pub(crate) fn answers(path: &Path) -> Result<(), Failure> {
+    let looked_at = path.to_owned();
+    let (looked, look) = mpsc::channel();
+    // A look that gets no answer ends with this program.
+    thread::spawn(move || {
+        let _ = looked.send(behind(&looked_at));
+    });
+    if look.recv_timeout(ANSWERS_WITHIN).is_ok() {
+        return Ok(());
+    }
+    let (path, seconds) = (path.display(), ANSWERS_WITHIN.as_secs());
+    Err(Failure::new(format_args!(
+        "{path}: the process behind the mount does not answer within {seconds} s"
+    ))
+    .hint("it may be stopped (kill -CONT it); if you end it (kill -9), `p2pfs unmount` clears its mount"))
 }
 
 /// The state folder of the mount that a path is in: its root says so. The path may lead there through links.
@@ -154,6 +183,7 @@ pub(crate) async fn within(
     path: &Path,
 ) -> Result<(Found, Vec<u8>), Failure> {
     let named = path.display();
+    answers(path)?;
     let Some(mount) = &which.mount else {
         let found = mount_of(path).await?;
         return match place(path) {
@@ -210,6 +240,7 @@ fn is_own(dir: &Path) -> bool {
 /// The mount that a path given to a command is in.
 pub(crate) async fn mount_of(path: &Path) -> Result<Found, Failure> {
     let named = path.display();
+    answers(path)?;
     match behind(path) {
         Some(dir) => Found::at(dir).checked(&named.to_string()).await,
         None => Err(

@@ -202,6 +202,7 @@ fn raise_open_files() {
 /// Makes the folder where it is missing, and clears a mount whose process is dead. True when the folder was made.
 fn prepare(mountpoint: &PathBuf) -> Result<bool, Failure> {
     let what = || format!("{} cannot be mounted on", mountpoint.display());
+    locate::answers(mountpoint)?;
     fs::clear_stale(mountpoint).what(what())?;
     if mountpoint.exists() {
         if !mountpoint.is_dir() {
@@ -274,6 +275,7 @@ const END_WITHIN: Duration = Duration::from_secs(90);
 pub(crate) async fn unmount(common: &Common, options: UnmountArgs) -> Outcome {
     let named = options.dir.display();
     let what = format!("{named} could not be unmounted");
+    locate::answers(&options.dir)?;
     if fs::clear_stale(&options.dir).what(&what)? {
         if !common.quiet {
             eprintln!("The process behind {named} was gone; the dead mount is cleared.");

@@ -193,3 +193,27 @@ fn the_demo_shows_the_whole_thing_and_leaves_nothing() {
     let table = fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!table.contains(a.dir().to_str().unwrap()), "{table}");
 }
+
+#[test]
+fn commands_about_a_mount_whose_process_is_stopped_end_and_say_so() {
+    let lab = Lab::new();
+    let a = lab.host("a");
+    a.create("");
+    let a = a.mount("c", "");
+    a.write("file", "x");
+    let pid = a.pid();
+    kill_process(pid, Signal::STOP).unwrap();
+    for command in [
+        "status -C mnt",
+        "why mnt/file",
+        "mount c mnt",
+        "unmount mnt",
+    ] {
+        let finished = a.host().p2pfs(command);
+        let said = finished.fails(1);
+        assert!(said.contains("does not answer"), "{command}: {said}");
+    }
+    kill_process(pid, Signal::CONT).unwrap();
+    assert_eq!(a.read("file").unwrap(), b"x");
+    a.unmount();
+}
