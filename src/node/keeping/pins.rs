@@ -323,18 +323,21 @@ async fn apply_changes(
             return Ok(());
         };
         after = Some(last.key.clone());
+        let mut files = Vec::new();
         for Change { key, old, new } in changes {
             let Some(path) = key.path().filter(|path| is_below(path, pins)) else {
                 continue;
             };
             // What it gains first: what stays is never uncounted in between.
-            for object in files_of(new.as_ref()) {
-                count_one(node, object, &path, true)?;
-            }
-            for object in files_of(old.as_ref()) {
-                count_one(node, object, &path, false)?;
-            }
+            let gained = files_of(new.as_ref()).into_iter().map(|file| (file, true));
+            let lost = files_of(old.as_ref()).into_iter().map(|file| (file, false));
+            files.extend(
+                gained
+                    .chain(lost)
+                    .map(|(file, more)| (file, path.clone(), more)),
+            );
         }
+        count_files(node, files).await?;
     }
 }
 
@@ -364,7 +367,7 @@ async fn count_below(
     let mut folders = Vec::new();
     match shown.map(|shown| shown.entry.kind) {
         Some(Kind::Directory) => folders.push(path.clone()),
-        Some(Kind::File(object)) => count_one(node, object, path, more)?,
+        Some(Kind::File(object)) => count_files(node, vec![(object, path.clone(), more)]).await?,
         _ => {}
     }
     while let Some(folder) = folders.pop() {
@@ -372,6 +375,7 @@ async fn count_below(
         let children = node
             .with_nodes(move |namespace| namespace.children_at(root, &at))
             .await?;
+        let mut files = Vec::new();
         for (name, shown) in children {
             let Ok(path) = folder.join(&name) else {
                 continue;
@@ -381,22 +385,32 @@ async fn count_below(
             }
             match shown.entry.kind {
                 Kind::Directory => folders.push(path),
-                Kind::File(object) => count_one(node, object, &path, more)?,
+                Kind::File(object) => files.push((object, path, more)),
                 _ => {}
             }
         }
+        count_files(node, files).await?;
     }
     Ok(())
 }
 
-fn count_one(node: &Node, object: Object, path: &TreePath, more: bool) -> Result<(), ControlError> {
-    let counted = node.store.count_pinned(&object, &path.to_bytes(), more);
-    let is_new = counted.map_err(ControlError::new)?;
-    if is_new && !is_whole(node, &object) {
-        node.pins.queue.lock().push(object, path.to_string());
-        node.pins.to_bring.notify_one();
-    }
-    Ok(())
+/// Counts files, each with the path it stands at, or uncounts them, in this order; queues those that are new and not here.
+async fn count_files(
+    node: &Arc<Node>,
+    files: Vec<(Object, TreePath, bool)>,
+) -> Result<(), ControlError> {
+    let at = node.clone();
+    let counted = run_blocking(move || {
+        for (object, path, more) in files {
+            let is_new = at.store.count_pinned(&object, &path.to_bytes(), more)?;
+            if is_new && !is_whole(&at, &object) {
+                at.pins.queue.lock().push(object, path.to_string());
+                at.pins.to_bring.notify_one();
+            }
+        }
+        Ok::<(), StoreError>(())
+    });
+    counted.await.map_err(ControlError::new)
 }
 
 fn is_whole(node: &Node, object: &Object) -> bool {
@@ -449,7 +463,7 @@ async fn bring_one(node: &Node, object: Object, label: String, room: &Room) {
 }
 
 /// The next content to bring, as soon as there is one.
-async fn next(node: &Node) -> Option<(Object, String)> {
+async fn next(node: &Arc<Node>) -> Option<(Object, String)> {
     loop {
         let search = {
             let mut queue = node.pins.queue.lock();
@@ -462,7 +476,8 @@ async fn next(node: &Node) -> Option<(Object, String)> {
         match search {
             None => node.pins.to_bring.notified().await,
             Some(after) => {
-                if let Err(error) = search_page(node, after) {
+                let at = node.clone();
+                if let Err(error) = run_blocking(move || search_page(&at, after)).await {
                     tracing::error!(%error, "what is pinned could not be read");
                     tokio::time::sleep(LOOK_AGAIN_AFTER).await;
                 }
@@ -475,13 +490,13 @@ async fn next(node: &Node) -> Option<(Object, String)> {
 fn search_page(node: &Node, after: Option<Object>) -> Result<(), StoreError> {
     let page = node.pins.store.pinned_after(after.as_ref(), PAGE)?;
     let last = page.last().map(|(object, _)| *object);
+    let missing: Vec<_> = page
+        .into_iter()
+        .filter(|(object, _)| !is_whole(node, object))
+        .map(|(object, path)| (object, String::from_utf8_lossy(&path).into_owned()))
+        .collect();
     let mut queue = node.pins.queue.lock();
-    for (object, path) in page {
-        if !is_whole(node, &object) {
-            let label = String::from_utf8_lossy(&path).into_owned();
-            queue.contents.push_back((object, label));
-        }
-    }
+    queue.contents.extend(missing);
     // Started over meanwhile? Then from the start.
     if queue.search == Some(after) {
         queue.search = last.map(Some);
