@@ -435,12 +435,8 @@ impl Core {
 
     /// The content of a file that isn't being written, and where it stands (for reports).
     pub(in crate::fs) fn content(&self, number: u64) -> Result<(Object, TreePath), Fail> {
-        let inodes = self.inodes.lock();
-        match inodes.facts(number).map(|facts| &facts.kind) {
-            Some(Kind::File(object)) => Ok((*object, inodes.path(number).unwrap_or_default())),
-            Some(_) => Err(FsError::Invalid.into()),
-            None => Err(FsError::Stale.into()),
-        }
+        let object = self.object(number)?;
+        Ok((object, self.inodes.lock().path(number).unwrap_or_default()))
     }
 
     fn read_live(&self, live: &mut LiveState, offset: u64, buf: &mut [u8]) -> Result<usize, Fail> {
