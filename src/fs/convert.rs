@@ -23,13 +23,12 @@ pub(super) fn file_type(kind: &Kind) -> FileType {
 
 /// As the kernel's protocol has it.
 pub(super) fn file_attr(attr: &Attr) -> FileAttr {
-    let modified = to_system_time(attr.modified_ns);
     FileAttr {
         ino: INodeNo(attr.number),
         size: attr.size,
-        blocks: attr.size.div_ceil(512),
-        atime: modified,
-        mtime: modified,
+        blocks: attr.taken.div_ceil(512),
+        atime: to_system_time(attr.accessed_ns),
+        mtime: to_system_time(attr.modified_ns),
         ctime: to_system_time(attr.changed_ns),
         crtime: UNIX_EPOCH,
         kind: file_type(&attr.kind),

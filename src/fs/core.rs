@@ -98,14 +98,27 @@ pub(crate) struct Caller {
 pub(crate) struct Attr {
     pub(crate) number: u64,
     pub(crate) size: u64,
+    /// Bytes that it takes.
+    pub(crate) taken: u64,
     pub(crate) kind: Kind,
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    pub(crate) accessed_ns: i64,
     pub(crate) modified_ns: i64,
     pub(crate) changed_ns: i64,
     pub(crate) links: u32,
     pub(crate) device: u32,
+}
+
+impl Attr {
+    /// With the access time that a program has set, if one has: no other is known.
+    pub(super) fn accessed(self, accessed: Option<Timestamp>) -> Self {
+        Self {
+            accessed_ns: accessed.map_or(self.modified_ns, |time| time.0),
+            ..self
+        }
+    }
 }
 
 /// See the module.
@@ -282,6 +295,12 @@ impl Core {
         self.stir.notify_one();
     }
 
+    /// The attributes of an inode, with the access time that was set. Takes the lock of the inodes.
+    pub(super) fn attr_now(&self, number: u64, facts: &Facts, linked: bool) -> Attr {
+        let accessed = self.inodes.lock().accessed(number);
+        self.attr(number, facts, linked).accessed(accessed)
+    }
+
     /// The attributes of an inode. `linked`: it still has a name.
     pub(super) fn attr(&self, number: u64, facts: &Facts, linked: bool) -> Attr {
         let size = match &facts.kind {
@@ -297,16 +316,15 @@ impl Core {
         Attr {
             number,
             size,
+            taken: size,
             mode: facts.mode & 0o7777,
             uid,
             gid,
+            accessed_ns: facts.modified.0,
             modified_ns: facts.modified.0,
             changed_ns: i64::try_from(facts.changed.0).unwrap_or(i64::MAX),
-            links: match (linked, &facts.kind) {
-                (false, _) => 0,
-                (true, Kind::Directory) => 2,
-                (true, _) => 1,
-            },
+            // One of a folder says, by custom, that its subfolders are not counted.
+            links: u32::from(linked),
             device: match facts.kind {
                 Kind::Device { number, .. } => number,
                 _ => 0,

@@ -36,6 +36,8 @@ pub(crate) enum FsError {
     AttributeTooLarge,
     #[error("no room for more attributes")]
     AttributesFull,
+    #[error("no data, or no hole, from there on")]
+    BeyondEnd,
     #[error("the file would be too large")]
     TooLarge,
     #[error("not supported")]
@@ -85,6 +87,7 @@ impl FsError {
             Self::NoAttribute => libc::ENODATA,
             Self::AttributeTooLarge => libc::E2BIG,
             Self::AttributesFull => libc::ENOSPC,
+            Self::BeyondEnd => libc::ENXIO,
             Self::TooLarge => libc::EFBIG,
             Self::NotSupported => libc::EOPNOTSUPP,
             Self::Interrupted => libc::EINTR,

@@ -16,8 +16,8 @@ use std::{
 use fuser::{
     BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
     Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tracing::Instrument;
 
@@ -226,7 +226,7 @@ impl Filesystem for Shell {
         uid: Option<u32>,
         gid: Option<u32>,
         size: Option<u64>,
-        _atime: Option<TimeOrNow>,
+        atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
         _fh: Option<FileHandle>,
@@ -236,15 +236,17 @@ impl Filesystem for Shell {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let timestamp = |time| match time {
+            TimeOrNow::Now => now(),
+            TimeOrNow::SpecificTime(time) => from_system_time(time),
+        };
         let changes = Changes {
             mode,
             uid,
             gid,
             size,
-            modified: mtime.map(|time| match time {
-                TimeOrNow::Now => now(),
-                TimeOrNow::SpecificTime(time) => from_system_time(time),
-            }),
+            accessed: atime.map(timestamp),
+            modified: mtime.map(timestamp),
         };
         let keep = self.keep();
         self.serve(
@@ -734,6 +736,31 @@ impl Filesystem for Shell {
         let range = offset..offset.saturating_add(length);
         let allocate = move |core: &Arc<Core>| core.fallocate(fh.0, range.clone(), mode);
         self.serve_empty(req, "fallocate", allocate, reply);
+    }
+
+    fn lseek(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let data = match whence {
+            libc::SEEK_DATA => true,
+            libc::SEEK_HOLE => false,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply.error(Errno::ENXIO);
+        };
+        let seek = move |core: &Arc<Core>| core.seek(fh.0, offset, data);
+        self.serve(req, "lseek", seek, |answer| match answer {
+            // Within a file, whose size fits.
+            Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
+            Err(error) => reply.error(error),
+        });
     }
 
     fn copy_file_range(

@@ -81,6 +81,8 @@ impl Facts {
 struct Inode {
     link: Option<(u64, Name)>,
     facts: Facts,
+    /// The access time that a program has set; nothing else is remembered of it.
+    accessed: Option<Timestamp>,
     lookups: u64,
     pins: u32,
     children: u32,
@@ -114,6 +116,7 @@ impl Inodes {
                 modified: Timestamp(0),
                 changed: HybridTime(0),
             },
+            accessed: None,
             lookups: 0,
             pins: 0,
             children: 0,
@@ -164,6 +167,18 @@ impl Inodes {
 
     pub(crate) fn facts(&self, number: u64) -> Option<&Facts> {
         self.by_number.get(&number).map(|inode| &inode.facts)
+    }
+
+    /// The access time that was set, if one was.
+    pub(crate) fn accessed(&self, number: u64) -> Option<Timestamp> {
+        self.by_number.get(&number).and_then(|inode| inode.accessed)
+    }
+
+    /// Notes an access time that was set; it lasts as long as the inode is known.
+    pub(crate) fn set_accessed(&mut self, number: u64, accessed: Timestamp) {
+        if let Some(inode) = self.by_number.get_mut(&number) {
+            inode.accessed = Some(accessed);
+        }
     }
 
     /// Notes a change made here: the inode stays, whatever it is now.
@@ -226,6 +241,7 @@ impl Inodes {
         let inode = Inode {
             link: None,
             facts,
+            accessed: None,
             lookups: 0,
             pins: 0,
             children: 0,

@@ -12,6 +12,9 @@ use super::hashed::Hashed;
 /// The largest size of a file: what the system's offsets can say.
 pub(crate) const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 
+/// So many written ranges are added up whenever somebody asks how much a file takes.
+const COUNTED_MAX: usize = 1024;
+
 /// Where bytes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -78,6 +81,30 @@ impl Overlay {
     /// How many bytes of the base still show, where nothing is written over them.
     pub(crate) fn base_bytes(&self) -> u64 {
         self.base_bytes
+    }
+
+    /// Bytes that are no hole; all of them where it would take long to tell.
+    pub(crate) fn taken(&self) -> u64 {
+        if self.written.len() > COUNTED_MAX {
+            return self.size;
+        }
+        let pieces = self.pieces(0..self.size);
+        let taken = pieces.iter().filter(|(_, source)| *source != Source::Zero);
+        taken.map(|(piece, _)| piece.end - piece.start).sum()
+    }
+
+    /// The next byte from `offset` on that is data, or that is not; the end of the file is not. `None` beyond the end, and
+    /// where no data follows.
+    pub(crate) fn seek(&self, offset: u64, data: bool) -> Option<u64> {
+        if offset >= self.size {
+            return None;
+        }
+        let pieces = self.pieces(offset..self.size).into_iter();
+        let mut found = pieces.filter(|(_, source)| (*source != Source::Zero) == data);
+        match found.next() {
+            Some((piece, _)) => Some(piece.start),
+            None => (!data).then_some(self.size),
+        }
     }
 
     /// The written ranges in order, as pairs of start and end.

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     content::{self, BLOCK_BYTES, Object},
-    manifest::{Kind, TreePath},
+    manifest::{HybridTime, Kind, TreePath},
     node::namespace::Edit,
     store::StoreError,
 };
@@ -300,6 +300,13 @@ impl Core {
             }
         }
         let entry = state.entry_with(object);
+        // The time that the kernel was told; later than what it replaces, if that is somebody else's.
+        let written = match &current {
+            Some(current) => state
+                .changed
+                .max(HybridTime(current.time.0.saturating_add(1))),
+            None => state.changed,
+        };
         let mut edits = Vec::new();
         let mut seen = state.seen.clone();
         match &current {
@@ -323,10 +330,11 @@ impl Core {
                 entry: Some(entry.clone()),
                 seen: seen.clone(),
                 held: false,
+                written: Some(written),
                 moved: None,
             });
             // After the file's, so that it is the later of the two.
-            edits.extend(self.keep_folder_time(&path));
+            edits.extend(self.keep_folder_time(&path, written));
             self.change(edits)?;
         }
         self.note_published(&state.imported);
@@ -346,16 +354,17 @@ impl Core {
 
     /// A folder's time is that of its latest change unless it was set after that. Publishing what was written before the
     /// time was set must not undo it (`tar` and `rsync` set folders' times last): such an entry is put again.
-    fn keep_folder_time(&self, path: &TreePath) -> Option<Edit> {
+    fn keep_folder_time(&self, path: &TreePath, written: HybridTime) -> Option<Edit> {
         let (folder, _) = path.split()?;
         let shown = self.tree.get(&folder).ok()??;
         let is_own = !folder.names().is_empty() && shown.time.0 > 0;
-        let is_set = self.tree.folder_newest(&folder).ok()? <= shown.time;
+        let is_set = written > shown.time && self.tree.folder_newest(&folder).ok()? <= shown.time;
         (is_own && is_set && shown.entry.kind == Kind::Directory).then_some(Edit {
             path: folder,
             entry: Some(shown.entry),
             seen: shown.seen,
             held: false,
+            written: None,
             moved: None,
         })
     }

@@ -314,6 +314,7 @@ impl Fixture {
                 entry: Some(entry),
                 seen,
                 held: false,
+                written: None,
                 moved: None,
             }])
             .expect("changed");

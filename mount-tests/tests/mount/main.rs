@@ -16,6 +16,7 @@ mod member;
 mod native;
 mod offline_copy;
 mod partition;
+mod posix;
 mod pushes;
 mod reading;
 mod recovery;

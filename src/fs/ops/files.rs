@@ -349,9 +349,11 @@ impl Core {
             entry: Some(entry.clone()),
             seen: Vec::new(),
             held: mode.write,
+            written: None,
             moved: None,
         }])?;
-        let mut live = Live::new(0, Object::empty(), entry, now_hybrid(), Vec::new(), path);
+        let changed = self.facts_after(&path, &entry).changed;
+        let mut live = Live::new(0, Object::empty(), entry, changed, Vec::new(), path);
         let facts = live.state.get_mut().facts();
         let mut modes = self.modes.lock();
         let mut lives = self.lives.lock();
@@ -535,6 +537,27 @@ impl Core {
         })
     }
 
+    /// Where the next data begin, or the next hole; what `lseek(2)` does with `SEEK_DATA` and `SEEK_HOLE`. While somebody has
+    /// the file open for writing it has no holes: a mapping may have filled them with pages that the kernel still keeps.
+    pub(crate) fn seek(&self, handle: u64, offset: u64, data: bool) -> Result<u64, Fail> {
+        let number = self.file(handle)?.number;
+        let live = self.with_live(number, |live| match live.writers {
+            0 => live.overlay.seek(offset, data),
+            _ => dense(live.overlay.size(), offset, data),
+        });
+        let found = match live {
+            Some(found) => found,
+            None => {
+                let object = self.object(number)?;
+                match self.store.lend(&object)? {
+                    Some(lent) => holes(lent.file(), offset, data)?,
+                    None => dense(object.size, offset, data),
+                }
+            }
+        };
+        Ok(found.ok_or(FsError::BeyondEnd)?)
+    }
+
     /// A handle is being closed, perhaps one of several copies: the last moment to report an error.
     pub(crate) fn flush(&self, handle: u64) -> Result<(), Fail> {
         let file = self.file(handle)?;
@@ -646,4 +669,23 @@ fn read_staged(staging: &File, mut offset: u64, mut buf: &mut [u8]) -> Result<()
         buf = buf.get_mut(read..).unwrap_or_default();
     }
     Ok(())
+}
+
+/// Where data, or a hole, begins in a file that has no holes but the end.
+fn dense(size: u64, offset: u64, data: bool) -> Option<u64> {
+    (offset < size).then_some(if data { offset } else { size })
+}
+
+/// The same in a file on the disk.
+fn holes(file: &File, offset: u64, data: bool) -> Result<Option<u64>, Fail> {
+    use rustix::fs::SeekFrom;
+    let to = match data {
+        true => SeekFrom::Data(offset),
+        false => SeekFrom::Hole(offset),
+    };
+    match rustix::fs::seek(file, to) {
+        Ok(found) => Ok(Some(found)),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(error) => Err(std::io::Error::from(error).into()),
+    }
 }

@@ -139,7 +139,7 @@ impl Core {
             let facts = self.inodes.lock().facts(number).cloned();
             let facts = facts.ok_or(FsError::Stale)?;
             let listed = Listed {
-                attr: self.attr(number, &facts, true),
+                attr: self.attr_now(number, &facts, true),
                 name,
                 next: at + 1,
                 current: false,
@@ -178,7 +178,9 @@ impl Core {
                 None => facts,
             };
             let listed = Listed {
-                attr: self.attr(number, facts, true),
+                attr: self
+                    .attr(number, facts, true)
+                    .accessed(inodes.accessed(number)),
                 name: name.as_bytes(),
                 next: index as u64 + 3,
                 current,

@@ -29,7 +29,7 @@ impl Core {
             && let Some(facts) = self.with_live(number, |live| live.facts())
         {
             self.inodes.lock().look(number);
-            return Ok(self.attr(number, &facts, true));
+            return Ok(self.attr_now(number, &facts, true));
         }
         let Some((_, facts)) = self.look_at(&path)? else {
             self.inodes.lock().detach(folder, &name);
@@ -39,7 +39,7 @@ impl Core {
         let number = inodes.resolve(folder, &name, facts.clone());
         inodes.look(number);
         drop(inodes);
-        Ok(self.attr(number, &facts, true))
+        Ok(self.attr_now(number, &facts, true))
     }
 
     /// The kernel has forgotten an inode so many times.
@@ -50,9 +50,14 @@ impl Core {
     /// Attributes of an inode; of one without a name, what they were.
     pub(crate) fn getattr(&self, number: u64) -> Result<Attr, Fail> {
         let _order = self.order.read();
-        if let Some((facts, linked)) = self.with_live(number, |live| (live.facts(), !live.unlinked))
-        {
-            return Ok(self.attr(number, &facts, linked));
+        let live = self.with_live(number, |live| {
+            (live.facts(), !live.unlinked, live.overlay.taken())
+        });
+        if let Some((facts, linked, taken)) = live {
+            return Ok(Attr {
+                taken,
+                ..self.attr_now(number, &facts, linked)
+            });
         }
         let path = self.inodes.lock().path(number);
         if let Some(path) = path {
@@ -62,13 +67,13 @@ impl Core {
                 && let Some((_, facts)) = self.look_at(&path)?
                 && self.inodes.lock().refresh(number, facts.clone())
             {
-                return Ok(self.attr(number, &facts, true));
+                return Ok(self.attr_now(number, &facts, true));
             }
         }
         let inodes = self.inodes.lock();
         let facts = inodes.facts(number).ok_or(FsError::Stale)?.clone();
         drop(inodes);
-        Ok(self.attr(number, &facts, number == ROOT))
+        Ok(self.attr_now(number, &facts, number == ROOT))
     }
 
     /// Where a symbolic link points.

@@ -42,6 +42,7 @@ impl Core {
             entry: Some(entry.clone()),
             seen: Vec::new(),
             held: false,
+            written: None,
             moved: None,
         }])?;
         let facts = self.facts_after(&path, &entry);
@@ -152,6 +153,7 @@ impl Core {
             entry: Some(shown.entry),
             seen: shown.seen,
             held: false,
+            written: None,
             moved: None,
         }])
     }
@@ -164,6 +166,7 @@ pub(super) fn removal(path: TreePath, shown: Shown) -> Edit {
         entry: None,
         seen: shown.seen,
         held: false,
+        written: None,
         moved: None,
     }
 }

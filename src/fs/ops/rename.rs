@@ -284,6 +284,7 @@ fn moves(
             path: moved.to,
             entry: Some(moved.entry),
             held: moved.held,
+            written: None,
             moved: manifest::Moved::new(moved.from.clone(), &moved.seen).filter(|_| !is_exchange),
         });
         if !is_exchange {
@@ -296,6 +297,7 @@ fn moves(
         entry: None,
         seen,
         held: false,
+        written: None,
         moved: None,
     }));
     edits

@@ -12,13 +12,14 @@ use crate::{
     node::namespace::Edit,
 };
 
-/// What to set; the access time is not kept.
+/// What to set; the access time is not kept for longer than the inode is known.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Changes {
     pub(crate) mode: Option<u32>,
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
     pub(crate) size: Option<u64>,
+    pub(crate) accessed: Option<Timestamp>,
     pub(crate) modified: Option<Timestamp>,
 }
 
@@ -37,6 +38,9 @@ impl Core {
                 ..changes.clone()
             };
             self.change_entry(number, |entry| rest.apply(entry))?;
+            if let Some(accessed) = changes.accessed {
+                self.inodes.lock().set_accessed(number, accessed);
+            }
         }
         self.getattr(number).or_else(|_| self.last_attr(number))
     }
@@ -46,7 +50,7 @@ impl Core {
     fn last_attr(&self, number: u64) -> Result<Attr, Fail> {
         let facts = self.inodes.lock().facts(number).cloned();
         let facts = facts.ok_or(FsError::Stale)?;
-        Ok(self.attr(number, &facts, true))
+        Ok(self.attr_now(number, &facts, true))
     }
 
     fn resize(&self, number: u64, size: u64, modified: Option<Timestamp>) -> Result<(), Fail> {
@@ -129,6 +133,7 @@ impl Core {
             entry: Some(entry.clone()),
             seen: shown.seen,
             held: false,
+            written: None,
             moved: None,
         }])?;
         self.with_live(number, |live| {

@@ -301,6 +301,7 @@ fn a_kill_brings_back_no_name_that_was_removed_after_its_publication() {
                 entry: Some(entry),
                 seen: Vec::new(),
                 held: false,
+                written: None,
                 moved: None,
             }])
             .expect("changed");
@@ -321,6 +322,7 @@ fn a_kill_brings_back_no_name_that_was_removed_after_its_publication() {
             entry: Some(shown.entry.clone()),
             seen: Vec::new(),
             held: false,
+            written: None,
             moved: None,
         }));
         edits.push(Edit {
@@ -328,6 +330,7 @@ fn a_kill_brings_back_no_name_that_was_removed_after_its_publication() {
             entry: None,
             seen: shown.seen,
             held: false,
+            written: None,
             moved: None,
         });
     }
@@ -591,6 +594,58 @@ fn fallocate_makes_room_and_holes() {
 }
 
 #[test]
+fn holes_are_found_once_nobody_writes_any_more() {
+    const MIB: u64 = 1024 * 1024;
+    let fixture = Fixture::new();
+    let handle = fixture.create("a").expect("created");
+    fixture.write_at(handle, 0, &[1; 5000]).expect("written");
+    fixture
+        .write_at(handle, 4 * MIB, &[2; 5000])
+        .expect("written");
+    let seek = |handle, offset, data| fixture.act(move |core| core.seek(handle, offset, data));
+    let end = 4 * MIB + 5000;
+    assert_eq!(
+        seek(handle, 0, false),
+        Ok(end),
+        "somebody may have mapped it"
+    );
+    let taken = fixture.attr("a").expect("there").taken;
+    assert_eq!(taken, 10_000);
+    fixture.core.release(handle);
+    fixture.settle();
+    let handle = fixture.open_file("a", flags(false)).expect("opened");
+    let hole = seek(handle, 0, false).expect("there is one");
+    assert!((5000..MIB).contains(&hole), "{hole}");
+    let data = seek(handle, hole, true).expect("there are some");
+    assert!((2 * MIB..=4 * MIB).contains(&data), "{data}");
+    assert_eq!(seek(handle, data, false), Ok(end));
+    assert_eq!(seek(handle, end, true), Err(libc::ENXIO));
+    fixture.core.release(handle);
+}
+
+#[test]
+fn publication_changes_no_time() {
+    let fixture = Fixture::new();
+    let handle = fixture.create("a").expect("created");
+    fixture.write_at(handle, 0, b"text").expect("written");
+    let number = fixture.walk("a").expect("there");
+    let accessed = Changes {
+        accessed: Some(Timestamp(77)),
+        ..Changes::default()
+    };
+    fixture
+        .act(move |core| core.setattr(number, &accessed))
+        .expect("set");
+    let before = fixture.attr("a").expect("there");
+    assert_eq!(before.accessed_ns, 77);
+    fixture.core.release(handle);
+    fixture.settle();
+    let published = fixture.attr("a").expect("there");
+    let kind = published.kind.clone();
+    assert_eq!(published, Attr { kind, ..before });
+}
+
+#[test]
 fn names_that_can_not_be_are_refused() {
     let fixture = Fixture::new();
     let make = |name: Vec<u8>| {
@@ -832,6 +887,7 @@ fn attributes_that_somebody_else_sets_while_a_file_is_written_stay() {
             entry: Some(entry),
             seen: shown.seen,
             held: false,
+            written: None,
             moved: None,
         }])
         .expect("changed");

@@ -207,7 +207,9 @@ fn compare(fixture: &Fixture, model: &Model) {
             } else {
                 format!("{folder}/{name}")
             };
-            let attr = fixture.attr(&path).expect("there");
+            let attr = fixture
+                .attr(&path)
+                .unwrap_or_else(|error| panic!("{path} was listed: errno {error}"));
             match (&attr.kind, model.nodes.get(&path)) {
                 (Kind::Directory, Some(Node::Folder)) => folders.push(path.clone()),
                 (Kind::Symlink(_), Some(Node::Link)) => {}
@@ -443,8 +445,20 @@ fn apply(fixture: &Fixture, model: &mut Model, step: Step) {
     }
 }
 
-/// Copies as the kernel does: by reference, or else byte for byte.
+/// Copies as programs have the kernel do it, a part after the other.
 fn copy(fixture: &Fixture, from: u64, to: u64, offset: u64, len: usize) -> usize {
+    let mut copied = 0;
+    while copied < len {
+        match copy_some(fixture, from, to, offset + copied as u64, len - copied) {
+            0 => break,
+            some => copied += some,
+        }
+    }
+    copied
+}
+
+/// By reference, or else byte for byte.
+fn copy_some(fixture: &Fixture, from: u64, to: u64, offset: u64, len: usize) -> usize {
     let (source, target) = (
         Place {
             handle: from,

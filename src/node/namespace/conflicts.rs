@@ -192,6 +192,7 @@ impl Namespace {
             entry,
             seen,
             held: false,
+            written: None,
             moved: None,
         }])?;
         let up_to = self.shared.replica.state.read().overlay.generation();

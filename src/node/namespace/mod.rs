@@ -119,6 +119,8 @@ pub struct Edit {
     /// Visible here, but not committed until an edit of the same path comes with `held` false: a file that is being
     /// written for the first time.
     pub held: bool,
+    /// When what it says was written, where that is earlier than now: a file is published some time after its last write.
+    pub written: Option<HybridTime>,
     /// Where a rename brings the entry from, unchanged.
     pub moved: Option<Moved>,
 }

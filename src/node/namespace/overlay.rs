@@ -203,9 +203,11 @@ impl Overlay {
             }
         }
         let mut since = self.generation;
+        let mut time = edit.written.map_or(time, |written| written.min(time));
         let mut calls = call.cloned();
         if let Some(earlier) = self.edits.get(&edit.path) {
             add(&mut seen, &earlier.seen);
+            time = time.max(earlier.time);
             calls = match (calls, &earlier.calls) {
                 (Some(own), Some(before)) => {
                     let both: BTreeSet<_> = own.iter().chain(before.iter()).copied().collect();
@@ -457,6 +459,7 @@ mod tests {
             entry: lives.then(Entry::implied_directory),
             seen: seen.iter().map(|sequence| dot(*sequence)).collect(),
             held: false,
+            written: None,
             moved: None,
         };
         overlay.change(vec![edit], || HybridTime(100));
@@ -532,6 +535,7 @@ mod tests {
                 entry: Some(Entry::implied_directory()),
                 seen: Vec::new(),
                 held: false,
+                written: None,
                 moved: Moved::new(at("f"), &[dot(1)]),
             };
             overlay.change(vec![edit], || HybridTime(100));
@@ -566,6 +570,7 @@ mod tests {
                 entry: Some(Entry::implied_directory()),
                 seen: seen.iter().map(|sequence| dot(*sequence)).collect(),
                 held: false,
+                written: None,
                 moved: None,
             };
             paths.iter().map(edit).collect()
@@ -612,6 +617,7 @@ mod tests {
                 entry: None,
                 seen: Vec::new(),
                 held: false,
+                written: None,
                 moved: None,
             };
             overlay.change(vec![edit], || HybridTime(time));

@@ -165,6 +165,7 @@ impl World {
                 entry: Some(file(world.contents)),
                 seen: Vec::new(),
                 held: false,
+                written: None,
                 moved: None,
             };
             let replica = world.peers[0].replica.as_ref().unwrap();
@@ -557,6 +558,7 @@ impl World {
             entry,
             seen,
             held: false,
+            written: None,
             moved: None,
         };
         match (self.random.random_range(0..10), there) {
@@ -644,6 +646,7 @@ impl World {
                 entry: Some(shown.entry),
                 seen: Vec::new(),
                 held: false,
+                written: None,
                 moved: Moved::new(path.clone(), &shown.seen),
             });
             edits.push(Edit {
@@ -651,6 +654,7 @@ impl World {
                 entry: None,
                 seen: shown.seen,
                 held: false,
+                written: None,
                 moved: None,
             });
         }
@@ -691,6 +695,7 @@ impl World {
             entry: (!removes).then(|| file(self.contents)),
             seen: over.map(|over| over.seen).unwrap_or_default(),
             held: false,
+            written: None,
             moved: None,
         };
         self.make(peer, deed, vec![edit], None);
@@ -887,6 +892,7 @@ fn a_clock_that_is_set_back_after_a_crash_leaves_no_entry_newer_than_its_head() 
         entry: Some(file(1)),
         seen: Vec::new(),
         held: false,
+        written: None,
         moved: None,
     };
     replica.change(vec![edit], now(START_NS + HOUR)).unwrap();
@@ -979,6 +985,7 @@ fn a_head_that_only_completes_a_rename_does_not_pass_for_one_with_later_changes(
         entry: content.map(file),
         seen,
         held: false,
+        written: None,
         moved: None,
     };
     let seen = |world: &World, number: usize| {

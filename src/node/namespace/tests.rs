@@ -143,6 +143,7 @@ impl Member {
             entry,
             seen: seen.unwrap_or_default(),
             held: false,
+            written: None,
             moved: None,
         });
     }

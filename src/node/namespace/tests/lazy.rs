@@ -21,6 +21,7 @@ impl Apart {
             entry: Some(file(content)),
             seen: Vec::new(),
             held: false,
+            written: None,
             moved: None,
         };
         let all = (0..4000).map(|n| edit(format!("d{}/{n}", n % 80), n));

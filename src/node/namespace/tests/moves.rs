@@ -41,6 +41,7 @@ async fn rename(member: &Member, from: &str, to: &str) {
             entry: Some(shown.entry),
             seen: Vec::new(),
             held: false,
+            written: None,
             moved: manifest::Moved::new(path.clone(), &shown.seen),
         });
         edits.push(Edit {
@@ -48,6 +49,7 @@ async fn rename(member: &Member, from: &str, to: &str) {
             entry: None,
             seen: shown.seen,
             held: false,
+            written: None,
             moved: None,
         });
     }

@@ -102,6 +102,7 @@ async fn renaming_a_conflict_copy_moves_it_out_of_the_conflict() {
         entry,
         seen,
         held: false,
+        written: None,
         moved: None,
     };
     a.ns.change(vec![
@@ -130,6 +131,7 @@ async fn a_conflict_copy_whose_original_went_away_can_still_be_removed_by_its_na
         entry: None,
         seen,
         held: false,
+        written: None,
         moved: None,
     });
     a.ns.flush().await.unwrap();
@@ -187,6 +189,7 @@ async fn a_newcomer_fetches_nothing_until_it_looks() {
         entry: Some(file(n)),
         seen: Vec::new(),
         held: false,
+        written: None,
         moved: None,
     });
     a.ns.change(edits.collect()).unwrap();
@@ -221,6 +224,7 @@ async fn a_writer_that_has_looked_at_nothing_publishes_what_it_writes() {
         entry: Some(file(2)),
         seen: Vec::new(),
         held: false,
+        written: None,
         moved: None,
     });
     b.ns.flush().await.unwrap();
@@ -240,6 +244,7 @@ async fn what_cannot_be_committed_is_kept_and_committed_after_a_restart() {
         entry: Some(file(2)),
         seen: Vec::new(),
         held: false,
+        written: None,
         moved: None,
     });
     b.ns.flush().await.unwrap();
@@ -493,6 +498,7 @@ async fn a_change_that_waits_for_nodes_which_nobody_gives_holds_up_no_other() {
         entry: Some(file(content)),
         seen: Vec::new(),
         held: false,
+        written: None,
         moved: None,
     };
     let many = (0..4000).map(|n| put(&format!("d{}/{n}", n % 80), n));
@@ -589,6 +595,7 @@ async fn with_many_files(cluster: &Cluster) -> Member {
         entry: Some(file(n)),
         seen: Vec::new(),
         held: false,
+        written: None,
         moved: None,
     };
     a.ns.change((0..1000).map(edit).collect()).unwrap();
@@ -645,6 +652,7 @@ async fn conflicts_are_found_in_a_head_that_changed_more_than_is_named() {
         entry: Some(file(n)),
         seen: Vec::new(),
         held: false,
+        written: None,
         moved: None,
     });
     b.ns.change(many.collect()).unwrap();

@@ -57,6 +57,7 @@ async fn the_changes_of_one_call_are_in_one_head() {
         entry,
         seen,
         held: false,
+        written: None,
         moved: None,
     };
     a.ns.change(vec![
@@ -87,6 +88,7 @@ async fn held_files_are_visible_here_but_not_published() {
         entry: Some(file(1)),
         seen: Vec::new(),
         held,
+        written: None,
         moved: None,
     };
     a.edit(edit(true));
@@ -113,6 +115,7 @@ async fn a_writer_that_saw_the_file_before_its_own_last_commit_makes_no_conflict
         entry: Some(file(content)),
         seen: seen.to_vec(),
         held: false,
+        written: None,
         moved: None,
     };
     for content in 1..4 {
@@ -174,6 +177,7 @@ async fn read_only_members_change_nothing() {
         entry: Some(file(1)),
         seen: Vec::new(),
         held: false,
+        written: None,
         moved: None,
     };
     assert!(matches!(
@@ -194,6 +198,7 @@ async fn entries_that_fit_in_no_tree_are_refused_at_once() {
         entry: Some(entry),
         seen: Vec::new(),
         held: false,
+        written: None,
         moved: None,
     };
     assert!(a.ns.change(vec![edit(at("x"), bad)]).is_err());
@@ -259,6 +264,7 @@ async fn others_look_and_change_while_many_changes_are_worked_out() {
         entry,
         seen,
         held: false,
+        written: None,
         moved: None,
     };
     let edits = vec![

@@ -1,0 +1,227 @@
+//! What programs expect of a filesystem, through the kernel; `mount-tests/outside` has what POSIX says of each call.
+
+use std::{
+    fs, io,
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
+    path::Path,
+};
+
+use p2pfs_mount_tests::{Mount, SOON, eventually, noise, until};
+use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom, XattrFlags};
+
+use super::{pair, pair_with};
+
+/// Numbers of all that is below a folder, by path.
+fn numbers(mount: &Mount, below: &str) -> Vec<(String, u64)> {
+    let mut folders = vec![below.to_owned()];
+    let mut numbers = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for name in mount.list(&folder).unwrap() {
+            let path = format!("{folder}/{name}");
+            let data = mount.with(&path, |path| path.symlink_metadata().unwrap());
+            if data.is_dir() {
+                folders.push(path.clone());
+            }
+            numbers.push((path, data.ino()));
+        }
+    }
+    numbers.sort();
+    numbers
+}
+
+#[test]
+fn after_a_remount_numbers_are_the_same_and_git_status_fetches_nothing() {
+    let pair = pair();
+    pair.a.host().sh(
+        "mkdir mnt/work && cd mnt/work && git init -q . && git config user.email a@example.org && git config user.name a && \
+         mkdir -p src/deep && for n in $(seq 40); do head -c 20000 /dev/urandom > src/deep/$n; done && \
+         ln -s src link && git add . && git commit -qm one && git status --porcelain",
+    );
+    pair.a.publishes();
+    let git = "cd mnt/work && git -c safe.directory='*' status --porcelain";
+    // The other side makes an index of its own, of what it sees.
+    eventually(SOON, "the work tree is here and clean", || {
+        let said = pair.b.host().try_sh(git);
+        match (said.code(), said.to_string().contains(" src/")) {
+            (Some(0), false) => Ok(()),
+            _ => Err(said),
+        }
+    });
+    pair.b.host().sh(git);
+    pair.b.publishes();
+    let before = numbers(&pair.b, "work/src");
+    assert!(before.len() > 40);
+    let host = pair.b.host().clone();
+    pair.b.ask("evict work");
+    pair.b.unmount();
+    let b = host.mount(&pair.id, "");
+    b.meets(1);
+    assert_eq!(numbers(&b, "work/src"), before);
+    host.sh(git);
+    let received = || {
+        let network = b.status()["network"].clone();
+        network["block_bytes_received"].as_u64().unwrap()
+    };
+    let first = received();
+    host.sh(git);
+    assert!(first < 600_000, "the work tree was not read: {first}");
+    assert_eq!(received(), first);
+}
+
+#[test]
+fn a_read_only_mount_refuses_every_change() {
+    let pair = pair();
+    let a = &pair.a;
+    a.with("", |dir| {
+        fs::write(dir.join("file"), "text").unwrap();
+        fs::create_dir(dir.join("folder")).unwrap();
+        fs::create_dir(dir.join("empty")).unwrap();
+        fs::write(dir.join("folder/inner"), "").unwrap();
+        symlink("file", dir.join("link")).unwrap();
+    });
+    // By its id, and by an option.
+    let readers = [
+        pair.lab.host("r").mount(&pair.read_only, ""),
+        pair.another("o", "--read-only"),
+    ];
+    for reader in &readers {
+        reader.shows("file", "text");
+        until(SOON, "all is there", || {
+            reader.has("link") && reader.has("empty") && reader.has("folder/inner")
+        });
+        reader.with("", refuses_all);
+    }
+    assert_eq!(a.read("file").unwrap(), b"text");
+}
+
+fn refuses_all(dir: &Path) {
+    use rustix::fs as sys;
+    let (file, new) = (dir.join("file"), dir.join("new"));
+    let open = |options: &mut fs::OpenOptions, path: &Path| options.open(path).map(drop);
+    let mode = sys::Mode::from_raw_mode(0o644);
+    let calls: Vec<(&str, io::Result<()>)> = vec![
+        ("create", fs::write(&new, "")),
+        ("write", open(fs::OpenOptions::new().write(true), &file)),
+        ("append", open(fs::OpenOptions::new().append(true), &file)),
+        (
+            "open with O_TRUNC",
+            open(
+                fs::OpenOptions::new()
+                    .read(true)
+                    .custom_flags(libc::O_TRUNC),
+                &file,
+            ),
+        ),
+        ("truncate", rustix_truncate(&file)),
+        ("mkdir", fs::create_dir(&new)),
+        ("rmdir", fs::remove_dir(dir.join("empty"))),
+        ("unlink", fs::remove_file(&file)),
+        ("unlink of a link", fs::remove_file(dir.join("link"))),
+        ("rename", fs::rename(&file, &new)),
+        ("rename over", fs::rename(&file, dir.join("folder/inner"))),
+        (
+            "exchange",
+            sys::renameat_with(
+                sys::CWD,
+                &file,
+                sys::CWD,
+                dir.join("link"),
+                RenameFlags::EXCHANGE,
+            )
+            .map_err(Into::into),
+        ),
+        ("link", fs::hard_link(&file, &new)),
+        ("symlink", symlink("x", &new)),
+        (
+            "mkfifo",
+            sys::mknodat(sys::CWD, &new, sys::FileType::Fifo, mode, 0).map_err(Into::into),
+        ),
+        (
+            "chmod",
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)),
+        ),
+        (
+            "chmod of a folder",
+            fs::set_permissions(dir.join("folder"), fs::Permissions::from_mode(0o700)),
+        ),
+        ("chown", std::os::unix::fs::chown(&file, Some(1), Some(1))),
+        ("utimes", utimes(&file)),
+        (
+            "setxattr",
+            sys::setxattr(&file, "user.x", b"1", XattrFlags::empty()).map_err(Into::into),
+        ),
+        (
+            "removexattr",
+            sys::removexattr(&file, "user.x").map_err(Into::into),
+        ),
+    ];
+    for (what, outcome) in calls {
+        let error = outcome.expect_err(what);
+        assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{what}: {error}");
+    }
+    // What changes nothing works.
+    assert!(open(fs::OpenOptions::new().read(true), &file).is_ok());
+    assert!(rustix::fs::access(&file, rustix::fs::Access::READ_OK).is_ok());
+    let denied = rustix::fs::access(&file, rustix::fs::Access::WRITE_OK);
+    assert_eq!(denied, Err(rustix::io::Errno::ROFS));
+}
+
+fn rustix_truncate(path: &Path) -> io::Result<()> {
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+    // SAFETY: the path ends with its NUL.
+    match unsafe { libc::truncate(path.as_ptr(), 1) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn utimes(path: &Path) -> io::Result<()> {
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+    let time = Timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    };
+    let times = Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
+    utimensat(CWD, path, &times, AtFlags::empty()).map_err(Into::into)
+}
+
+#[test]
+fn holes_survive_publication_and_are_told() {
+    const MIB: u64 = 1024 * 1024;
+    for options in ["", "--no-passthrough"] {
+        let pair = pair_with(options);
+        let bytes = noise(1, 100_000);
+        pair.a.with("sparse", |path| {
+            let file = fs::File::create(path).unwrap();
+            file.write_all_at(&bytes, 0).unwrap();
+            file.write_all_at(&bytes, 8 * MIB).unwrap();
+            rustix::fs::fallocate(
+                &file,
+                FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+                8 * MIB,
+                65_536,
+            )
+            .unwrap();
+            file.set_len(16 * MIB).unwrap();
+        });
+        pair.a.publishes();
+        pair.a.with("sparse", |path| {
+            let file = fs::File::open(path).unwrap();
+            let hole = rustix::fs::seek(&file, SeekFrom::Hole(0)).unwrap();
+            assert!((100_000..MIB).contains(&hole), "{hole}");
+            let data = rustix::fs::seek(&file, SeekFrom::Data(hole)).unwrap();
+            assert!((7 * MIB..=8 * MIB + 65_536).contains(&data), "{data}");
+            let last = rustix::fs::seek(&file, SeekFrom::Hole(data)).unwrap();
+            assert!((8 * MIB + 100_000..9 * MIB).contains(&last), "{last}");
+            let none = rustix::fs::seek(&file, SeekFrom::Data(last));
+            assert_eq!(none, Err(rustix::io::Errno::NXIO));
+        });
+        let mut expected = vec![0; 16 * MIB as usize];
+        expected[..100_000].copy_from_slice(&bytes);
+        expected[8 * MIB as usize + 65_536..][..100_000 - 65_536].copy_from_slice(&bytes[65_536..]);
+        pair.b.shows("sparse", &expected);
+    }
+}
