@@ -337,9 +337,13 @@ async fn read_data<S: AsyncRead + Unpin>(
     while done < length {
         let piece = PIECE_BYTES.min(length - done);
         let start = if wanted { done } else { 0 };
-        reader.read_exact(&mut bytes[start..start + piece]).await?;
-        count(piece);
-        done += piece;
+        // Counted as it comes: a piece takes long on a slow line.
+        let came = reader.read(&mut bytes[start..start + piece]).await?;
+        if came == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        count(came);
+        done += came;
     }
     Ok(wanted.then(|| bytes.into()))
 }
@@ -406,7 +410,8 @@ pub(super) async fn serve(
 ) -> Result<(), FrameError> {
     let (mut reader, mut writer) = stream.split();
     let (answers, mut answered) = mpsc::channel(ASKED_MAX);
-    // Who takes a number out of this map sends what there is to say about it: the answering task, or a cancellation.
+    // Who takes a number out of this map sends what there is to say about it: who writes the answer, or a cancellation. So an
+    // answer that waits for its turn can still be cancelled.
     let running = Arc::new(Mutex::new(BTreeMap::<u64, AbortHandle>::new()));
     let mut tasks = JoinSet::new();
 
@@ -448,17 +453,14 @@ pub(super) async fn serve(
             let accepted = shared.upload.accept(bytes);
             let busy = room.is_none() || accepted.is_none();
             let held = (place, room, accepted, Load::new(shared));
-            let (answers, mine) = (answers.clone(), running.clone());
+            let answers = answers.clone();
             let mut running = running.lock();
             let task = tasks.spawn(async move {
                 let answer = match busy {
                     true => BlockAnswer::Busy,
                     false => answer(work).await,
                 };
-                let still_wanted = mine.lock().remove(&number).is_some();
-                if still_wanted {
-                    let _ = answers.send(Outgoing::Answer(number, answer, held)).await;
-                }
+                let _ = answers.send(Outgoing::Answer(number, answer, held)).await;
             });
             if running.insert(number, task).is_some() {
                 return Err(refused("a number twice"));
@@ -472,6 +474,10 @@ pub(super) async fn serve(
                     write_head(&mut writer, &BlockHead::Cancelled { number }).await?;
                 }
                 Outgoing::Answer(number, answer, held) => {
+                    let is_wanted = running.lock().remove(&number).is_some();
+                    if !is_wanted {
+                        continue;
+                    }
                     let sent = write_answer(&mut writer, shared, peer, number, answer).await?;
                     let Some(sent) = sent else {
                         peer.patience.lock().missed(Instant::now());

@@ -374,6 +374,12 @@ impl Net {
         answered(&there, within, there.blocks.fetch(Asked::Batch(request))).await
     }
 
+    /// Bytes of block answers that have come from a proven peer since it was last admitted, as they come.
+    pub fn block_bytes_received(&self, peer: &PeerId) -> Option<u64> {
+        let peer = self.shared.peer(peer)?;
+        Some(peer.traffic.block_received.load(Relaxed))
+    }
+
     /// Block answers that are being worked on now, for all peers.
     pub fn load(&self) -> u32 {
         self.shared.load.load(Relaxed)

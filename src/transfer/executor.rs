@@ -49,8 +49,9 @@ const REPORTS_MAX: usize = 256;
 const ASK_WITHIN: Duration = Duration::from_secs(3);
 /// Longest search of the directory, which bounds itself to two seconds.
 const FIND_WITHIN: Duration = Duration::from_secs(3);
-/// How much longer than the scheduler the network waits for an answer: the scheduler decides, this is a safety net.
-const WITHIN_SLACK: Duration = Duration::from_secs(1);
+/// Longest wait for the answer to a request. The scheduler decides when one is given up, as long as bytes come; this is a safety
+/// net. No honest peer takes longer: a mebibyte at 4 KiB/s.
+const ANSWER_WITHIN: Duration = Duration::from_secs(256);
 /// How long a peer that sent a bad block is refused.
 const BLOCKED_FOR: Duration = Duration::from_secs(60 * 60);
 /// Announcements are gathered for this long.
@@ -318,6 +319,13 @@ impl Executor {
         }
     }
 
+    /// Tells the scheduler how much has come from a peer.
+    fn count(&mut self, peer: PeerId) {
+        if let Some(bytes) = self.parts.source.received(&peer) {
+            self.scheduler.handle_progress(self.now(), peer, bytes);
+        }
+    }
+
     fn give_up(&mut self, id: WishId) {
         self.scheduler.handle_give_up(self.now(), id);
         if let Some((object, _)) = self.waiting.remove(&id) {
@@ -352,6 +360,7 @@ impl Executor {
                 blocks,
                 answer,
             } => {
+                self.count(peer);
                 if answer == Answer::Blocks {
                     self.parts
                         .board
@@ -406,8 +415,11 @@ impl Executor {
         }
     }
 
-    /// Announces news; notes what makes no progress; gives up wishes whose callers went away unheard.
+    /// Counts what comes; announces news; notes what makes no progress; gives up wishes whose callers went away unheard.
     fn on_tick(&mut self) {
+        for peer in self.scheduler.busy_peers() {
+            self.count(peer);
+        }
         for _ in 0..ANNOUNCED_MAX {
             let Some((object, blocks)) = self.news.pop_first() else {
                 break;
@@ -449,15 +461,9 @@ impl Executor {
                     peer,
                     object,
                     blocks,
-                    deadline,
                     ..
-                } => self.request(id, peer, object, blocks, deadline),
-                Output::Batch {
-                    id,
-                    peer,
-                    objects,
-                    deadline,
-                } => self.batch(id, peer, objects, deadline),
+                } => self.request(id, peer, object, blocks),
+                Output::Batch { id, peer, objects } => self.batch(id, peer, objects),
                 Output::Cancel { id } => {
                     if let Some(running) = self.running.remove(&id) {
                         running.cancel();
@@ -573,21 +579,13 @@ impl Executor {
         });
     }
 
-    fn request(
-        &mut self,
-        id: RequestId,
-        peer: PeerId,
-        object: Object,
-        blocks: Range<u64>,
-        deadline: Duration,
-    ) {
-        let within = deadline.saturating_sub(self.now()) + WITHIN_SLACK;
+    fn request(&mut self, id: RequestId, peer: PeerId, object: Object, blocks: Range<u64>) {
         let request = BlockRequest {
             object,
             start: blocks.start,
             end: blocks.end,
         };
-        let asked = self.parts.source.blocks(peer, request, within);
+        let asked = self.parts.source.blocks(peer, request, ANSWER_WITHIN);
         let cancelled = self.parts.stop.child_token();
         self.running.insert(id, cancelled.clone());
         let store = self.parts.store.clone();
@@ -629,10 +627,9 @@ impl Executor {
         });
     }
 
-    fn batch(&mut self, id: RequestId, peer: PeerId, objects: Vec<Object>, deadline: Duration) {
-        let within = deadline.saturating_sub(self.now()) + WITHIN_SLACK;
+    fn batch(&mut self, id: RequestId, peer: PeerId, objects: Vec<Object>) {
         let request = BatchRequest(objects.clone());
-        let asked = self.parts.source.batch(peer, request, within);
+        let asked = self.parts.source.batch(peer, request, ANSWER_WITHIN);
         let cancelled = self.parts.stop.child_token();
         self.running.insert(id, cancelled.clone());
         let store = self.parts.store.clone();

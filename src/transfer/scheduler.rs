@@ -10,7 +10,10 @@
 //!   second request is the hedge of the first.
 //! - With a limit on what comes in, nothing is asked for that would exceed it, and no wish fails for having waited for that.
 //! - A peer whose answer didn't verify is never asked for blocks again.
-//! - A wish ends: it is done, fails, or is given up. It fails at the latest when it made no progress for the time-out.
+//! - A wish ends: it is done, fails, or is given up. It fails when it made no progress for the time-out. Part of an answer is
+//!   progress; so is any answer of a peer that has too much to send to be asked for more.
+//! - A peer from which bytes come fails no request, however slow it is. It is asked for less at once, and others are asked in its
+//!   place where they are clearly faster.
 //! - A wish for an object whose size isn't proven includes the object's last block, so it isn't done before the proof.
 
 mod batches;
@@ -22,6 +25,8 @@ mod work;
 
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod swarm;
 #[cfg(test)]
 mod tests;
 
@@ -81,8 +86,9 @@ struct Request {
     bytes: u64,
     sent: Sent,
     late_at: Duration,
-    /// `None` once the answer is here and being verified: from then on it isn't the peer that is slow.
-    deadline: Option<Duration>,
+    /// How long its peer may be silent; `None` once the answer is here and being verified: from then on it isn't the peer that
+    /// is slow.
+    patience: Option<Duration>,
     /// Has or is a hedge, or had one: at most one each.
     hedged: bool,
     /// The other request for the same blocks, while both are under way.
@@ -332,6 +338,37 @@ impl Scheduler {
         }
     }
 
+    /// So many bytes of answers have come from a peer so far, over its present connection, those that nobody wants any more
+    /// included. To be told often while the peer is asked for anything: with that, who is slow is told from who is gone.
+    pub fn handle_progress(&mut self, now: Duration, id: PeerId, bytes: u64) {
+        let Some(peer) = self.peers.get_mut(&id) else {
+            return;
+        };
+        if !peer.on_progress(now, bytes) {
+            return;
+        }
+        let coming = self.requests.values().filter(|request| request.peer == id);
+        for request in coming {
+            let Some(work) = self.works.get(&request.object) else {
+                continue;
+            };
+            for wish in &work.wishes {
+                if let Some(wish) = self.wishes.get_mut(wish)
+                    && !wish.missing.present(request.blocks.clone()).is_empty()
+                {
+                    wish.progress_at = now;
+                }
+            }
+        }
+        self.advance(now);
+    }
+
+    /// The peers that are asked for something now.
+    pub fn busy_peers(&self) -> Vec<PeerId> {
+        let busy = self.peers.iter().filter(|(_, peer)| peer.queued_bytes > 0);
+        busy.map(|(id, _)| *id).collect()
+    }
+
     /// A peer announced blocks by itself. Of interest only for objects that are or lately were wanted.
     pub fn handle_announcement(
         &mut self,
@@ -380,7 +417,7 @@ impl Scheduler {
     /// The answer to a request is here and will be verified: no time-out applies to it any more.
     pub fn handle_received(&mut self, id: RequestId) {
         if let Some(request) = self.requests.get_mut(&id) {
-            request.deadline = None;
+            request.patience = None;
             request.hedged = true;
         }
         self.batch_received(id);
@@ -673,6 +710,7 @@ impl Scheduler {
     /// Does what is due, then issues what can be issued.
     fn advance(&mut self, now: Duration) {
         self.expire_requests(now);
+        self.trim_queues();
         self.expire_batches(now);
         self.expire_wishes(now);
         self.limited_until = None;

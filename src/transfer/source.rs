@@ -18,6 +18,8 @@ use crate::{
 pub(super) trait BlockSource: Send + Sync + 'static {
     /// Those that are connected, with their round trips where measured.
     fn peers(&self) -> Vec<(PeerId, Option<Duration>)>;
+    /// Bytes of answers that have come from a peer over its present connection, as they come.
+    fn received(&self, peer: &PeerId) -> Option<u64>;
     /// Follows who comes and goes; after a gap [`BlockSource::peers`] is read anew.
     fn events(&self) -> broadcast::Receiver<NetEvent>;
     /// Asks a peer what it has of these objects; the answers are in their order.
@@ -55,6 +57,10 @@ impl BlockSource for Net {
             .into_iter()
             .map(|peer| (peer.peer, peer.round_trip))
             .collect()
+    }
+
+    fn received(&self, peer: &PeerId) -> Option<u64> {
+        Net::block_bytes_received(self, peer)
     }
 
     fn events(&self) -> broadcast::Receiver<NetEvent> {

@@ -211,6 +211,10 @@ impl FakeNet {
 struct FakeSource(Arc<FakeNet>);
 
 impl BlockSource for FakeSource {
+    fn received(&self, _peer: &PeerId) -> Option<u64> {
+        None
+    }
+
     fn peers(&self) -> Vec<(PeerId, Option<Duration>)> {
         let state = self.0.state.lock();
         state.peers.keys().map(|peer| (*peer, None)).collect()

@@ -104,6 +104,15 @@ fn a_read_goes_on_after_its_machine_has_slept() {
 }
 
 #[test]
+fn a_read_goes_on_from_an_only_source_whose_link_becomes_slow() {
+    let read = prepare(1, "400mbit", false);
+    read.survives(|read| {
+        read.sources[0].host().limit("10mbit");
+        Instant::now()
+    });
+}
+
+#[test]
 fn a_read_goes_on_from_another_source_while_one_is_stopped() {
     let read = prepare(2, "20mbit", false);
     let stopped = read.sources[0].pid();

@@ -19,8 +19,10 @@ use libp2p::PeerId;
 use rand::Rng;
 
 use super::{
-    Answer, Held, Output, Priority, RequestId, Scheduler, WishId, peer::Sent,
-    select::IN_FLIGHT_BYTES_MAX, work::Said,
+    Answer, Held, Output, Priority, RequestId, Scheduler, WishId,
+    peer::{Peer, Sent},
+    select::{IN_FLIGHT_BYTES_MAX, scale_of},
+    work::Said,
 };
 use crate::{
     content::{BLOCK_BYTES, Object},
@@ -56,8 +58,17 @@ struct Flight {
     sent: Sent,
     /// When others are asked for what somebody waits for; `None` once that was done.
     late_at: Option<Duration>,
-    /// `None` once the answer is here and being verified.
-    deadline: Option<Duration>,
+    /// How long its peer may be silent; `None` once the answer is here and being verified.
+    patience: Option<Duration>,
+}
+
+impl Flight {
+    fn expires_at(&self, peers: &BTreeMap<PeerId, Peer>) -> Option<Duration> {
+        let heard_at = peers
+            .get(&self.peer)
+            .map_or(self.sent.at, |peer| peer.heard_since(self.sent));
+        Some(heard_at + self.patience?)
+    }
 }
 
 /// See the module.
@@ -97,10 +108,10 @@ impl Batches {
     }
 
     /// When something is due.
-    pub(super) fn wakes(&self) -> impl Iterator<Item = Duration> {
+    pub(super) fn wakes(&self, peers: &BTreeMap<PeerId, Peer>) -> impl Iterator<Item = Duration> {
         self.flights
             .values()
-            .flat_map(|flight| [flight.late_at, flight.deadline])
+            .flat_map(|flight| [flight.late_at, flight.expires_at(peers)])
             .flatten()
     }
 }
@@ -171,8 +182,8 @@ impl Scheduler {
                 && !self.blocked.contains(id)
                 && !self.batches.was_tried(object, id);
             is_any |= may_ask;
-            let fits = peer.has_room(object.size, scale(priority))
-                && self.fits_in_flight(object.size, scale(priority));
+            let fits = peer.has_room(object.size, scale_of(priority))
+                && self.fits_in_flight(object.size, scale_of(priority));
             if !may_ask || !fits {
                 continue;
             }
@@ -210,8 +221,8 @@ impl Scheduler {
             let bytes_max = bytes_max.min(BATCH_BYTES_MAX);
             let fits = objects.len() < BATCH_OBJECTS_MAX
                 && with <= bytes_max
-                && peer.has_room(with, scale(priority))
-                && self.fits_in_flight(with, scale(priority));
+                && peer.has_room(with, scale_of(priority))
+                && self.fits_in_flight(with, scale_of(priority));
             // The first one was chosen for the peer.
             if !objects.is_empty() && (!fits || self.batches.was_tried(&object, &to)) {
                 break;
@@ -237,14 +248,13 @@ impl Scheduler {
         if let Some(limit) = &mut self.limit {
             limit.take(now, bytes);
         }
-        let deadline = now + peer.time_out();
         let flight = Flight {
             peer: to,
             objects: objects.clone(),
             bytes,
             sent,
             late_at: Some(now + peer.late_after()),
-            deadline: Some(deadline),
+            patience: Some(peer.time_out()),
         };
         self.in_flight_bytes += bytes;
         self.batches.flights.insert(id, flight);
@@ -252,7 +262,6 @@ impl Scheduler {
             id,
             peer: to,
             objects,
-            deadline,
         });
     }
 
@@ -389,7 +398,7 @@ impl Scheduler {
     /// The answer is here and will be verified: no time-out applies to it any more.
     pub(super) fn batch_received(&mut self, id: RequestId) {
         if let Some(flight) = self.batches.flights.get_mut(&id) {
-            flight.deadline = None;
+            flight.patience = None;
             flight.late_at = None;
         }
     }
@@ -399,8 +408,9 @@ impl Scheduler {
         let is_over = |at: Option<Duration>| at.is_some_and(|at| at <= now);
         let flights = self.batches.flights.iter();
         let due: Vec<(RequestId, bool)> = flights
-            .filter(|(_, flight)| is_over(flight.late_at) || is_over(flight.deadline))
-            .map(|(id, flight)| (*id, is_over(flight.deadline)))
+            .map(|(id, flight)| (id, flight, is_over(flight.expires_at(&self.peers))))
+            .filter(|(_, flight, is_expired)| is_over(flight.late_at) || *is_expired)
+            .map(|(id, _, is_expired)| (*id, is_expired))
             .collect();
         for (id, is_expired) in due {
             if is_expired {
@@ -442,12 +452,4 @@ enum Chosen {
     Later,
     /// Nobody is left.
     Nobody,
-}
-
-/// How many times its window a peer's queue may be: demand may queue behind what fills it.
-fn scale(priority: Priority) -> u64 {
-    match priority {
-        Priority::Demand => 2,
-        Priority::Prefetch => 1,
-    }
 }

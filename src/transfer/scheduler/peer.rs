@@ -33,7 +33,15 @@ const REQUEST_BLOCKS_UNMEASURED: u64 = 4;
 /// A single request is kept small enough to be answered within about this.
 const REQUEST_TIME: Duration = Duration::from_secs(1);
 /// Bounds of the time-out.
-const TIME_OUT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+const TIME_OUT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
+/// Bytes that count as a sign of life. Who sends less in the time-out is as good as silent.
+const HEARD_BYTES: u64 = 4 * 1024;
+/// What comes is measured over at least this long.
+const METER: Duration = Duration::from_millis(400);
+/// A request is passed over by a peer that has sent twice what was asked for before it, and this.
+const PASSED_OVER_BYTES: u64 = 4 * 1024 * 1024;
+/// More is not left queued at a peer, in time.
+const QUEUE_MAX: Duration = Duration::from_secs(3);
 /// Least time before a request counts as late.
 const LATE_MIN: Duration = Duration::from_millis(300);
 /// Pause after a failure; doubles with each failure in a row.
@@ -54,6 +62,10 @@ pub(super) struct Sent {
     pub(super) at: Duration,
     /// Bytes that the peer had delivered by then.
     delivered_bytes: u64,
+    /// Bytes that had come from it by then, parts of answers included.
+    heard_bytes: u64,
+    /// Bytes that were asked for by then, these included.
+    queued_bytes: u64,
     /// Nothing else was queued.
     alone: bool,
     /// When the answer was expected.
@@ -72,6 +84,16 @@ pub(super) struct Peer {
     /// Bytes asked for and not answered.
     pub(super) queued_bytes: u64,
     delivered_bytes: u64,
+    /// Bytes that came from it, parts of answers included.
+    heard_bytes: u64,
+    /// What its connection has counted.
+    counted_bytes: u64,
+    /// When bytes came last, enough of them to count.
+    heard_at: Option<Duration>,
+    /// Bytes that came since.
+    unheard_bytes: u64,
+    /// The moment and [`Peer::heard_bytes`] at which the running measurement began.
+    metered: Option<(Duration, u64)>,
     failures: u32,
     failed_at: Option<Duration>,
     busy: u32,
@@ -138,6 +160,79 @@ impl Peer {
             .clamp(LATE_MIN, self.time_out().max(LATE_MIN))
     }
 
+    /// When it was last heard of, as far as a request is concerned that was sent then.
+    pub(super) fn heard_since(&self, sent: Sent) -> Duration {
+        self.heard_at.map_or(sent.at, |at| at.max(sent.at))
+    }
+
+    /// When it last sent something, if it ever did.
+    pub(super) fn heard_at(&self) -> Option<Duration> {
+        self.heard_at
+    }
+
+    /// Whether it has answered others meanwhile, for so long that it must have lost this one.
+    pub(super) fn passed_over(&self, sent: Sent) -> bool {
+        self.heard_bytes - sent.heard_bytes > 2 * sent.queued_bytes + PASSED_OVER_BYTES
+    }
+
+    /// How long until the answer to what was sent then is here, at the rate of late. A peer that is silent is expected to stay
+    /// so for as long again.
+    pub(super) fn left(&self, now: Duration, sent: Sent) -> Duration {
+        let rate = self.rate_bytes_per_s.unwrap_or(RATE_OPTIMISTIC);
+        let came = self.heard_bytes - sent.heard_bytes;
+        let silence = now.saturating_sub(self.heard_since(sent));
+        time_for(sent.queued_bytes.saturating_sub(came), rate).max(silence)
+    }
+
+    /// Whether more is queued at it than it sends in a reasonable time.
+    pub(super) fn is_overfull(&self) -> bool {
+        let rate = self.rate_bytes_per_s.unwrap_or(RATE_OPTIMISTIC);
+        self.queued_bytes > self.window_bytes() * 2 && time_for(self.queued_bytes, rate) > QUEUE_MAX
+    }
+
+    /// Its connection has counted so many bytes of answers so far. Tells whether it is a sign of life.
+    pub(super) fn on_progress(&mut self, now: Duration, counted_bytes: u64) -> bool {
+        let news = counted_bytes.saturating_sub(self.counted_bytes);
+        self.counted_bytes = counted_bytes;
+        self.heard(now, news)
+    }
+
+    fn heard(&mut self, now: Duration, news: u64) -> bool {
+        self.heard_bytes += news;
+        self.unheard_bytes += news;
+        self.slow_down(now);
+        if self.unheard_bytes < HEARD_BYTES {
+            return false;
+        }
+        self.unheard_bytes = 0;
+        self.heard_at = Some(now);
+        self.failures = 0;
+        self.failed_at = None;
+        true
+    }
+
+    /// Notices at once when a peer that has enough to send sends less than it did.
+    fn slow_down(&mut self, now: Duration) {
+        let Some((since, had)) = self.metered else {
+            self.metered = Some((now, self.heard_bytes));
+            return;
+        };
+        let over = now.saturating_sub(since);
+        if over < METER + self.rtt.unwrap_or(RTT_UNMEASURED) {
+            return;
+        }
+        self.metered = Some((now, self.heard_bytes));
+        let came = self.heard_bytes - had;
+        let sample = rate_of(came, over);
+        let is_busy = self.queued_bytes > came && came > 0;
+        if let Some(rate) = self.rate_bytes_per_s
+            && is_busy
+            && sample < rate / 2
+        {
+            self.rate_bytes_per_s = Some(sample.max(RATE_MIN));
+        }
+    }
+
     fn round_trip_at_worst(&self) -> Duration {
         match self.rtt {
             None => RTT_UNMEASURED * 2,
@@ -150,9 +245,14 @@ impl Peer {
         let sent = Sent {
             at: now,
             delivered_bytes: self.delivered_bytes,
+            heard_bytes: self.heard_bytes,
+            queued_bytes: self.queued_bytes + bytes,
             alone: self.queued_bytes == 0,
             expected: now + self.expected(bytes),
         };
+        if self.queued_bytes == 0 {
+            self.metered = Some((now, self.heard_bytes));
+        }
         self.queued_bytes += bytes;
         sent
     }
@@ -179,18 +279,20 @@ impl Peer {
     /// Verified data came.
     pub(super) fn on_data(&mut self, now: Duration, sent: Sent, bytes: u64) {
         self.on_alive();
+        self.heard_at = Some(now);
         self.delivered_bytes += bytes;
+        if self.counted_bytes == 0 {
+            // Nobody counts parts of answers.
+            self.heard_bytes += bytes;
+        }
         let took = now.saturating_sub(sent.at);
         // The round trip is part of a lone request's time; with others queued before it, data flowed all the while.
         let flowing = match self.rtt {
             Some(rtt) if sent.alone => took.saturating_sub(rtt).max(took / 4),
             _ => took,
         };
-        let micros = u64::try_from(flowing.as_micros())
-            .unwrap_or(u64::MAX)
-            .max(1);
         let delivered = self.delivered_bytes - sent.delivered_bytes;
-        let sample = (delivered.saturating_mul(1_000_000) / micros).max(RATE_MIN);
+        let sample = rate_of(delivered, flowing).max(RATE_MIN);
         self.rate_bytes_per_s = Some(match self.rate_bytes_per_s {
             None => sample,
             Some(rate) => (rate / 4).saturating_mul(3).saturating_add(sample / 4),
@@ -262,6 +364,12 @@ fn time_for(bytes: u64, rate: u64) -> Duration {
     Duration::from_micros(bytes.saturating_mul(1_000_000) / rate.max(1))
 }
 
+/// Bytes a second.
+fn rate_of(bytes: u64, time: Duration) -> u64 {
+    let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
+    bytes.saturating_mul(1_000_000) / micros
+}
+
 /// How many bytes `rate` bytes a second move in `time`.
 fn bytes_in(time: Duration, rate: u64) -> u64 {
     let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -315,10 +423,10 @@ mod tests {
     }
 
     #[test]
-    fn time_outs_grow_with_what_is_queued_between_one_and_ten_seconds() {
+    fn time_outs_grow_with_what_is_queued_between_two_and_ten_seconds() {
         let mut peer = measured(20, 1000);
         peer.on_sent(Duration::ZERO, MIB / 16);
-        assert_eq!(peer.time_out(), Duration::from_secs(1));
+        assert_eq!(peer.time_out(), TIME_OUT.0);
         peer.on_sent(Duration::ZERO, 2 * MIB);
         let some = peer.time_out();
         assert!(some > Duration::from_secs(3) && some < Duration::from_secs(8));

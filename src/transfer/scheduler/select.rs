@@ -201,7 +201,7 @@ impl Scheduler {
 
     /// The peer that is expected to bring the first blocks of the piece that can be had soonest, and what of the piece to
     /// ask it for.
-    fn choose(
+    pub(super) fn choose(
         &mut self,
         now: Duration,
         object: Object,
@@ -209,11 +209,7 @@ impl Scheduler {
         priority: Priority,
         not: Option<PeerId>,
     ) -> Option<(PeerId, Range<u64>)> {
-        // Demand may queue behind prefetches that fill the window, up to as much again.
-        let scale = match priority {
-            Priority::Demand => 2,
-            Priority::Prefetch => 1,
-        };
+        let scale = scale_of(priority);
         let blocks_max = self.request_blocks_max(priority);
         let work = self.works.get(&object)?;
         let ready: Vec<(PeerId, &Peer, Range<u64>)> = work
@@ -256,7 +252,8 @@ impl Scheduler {
         Some(best.swap_remove(pick))
     }
 
-    /// Asks a second peer, once, for what a first one is late with and somebody waits for.
+    /// Asks a second peer, once, for what a first one is late with and somebody waits for, if that is expected to bring it clearly
+    /// sooner: when many answers share one link, all of them are late, and asking twice makes them later.
     fn hedge(&mut self, now: Duration) {
         let late: Vec<RequestId> = self
             .requests
@@ -273,12 +270,24 @@ impl Scheduler {
                 continue;
             }
             match self.choose(now, object, &blocks, Priority::Demand, Some(first)) {
-                Some((peer, chosen)) if chosen == blocks => {
+                Some((peer, chosen)) if chosen == blocks && self.is_worth_it(now, id, peer) => {
                     self.send(now, object, peer, blocks, Some(id));
                 }
                 _ => {}
             }
         }
+    }
+
+    /// Whether another peer is expected to answer in less than half of the time that a request has left.
+    pub(super) fn is_worth_it(&self, now: Duration, id: RequestId, other: PeerId) -> bool {
+        let Some(request) = self.requests.get(&id) else {
+            return false;
+        };
+        let (Some(first), Some(other)) = (self.peers.get(&request.peer), self.peers.get(&other))
+        else {
+            return false;
+        };
+        other.expected(request.bytes) * 2 < first.left(now, request.sent)
     }
 
     /// Whether a wish (of that priority, or any) still lacks one of these blocks.
@@ -314,7 +323,6 @@ impl Scheduler {
         self.next_request += 1;
         let bytes = bytes_of(object, &blocks);
         let sent = peer.on_sent(now, bytes);
-        let deadline = now + peer.time_out();
         if let Some(limit) = &mut self.limit {
             limit.take(now, bytes);
         }
@@ -325,7 +333,7 @@ impl Scheduler {
             bytes,
             sent,
             late_at: now + peer.late_after(),
-            deadline: Some(deadline),
+            patience: Some(peer.time_out()),
             hedged: hedge_of.is_some(),
             partner: hedge_of,
         };
@@ -341,7 +349,6 @@ impl Scheduler {
             peer: to,
             object,
             blocks,
-            deadline,
             hedge_of,
         });
     }
@@ -368,6 +375,14 @@ fn aligned_pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         (piece * REQUEST_BLOCKS_MAX).max(range.start)
             ..((piece + 1) * REQUEST_BLOCKS_MAX).min(range.end)
     })
+}
+
+/// How many times its window a peer's queue may be: demand may queue behind prefetches that fill it.
+pub(super) fn scale_of(priority: Priority) -> u64 {
+    match priority {
+        Priority::Demand => 2,
+        Priority::Prefetch => 1,
+    }
 }
 
 /// How many bytes the blocks hold.

@@ -6,6 +6,7 @@ use libp2p::multihash::Multihash;
 
 mod batches;
 mod limits;
+mod links;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -112,9 +113,7 @@ impl Harness {
                     object,
                     blocks,
                     hedge_of,
-                    deadline,
                 } => {
-                    assert!(deadline > self.now);
                     assert!(!blocks.is_empty() && blocks.end - blocks.start <= REQUEST_BLOCKS_MAX);
                     self.asked.push(Asked {
                         id,

@@ -2,30 +2,87 @@
 
 use std::time::Duration;
 
+use libp2p::PeerId;
+
 use super::{
     Answer, Held, Object, Output, Priority, RETRY_LACKING, RequestId, Scheduler, WishId,
-    select::unasked_pieces, work::Holder,
+    peer::Peer,
+    select::{scale_of, unasked_pieces},
+    work::Holder,
 };
-use crate::{content::BlockSet, transfer::TransferError};
+use crate::{
+    content::{BLOCK_BYTES, BlockSet},
+    transfer::TransferError,
+};
 
 /// Holders are asked again this often while a wish is unfinished.
 const RENEW_EVERY: Duration = Duration::from_secs(5);
 /// The directory is asked when no connected peer told within this that it has what is wanted.
 pub(super) const DIRECTORY_AFTER: Duration = Duration::from_millis(300);
+/// A late request is looked at again after this, as long as nobody else is clearly faster.
+const LATE_AGAIN: Duration = Duration::from_millis(100);
 
 impl Scheduler {
+    /// Gives up requests whose peers are silent, and those that take long where another peer is clearly faster.
     pub(super) fn expire_requests(&mut self, now: Duration) {
-        let expired: Vec<RequestId> = self
-            .requests
-            .iter()
-            .filter(|(_, request)| request.deadline.is_some_and(|deadline| deadline <= now))
-            .map(|(id, _)| *id)
-            .collect();
+        let mut expired = Vec::new();
+        let mut slow = Vec::new();
+        for (id, request) in &self.requests {
+            let (Some(patience), Some(peer)) = (request.patience, self.peers.get(&request.peer))
+            else {
+                continue;
+            };
+            if peer.heard_since(request.sent) + patience <= now || peer.passed_over(request.sent) {
+                expired.push(*id);
+            } else if request.sent.at + patience <= now && request.partner.is_none() {
+                slow.push(*id);
+            }
+        }
         for id in expired {
             // Judging one may have cancelled another.
             if let Some(request) = self.end_request(id) {
                 self.outputs.push_back(Output::Cancel { id });
                 self.judge(now, request, Answer::TimedOut);
+            }
+        }
+        for id in slow {
+            let Some(request) = self.requests.get(&id) else {
+                continue;
+            };
+            let (object, blocks, peer) = (request.object, request.blocks.clone(), request.peer);
+            let other = self.choose(now, object, &blocks, Priority::Prefetch, Some(peer));
+            if other.is_some_and(|(other, _)| self.is_worth_it(now, id, other)) {
+                self.cancel(id);
+            }
+        }
+    }
+
+    /// Takes back what nobody waits for where a peer has become so slow that it would be in the way for long. What was asked for
+    /// last goes first.
+    pub(super) fn trim_queues(&mut self) {
+        let overfull: Vec<PeerId> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.is_overfull())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in overfull {
+            let requests: Vec<RequestId> = self
+                .requests
+                .iter()
+                .filter(|(_, request)| request.peer == id && request.patience.is_some())
+                .map(|(id, _)| *id)
+                .collect();
+            for request in requests.into_iter().rev() {
+                if !self.peers.get(&id).is_some_and(Peer::is_overfull) {
+                    break;
+                }
+                let is_demand = self.requests.get(&request).is_some_and(|request| {
+                    self.is_wanted(&request.object, &request.blocks, Some(Priority::Demand))
+                });
+                if !is_demand {
+                    self.cancel(request);
+                }
             }
         }
     }
@@ -38,9 +95,13 @@ impl Scheduler {
             .map(|(id, wish)| (*id, wish.object))
             .collect();
         for (id, object) in expired {
-            if self.waits_for_limit(id) {
+            let since = match self.waits_for_limit(id) {
+                true => Some(now),
+                false => self.waits_for_room(now, id),
+            };
+            if let Some(since) = since.filter(|since| *since + self.read_timeout > now) {
                 if let Some(wish) = self.wishes.get_mut(&id) {
-                    wish.progress_at = now;
+                    wish.progress_at = since;
                 }
                 continue;
             }
@@ -70,6 +131,23 @@ impl Scheduler {
             holder.held != Held::No && self.peers.contains_key(id) && !self.blocked.contains(id)
         });
         is_unasked && (has_holder || work.in_batch && !self.peers.is_empty())
+    }
+
+    /// Whether a wish has to wait until a peer has sent what others asked it for: when such a one was heard of last.
+    fn waits_for_room(&self, now: Duration, id: WishId) -> Option<Duration> {
+        let wish = self.wishes.get(&id)?;
+        let work = self.works.get(&wish.object)?;
+        let piece = unasked_pieces(&wish.missing, &work.in_flight).next()?;
+        let holders = work.holders.iter().filter(|(id, holder)| {
+            !self.blocked.contains(id)
+                && holder.shunned_until <= now
+                && holder.held.first_run(&piece).is_some()
+        });
+        holders
+            .filter_map(|(id, _)| self.peers.get(id))
+            .filter(|peer| !peer.has_room(BLOCK_BYTES, scale_of(wish.priority)))
+            .filter_map(Peer::heard_at)
+            .max()
     }
 
     /// Asks peers what they have and the directory who else there is, where that is due.
@@ -160,8 +238,20 @@ impl Scheduler {
             .values()
             .map(|wish| wish.progress_at + self.read_timeout);
         let requests = self.requests.values().flat_map(|request| {
-            let late_at = (!request.hedged).then_some(request.late_at);
-            late_at.into_iter().chain(request.deadline)
+            // While it is late others are thought of now and then.
+            let late_at = (!request.hedged).then(|| match request.late_at > now {
+                true => request.late_at,
+                false => now + LATE_AGAIN,
+            });
+            let heard_at = self
+                .peers
+                .get(&request.peer)
+                .map_or(request.sent.at, |peer| peer.heard_since(request.sent));
+            let patience = request.patience.into_iter();
+            late_at.into_iter().chain(
+                patience
+                    .flat_map(move |patience| [heard_at + patience, request.sent.at + patience]),
+            )
         });
         let active = || {
             let works = self.works.values();
@@ -192,7 +282,7 @@ impl Scheduler {
             .chain(holders)
             .chain(pauses)
             .chain(self.limited_until)
-            .chain(self.batches.wakes())
+            .chain(self.batches.wakes(&self.peers))
             .filter(|at| *at > now)
             .min()
     }

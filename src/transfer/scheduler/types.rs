@@ -1,6 +1,6 @@
 //! What goes into the scheduler and what comes out.
 
-use std::{ops::Range, time::Duration};
+use std::ops::Range;
 
 use libp2p::PeerId;
 
@@ -115,8 +115,6 @@ pub enum Output {
         object: Object,
         /// At most [`REQUEST_BLOCKS_MAX`].
         blocks: Range<u64>,
-        /// When it will be cancelled for being too late.
-        deadline: Duration,
         /// The late request that this one doubles.
         hedge_of: Option<RequestId>,
     },
@@ -128,8 +126,6 @@ pub enum Output {
         peer: PeerId,
         /// At most [`super::BATCH_OBJECTS_MAX`] of one block each, of [`super::BATCH_BYTES_MAX`] together.
         objects: Vec<Object>,
-        /// When it will be cancelled for being too late.
-        deadline: Duration,
     },
     /// Drop the request or batch; its answer is of no interest any more.
     Cancel {
