@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::{
-    CausalContext, Dot, Entry, Key, NodeHash, Shown, TreePath, Version, Versions, View, children,
-    empty_root, find_copy, get, lookup, merge, scan,
+    CausalContext, Dot, Entry, HybridTime, Key, NodeHash, Shown, TreePath, Version, Versions, View,
+    children, diff, empty_root, find_copy, get, lookup, merge,
+    merge::list,
+    record_folders, scan,
     tree::testing::{Edits, Memory, directory, dot, file, path, version},
 };
 
@@ -126,6 +128,7 @@ impl Replica {
         edits: &[Edit],
     ) {
         self.sequence += 1;
+        let base = self.root;
         for edit in edits {
             match edit {
                 Edit::Write(at, content) => {
@@ -166,7 +169,24 @@ impl Replica {
                 }
             }
         }
+        self.record_folders(memory, oracle, time, base);
         self.context.add(dot(self.writer, self.sequence));
+    }
+    /// What a head that was made on `base` does to the records of folders.
+    fn record_folders(&mut self, memory: &Memory, oracle: &mut Oracle, time: u64, base: NodeHash) {
+        let own = dot(self.writer, self.sequence);
+        let changes = diff(memory, base, self.root, usize::MAX).unwrap();
+        let mut edits: Edits = changes
+            .into_iter()
+            .map(|change| (change.key, change.new))
+            .collect();
+        record_folders(memory, base, &mut edits, own, |_| HybridTime(time)).unwrap();
+        for (key, new) in edits.iter().filter(|(key, _)| key.path().is_none()) {
+            let there = get(memory, self.root, key).unwrap();
+            let seen: Vec<_> = list(there.as_ref()).iter().map(|old| old.dot).collect();
+            let new = list(new.as_ref()).first().cloned();
+            self.replace(memory, oracle, key, &seen, new);
+        }
     }
     fn shown(&self, memory: &Memory, at: &TreePath) -> Option<Shown> {
         lookup(memory, &View::of(self.root), at).unwrap()

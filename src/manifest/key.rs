@@ -25,6 +25,7 @@ const MOVE: u8 = 3;
 const SNAPSHOT: u8 = 4;
 const MEMBER: u8 = 5;
 const POLICY: u8 = 6;
+const FOLDER: u8 = 7;
 
 /// One component of a path: 1 to 255 bytes, no `/`, no NUL, not `.` or `..`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -191,7 +192,9 @@ pub enum InternalKey {
     Member(Vec<u8>),
     /// The policy of a folder and what is below it.
     Policy(TreePath),
-    /// A key of a later version, carried along: its tag (7 or more), and the bytes after it.
+    /// What is remembered of a folder: see the module `folders`.
+    Folder(TreePath),
+    /// A key of a later version, carried along: its tag (8 or more), and the bytes after it.
     Unknown(u8, Vec<u8>),
 }
 
@@ -218,6 +221,7 @@ impl Key {
             InternalKey::Snapshot(name) => (SNAPSHOT, name.clone()),
             InternalKey::Member(peer) => (MEMBER, peer.clone()),
             InternalKey::Policy(path) => (POLICY, path.to_bytes()),
+            InternalKey::Folder(path) => (FOLDER, path.to_bytes()),
             InternalKey::Unknown(tag, rest) => (*tag, rest.clone()),
         };
         let mut bytes = vec![END, tag];
@@ -282,6 +286,7 @@ impl Key {
             [END, SNAPSHOT, name @ ..] => Some(InternalKey::Snapshot(name.to_vec())),
             [END, MEMBER, peer @ ..] => Some(InternalKey::Member(peer.to_vec())),
             [END, POLICY, path @ ..] => Some(InternalKey::Policy(TreePath::parse(path).ok()?)),
+            [END, FOLDER, path @ ..] => Some(InternalKey::Folder(TreePath::parse(path).ok()?)),
             [END, tag, rest @ ..] => Some(InternalKey::Unknown(*tag, rest.to_vec())),
             _ => None,
         }
@@ -304,6 +309,15 @@ impl Key {
     /// The range of raw key bytes that holds all move hints.
     pub(super) fn moves() -> Range<Vec<u8>> {
         vec![END, MOVE]..vec![END, MOVE + 1]
+    }
+    /// What the keys of the records of all folders below one start with.
+    pub(super) fn folders_prefix(folder: &TreePath) -> Vec<u8> {
+        let mut prefix = vec![END, FOLDER];
+        prefix.extend(folder.to_bytes());
+        if !folder.0.is_empty() {
+            prefix.push(SLASH);
+        }
+        prefix
     }
     /// The range of raw key bytes that holds the direct children of a folder.
     pub fn children_of(folder: &TreePath) -> Range<Vec<u8>> {
@@ -342,8 +356,8 @@ fn check_internal(bytes: &[u8]) -> Result<(), NameError> {
                 && !name.iter().any(u8::is_ascii_control)
         }
         [MEMBER, peer @ ..] => (1..=PEER_BYTES_MAX).contains(&peer.len()),
-        [POLICY, path @ ..] => TreePath::from_bytes(path).is_ok(),
-        [tag, ..] => *tag > POLICY,
+        [POLICY | FOLDER, path @ ..] => TreePath::from_bytes(path).is_ok(),
+        [tag, ..] => *tag > FOLDER,
         [] => false,
     };
     if holds {

@@ -7,6 +7,7 @@ mod cbor;
 mod conflicts;
 mod context;
 mod entry;
+mod folders;
 #[cfg(test)]
 mod histories;
 mod key;
@@ -24,6 +25,7 @@ pub use entry::{
     Entry, EntryError, Kind, MOVE_WRITERS_MAX, MOVED_MAX, Moved, RECORD_BYTES_MAX,
     TARGET_BYTES_MAX, Timestamp, VERSIONS_BYTES_MAX, VERSIONS_MAX, Version, Versions,
 };
+pub use folders::record_folders;
 pub use key::{InternalKey, Key, NAME_BYTES_MAX, Name, NameError, PATH_BYTES_MAX, TreePath};
 pub use merge::{Merged, merge, merge_portion, merge_versions};
 pub use moves::{HINT_AGE_MAX_NS, complete_moves, move_hint, without_old_hints};

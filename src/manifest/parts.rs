@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     CausalContext, Dot, HybridTime, Key, Name, NodeHash, NodeSource, TreeError, TreePath, Versions,
-    get,
+    folders, get,
     key::after_prefix,
     merge::list,
     node::Child,
@@ -112,17 +112,30 @@ pub fn versions(
     Ok(view.merged(view.each(|root| get(source, root, key))?))
 }
 
-/// When the newest of a folder's direct entries was written; `None` for a folder that has none in any part. Where an entry
-/// that is gone in the merged state was the newest, this is still its time: a bound from above, for two nodes of each part.
+/// When a direct entry of a folder last changed or was removed; `None` where nothing ever was in it. In a tree that does not
+/// record it (see the module `folders`) removals are not known of, and it takes two nodes of each part.
 pub fn folder_newest(
     source: &impl NodeSource,
     view: &View,
     folder: &TreePath,
 ) -> Result<Option<HybridTime>, TreeError> {
-    let range = Key::children_of(folder);
-    let sums = view.each(|root| range_summary(source, root, &range))?;
-    let times = sums.iter().filter(|sum| sum.keys > 0);
-    Ok(times.map(|sum| sum.newest).max())
+    let mut missing = BTreeSet::new();
+    let recorded = gather(&mut missing, are_recorded(source, view))?;
+    if recorded == Some(false) {
+        let range = Key::children_of(folder);
+        let sums = view.each(|root| range_summary(source, root, &range))?;
+        let times = sums.iter().filter(|sum| sum.keys > 0);
+        return Ok(times.map(|sum| sum.newest).max());
+    }
+    let record = gather(&mut missing, versions(source, view, &folders::key(folder)))?;
+    complete(missing)?;
+    Ok(record.flatten().map(|record| record.newest()))
+}
+
+/// Whether all parts record their folders.
+fn are_recorded(source: &impl NodeSource, view: &View) -> Result<bool, TreeError> {
+    let parts = view.each(|root| folders::are_recorded(source, root))?;
+    Ok(parts.into_iter().all(|recorded| recorded))
 }
 
 /// The rows of a range of raw key bytes, in order.
@@ -185,10 +198,30 @@ fn any_survives(
     }
 }
 
-/// Names, starting with `start`, of the folder's direct children that have something below them in some part, and whether
-/// it is known that something of it survives: with a single part it always does. Found by looking at the edges of what is
-/// below each, not inside.
+/// Names, starting with `start`, of the folder's direct children that may have something below them: all that have it in
+/// some part. And whether it is known that something of it survives.
 pub(super) fn child_folders(
+    source: &impl NodeSource,
+    view: &View,
+    folder: &TreePath,
+    start: &[u8],
+) -> Result<BTreeMap<Name, bool>, TreeError> {
+    let mut missing = BTreeSet::new();
+    let recorded = gather(&mut missing, are_recorded(source, view))?;
+    if recorded == Some(false) {
+        return unrecorded_child_folders(source, view, folder, start);
+    }
+    // What lives in the merged state lives in some part, which has a record of it.
+    let parts = view.each(|root| folders::recorded(source, root, folder, start));
+    let parts = gather(&mut missing, parts)?;
+    complete(missing)?;
+    let names = parts.into_iter().flatten().flatten();
+    Ok(names.map(|name| (name, false)).collect())
+}
+
+/// The same where there are no records of folders: found by looking at the edges of what is below each, not inside. With a
+/// single part it always survives.
+fn unrecorded_child_folders(
     source: &impl NodeSource,
     view: &View,
     folder: &TreePath,

@@ -191,12 +191,17 @@ fn many_files(files: usize) {
 
     one_change(&a, &b, &format!("{}/07", folder(folders / 2)));
 
+    let before = network(&b, "received_bytes");
     let (entries, took) = look_at(&b, "");
-    println!(
-        "{entries} folders of the root listed in {took:?}, {} KiB received",
-        network(&b, "received_bytes") / KIB
-    );
+    let received = network(&b, "received_bytes") - before;
+    println!("{entries} folders of the root listed in {took:?}, {received} bytes received");
     assert_eq!(entries, folders);
+    // Their entries and records, and nothing of what is in them.
+    let enough = 64 * KIB + 160 * folders as u64;
+    assert!(
+        received < enough,
+        "{received} bytes to list {folders} folders"
+    );
     let (lines, took) = find(&b);
     assert_eq!(lines, 1 + folders + files);
     println!(

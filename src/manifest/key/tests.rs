@@ -26,7 +26,8 @@ fn any_internal() -> impl Strategy<Value = InternalKey> {
         prop::collection::vec(b' '..=b'~', 1..9).prop_map(InternalKey::Snapshot),
         prop::collection::vec(any::<u8>(), 1..9).prop_map(InternalKey::Member),
         any_path().prop_map(InternalKey::Policy),
-        (7_u8.., prop::collection::vec(any::<u8>(), 0..9))
+        any_path().prop_map(InternalKey::Folder),
+        (8_u8.., prop::collection::vec(any::<u8>(), 0..9))
             .prop_map(|(tag, rest)| InternalKey::Unknown(tag, rest)),
     ]
 }
@@ -124,7 +125,9 @@ fn keys_look_as_documented() {
         (InternalKey::Member(vec![1, 2]), b"\0\x05\x01\x02"),
         (InternalKey::Policy(TreePath::root()), b"\0\x06"),
         (InternalKey::Policy(path("a/b")), b"\0\x06a/b"),
-        (InternalKey::Unknown(7, vec![0]), b"\0\x07\0"),
+        (InternalKey::Folder(TreePath::root()), b"\0\x07"),
+        (InternalKey::Folder(path("a/b")), b"\0\x07a/b"),
+        (InternalKey::Unknown(8, vec![0]), b"\0\x08\0"),
     ] {
         assert_eq!(Key::of_internal(&internal).as_bytes(), bytes);
     }
@@ -170,7 +173,7 @@ fn lengths_are_bounded() {
     let moved = Key::of_internal(&InternalKey::Move(full));
     assert_eq!(moved.as_bytes().len(), KEY_BYTES_MAX);
     assert!(Key::from_bytes(moved.as_bytes().to_vec()).is_ok());
-    let unknown = |length| [&[0, 7][..], &vec![1; length]].concat();
+    let unknown = |length| [&[0, 8][..], &vec![1; length]].concat();
     assert!(Key::from_bytes(unknown(4096)).is_ok());
     assert_eq!(Key::from_bytes(unknown(4097)), Err(NameError::TooLong));
     let named = |tag: u8, length| [&[0, tag][..], &vec![b'n'; length]].concat();

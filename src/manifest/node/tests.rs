@@ -92,7 +92,7 @@ fn golden_bytes_of_keys() {
         (internal(InternalKey::Member(vec![1, 2])), record()),
         (internal(InternalKey::Policy(TreePath::root())), record()),
         (internal(InternalKey::Policy(path("a/b"))), record()),
-        (internal(InternalKey::Unknown(7, Vec::new())), record()),
+        (internal(InternalKey::Folder(TreePath::root())), record()),
         (internal(InternalKey::Unknown(255, vec![0])), record()),
         (key("c"), kind(Kind::Fifo)),
         (key("c/d"), kind(Kind::Fifo)),
@@ -198,7 +198,8 @@ fn kinds_stand_under_their_own_keys_alone() {
         ),
         (Key::of_internal(&InternalKey::Member(vec![1])), &[2]),
         (Key::of_internal(&InternalKey::Policy(path("a"))), &[2]),
-        (Key::of_internal(&InternalKey::Unknown(7, vec![1])), &[2]),
+        (Key::of_internal(&InternalKey::Folder(path("a"))), &[2]),
+        (Key::of_internal(&InternalKey::Unknown(8, vec![1])), &[2]),
         (Key::of_internal(&InternalKey::File([1; 16])), &[3]),
         (key("a"), &[3, 4]),
     ];

@@ -16,7 +16,7 @@ use super::{
     plan::{self, Edits},
     records::OwnHead,
     replica::{Event, Moment, Replica},
-    state::{State, known, removed_from},
+    state::{State, known},
 };
 use crate::{
     cluster::Head,
@@ -161,10 +161,6 @@ impl<D: Disk> Replica<D> {
         if applied.root != base || contradicted {
             covers.add(dot);
         }
-        let removed = edits.iter();
-        let removals: BTreeSet<_> = removed
-            .filter_map(|(key, new)| removed_from(key, new.as_ref()))
-            .collect();
         let published = self.sign(
             Signing {
                 applied,
@@ -176,11 +172,7 @@ impl<D: Disk> Replica<D> {
                 left: Some(left),
             },
             now,
-            |state| {
-                state.overlay.renames_told(&renames);
-                let time = state.clock;
-                state.note_removals(removals, time);
-            },
+            |state| state.overlay.renames_told(&renames),
         )?;
         self.tell(Event::Published(Arc::new(published)));
         Ok(step)

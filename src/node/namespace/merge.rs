@@ -20,11 +20,11 @@ use super::{
     heads::{KnownHead, Way},
     plan::Edits,
     replica::{Event, Moment, Replica},
-    state::{ShownPart, State, removed_from},
+    state::{ShownPart, State},
 };
 use crate::manifest::{
-    self, CausalContext, Change, Dot, InternalKey, Key, Node, NodeHash, NodeSource, TreeError,
-    Version, WriterNumber,
+    self, CausalContext, Change, Dot, HybridTime, InternalKey, Key, Node, NodeHash, NodeSource,
+    TreeError, Version, WriterNumber,
 };
 
 /// How many nodes merging a head may fetch at once. With more it can wait a while: another member may merge it, and what is
@@ -339,9 +339,13 @@ impl<D: Disk> Replica<D> {
                 manifest::diff_after(&self.nodes, ours.0, whole, after.as_ref(), PORTION_MAX)?;
             let last = changes.last().filter(|_| changes.len() >= PORTION_MAX);
             after = last.map(|change| change.key.clone());
-            let edits =
+            let mut edits =
                 manifest::complete_moves(&self.nodes, merged.root, ours, theirs, &changes, dot)?;
             if !edits.is_empty() {
+                // What moves keeps its time, so it does not make a folder newer.
+                let time_of = |_: &_| HybridTime::default();
+                let root = merged.root;
+                manifest::record_folders(&self.nodes, root, &mut edits, dot, time_of)?;
                 let applied = manifest::apply(&self.nodes, merged.root, &edits)?;
                 let kept = self.nodes.put(&applied.nodes);
                 kept.map_err(|error| failed(&error))?;
@@ -383,11 +387,7 @@ impl<D: Disk> Replica<D> {
             left: None,
         };
         let before = self.state.read().root;
-        let published = self.sign(signing, now, |state| {
-            if let Some(changes) = &changes {
-                note_removals(state, changes);
-            }
-        })?;
+        let published = self.sign(signing, now, |_| {})?;
         let root = published.head.root;
         self.tell(Event::Published(Arc::new(published)));
         self.tell(Event::Changed(Arrival {
@@ -597,9 +597,6 @@ impl<D: Disk> Replica<D> {
         state.set_state(root, covers);
         state.first = None;
         let dropped = state.heads.set_in_state(digest);
-        if let Some(changes) = &changes {
-            note_removals(&mut state, changes);
-        }
         self.plan_join(&mut state, now.at);
         drop(state);
         self.drop_heads(&dropped)?;
@@ -625,12 +622,6 @@ impl<D: Disk> Replica<D> {
         let delay = || self.random(|random| random.random_range(JOIN_DELAY_MS));
         state.plan_join(now, || Duration::from_millis(delay()));
     }
-}
-
-fn note_removals(state: &mut State, changes: &[Change]) {
-    let time = state.clock;
-    let removed = |change: &Change| removed_from(&change.key, change.new.as_ref());
-    state.note_removals(changes.iter().filter_map(removed), time);
 }
 
 /// What two machines wrote under one number cannot both be kept; what gives way is at least named, with its content.

@@ -7,8 +7,8 @@ use std::{
 
 use super::overlay::{Changes, Pending, Rename};
 use crate::manifest::{
-    self, CausalContext, Change, Dot, Entry, InternalKey, Key, Kind, MISSING_MAX, Name, NodeHash,
-    NodeSource, Timestamp, TreeError, TreePath, Version, Versions, View, WriterNumber,
+    self, CausalContext, Change, Dot, Entry, HybridTime, InternalKey, Key, Kind, MISSING_MAX, Name,
+    NodeHash, NodeSource, Timestamp, TreeError, TreePath, Version, Versions, View, WriterNumber,
 };
 
 /// New versions under keys; `None` where nothing is left.
@@ -26,7 +26,12 @@ pub(super) fn plan(
 ) -> Result<Edits, TreeError> {
     let mut edits = Edits::new();
     let mut missing = BTreeSet::new();
+    let mut times: BTreeMap<TreePath, HybridTime> = BTreeMap::new();
     for (path, change) in pending {
+        if let Some((folder, _)) = path.split() {
+            let time = times.entry(folder).or_default();
+            *time = change.time.max(*time);
+        }
         match put(source, root, &mut edits, path, change, dot) {
             Err(TreeError::Missing(nodes)) => missing.extend(nodes),
             result => result?,
@@ -34,6 +39,11 @@ pub(super) fn plan(
         if missing.len() >= MISSING_MAX {
             break;
         }
+    }
+    let time_of = |folder: &TreePath| times.get(folder).copied().unwrap_or_default();
+    match manifest::record_folders(source, root, &mut edits, dot, time_of) {
+        Err(TreeError::Missing(nodes)) => missing.extend(nodes),
+        result => result?,
     }
     if missing.is_empty() {
         Ok(edits)

@@ -230,8 +230,7 @@ impl<D: Disk> Replica<D> {
         })?;
         Ok(newest
             .unwrap_or_default()
-            .max(state.overlay.folder_newest(folder).unwrap_or_default())
-            .max(state.removals.get(folder).copied().unwrap_or_default()))
+            .max(state.overlay.folder_newest(folder).unwrap_or_default()))
     }
 
     /// Applies local changes at once, to be committed together.

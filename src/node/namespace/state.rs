@@ -18,17 +18,13 @@ use super::{
 };
 use crate::{
     cluster::{Certificate, ClusterKeys, Head, Role},
-    manifest::{
-        CausalContext, Dot, HybridTime, Key, NodeHash, TreePath, Versions, View, WriterNumber,
-    },
+    manifest::{CausalContext, Dot, HybridTime, NodeHash, TreePath, View, WriterNumber},
 };
 
 /// Heads that were looked at and need not be again.
 const SEEN_HEADS_MAX: usize = 4096;
 /// Own heads remembered beyond those that may not have reached anybody.
 const OWN_HEADS_MAX: usize = 4096;
-/// Folders of which the last removal is remembered.
-const REMOVALS_MAX: usize = 4096;
 
 /// This node as a writer.
 #[derive(Clone)]
@@ -82,9 +78,6 @@ pub(super) struct State {
     pub(super) redo: Option<Redo>,
     /// When a head that joins the known ones is to be signed.
     pub(super) join_due: Option<Instant>,
-    /// When a direct entry of a folder was last removed; the tree remembers no removals, so this holds until the process
-    /// ends.
-    pub(super) removals: BTreeMap<TreePath, HybridTime>,
 }
 
 impl Writer {
@@ -199,7 +192,6 @@ impl State {
             writer,
             redo: records.redo()?,
             join_due: None,
-            removals: BTreeMap::new(),
         };
         for bytes in records.heads()? {
             let head = Head::decode(&bytes)
@@ -326,26 +318,6 @@ impl State {
             self.join_due = Some(now + delay());
         }
     }
-
-    /// Notes that something was removed from these folders.
-    pub(super) fn note_removals(
-        &mut self,
-        folders: impl IntoIterator<Item = TreePath>,
-        time: HybridTime,
-    ) {
-        for folder in folders {
-            if self.removals.len() >= REMOVALS_MAX {
-                self.removals.clear();
-            }
-            self.removals.insert(folder, time);
-        }
-    }
-}
-
-/// The folder that a change removes something from.
-pub(super) fn removed_from(key: &Key, new: Option<&Versions>) -> Option<TreePath> {
-    let path = key.path().filter(|_| new.is_none())?;
-    path.split().map(|(folder, _)| folder)
 }
 
 /// The moment after another: what the clock on the wall says, if that goes forward.

@@ -75,7 +75,8 @@ async fn the_changes_of_one_call_are_in_one_head() {
     else {
         panic!("small changes are in the push");
     };
-    assert_eq!(changes.len(), 2);
+    // The two, and the record of the folder that they are in.
+    assert_eq!(changes.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -228,7 +229,22 @@ async fn a_folders_time_is_that_of_its_last_change_or_the_one_set_since() {
     let second = time();
     assert!(second > first);
     a.remove("d/x").await;
-    assert!(time() > second, "a removal counts");
+    let third = time();
+    assert!(third > second, "a removal counts");
+    let root = a.root();
+    drop(a);
+    let a = cluster.member("a");
+    assert_eq!(a.root(), root);
+    let own = a.ns.get(&at("d")).unwrap().unwrap();
+    let newest = a.ns.folder_newest(&at("d")).unwrap();
+    assert_eq!(own.folder_time(newest), third, "and is remembered");
+    // Whoever sets a time after a removal means it, however late the removal is committed.
+    a.change("d/y", None);
+    a.change("d", Some(directory()));
+    a.ns.flush().await.unwrap();
+    let own = a.ns.get(&at("d")).unwrap().unwrap();
+    let newest = a.ns.folder_newest(&at("d")).unwrap();
+    assert_eq!(own.folder_time(newest), Timestamp(1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
