@@ -93,6 +93,8 @@ struct Request {
     hedged: bool,
     /// The other request for the same blocks, while both are under way.
     partner: Option<RequestId>,
+    /// Asked of a peer that has not said what it has.
+    guessed: bool,
 }
 
 /// The scheduler of one mount.
@@ -467,6 +469,13 @@ impl Scheduler {
                     // Whatever it claims to have now, it isn't these.
                     let mut held = bounded(held, object);
                     held.remove(request.blocks, object.blocks());
+                    if request.guessed {
+                        // It was asked before it could say so. What it said meanwhile stands.
+                        if holder.said == Said::Nothing {
+                            holder.tells(held);
+                        }
+                        return;
+                    }
                     holder.tells(held);
                     holder.shunned_until = now + RETRY_LACKING;
                     holder.said = Said::DoesNotHave;

@@ -16,6 +16,8 @@ use crate::{
 
 /// Pieces of a wish that are looked at to find one to ask for: a window of 64 MiB.
 const PIECES_MAX: usize = 64;
+/// Requests for an object that are made on a guess: its first piece, and the last block, which proves its size.
+const GUESSES_MAX: u32 = 2;
 /// Bytes in flight from all peers together; bounds what answers can take in memory. Prefetches stop here, reads that
 /// somebody waits for at twice as much.
 pub(super) const IN_FLIGHT_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -102,11 +104,18 @@ impl Scheduler {
                 self.send(now, object, peer, blocks, None);
                 return true;
             }
-            if priority == Priority::Demand
-                && let Some((peer, blocks)) = self.probe(now, object, &piece)
-            {
-                self.send(now, object, peer, blocks, None);
-                return true;
+            if priority == Priority::Demand {
+                if let Some((peer, blocks)) = self.probe(now, object, &piece) {
+                    self.send(now, object, peer, blocks, None);
+                    return true;
+                }
+                if let Some((peer, blocks)) = self.guess(now, object, &piece) {
+                    let request = self.send(now, object, peer, blocks, None);
+                    if let Some(request) = request.and_then(|id| self.requests.get_mut(&id)) {
+                        request.guessed = true;
+                    }
+                    return true;
+                }
             }
         }
         false
@@ -142,6 +151,44 @@ impl Scheduler {
         })?;
         holder.probed = true;
         Some((*id, last..last + 1))
+    }
+
+    /// Whom to ask for the first blocks while nobody has said yet what it has: with a peer that turns out to hold them, the
+    /// reader waits for one round trip and not for two, and with another one for no more than without the guess.
+    fn guess(
+        &mut self,
+        now: Duration,
+        object: Object,
+        piece: &Range<u64>,
+    ) -> Option<(PeerId, Range<u64>)> {
+        let blocks_max = self.request_blocks_max(Priority::Demand);
+        let work = self.works.get_mut(&object)?;
+        // Contents of one block are asked for in batches, on a guess as well.
+        if work.guesses >= GUESSES_MAX
+            || object.blocks() < 2
+            || work
+                .holders
+                .values()
+                .any(|holder| holder.said != Said::Nothing)
+        {
+            return None;
+        }
+        let blocks =
+            |peer: &Peer| piece.start..piece.end.min(piece.start + peer.request_blocks(blocks_max));
+        let asked = work.holders.iter().filter(|(_, holder)| holder.waiting);
+        let (peer, blocks) = asked
+            .filter(|(id, _)| work.guessed.is_none_or(|guessed| guessed == **id))
+            .filter_map(|(id, _)| Some((*id, self.peers.get(id)?)))
+            .filter(|(id, peer)| peer.paused_until <= now && !self.blocked.contains(id))
+            .filter(|(_, peer)| peer.has_room(bytes_of(object, &blocks(peer)), 2))
+            .min_by_key(|(id, peer)| (peer.expected(0), *id))
+            .map(|(id, peer)| (id, blocks(peer)))?;
+        work.guesses += 1;
+        work.guessed = Some(peer);
+        if let Some(holder) = work.holders.get_mut(&peer) {
+            holder.probed |= blocks.end == object.blocks();
+        }
+        Some((peer, blocks))
     }
 
     /// Pieces of the wish that nobody was asked for yet, each within one aligned request, in the order to try.
@@ -314,10 +361,10 @@ impl Scheduler {
         to: PeerId,
         blocks: Range<u64>,
         hedge_of: Option<RequestId>,
-    ) {
+    ) -> Option<RequestId> {
         let (Some(peer), Some(work)) = (self.peers.get_mut(&to), self.works.get_mut(&object))
         else {
-            return;
+            return None;
         };
         let id = RequestId(self.next_request);
         self.next_request += 1;
@@ -336,6 +383,7 @@ impl Scheduler {
             patience: Some(peer.time_out()),
             hedged: hedge_of.is_some(),
             partner: hedge_of,
+            guessed: false,
         };
         work.in_flight.insert(blocks.clone());
         self.in_flight_bytes += bytes;
@@ -351,6 +399,7 @@ impl Scheduler {
             blocks,
             hedge_of,
         });
+        Some(id)
     }
 }
 

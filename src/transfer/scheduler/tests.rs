@@ -80,6 +80,8 @@ impl Harness {
         for number in peers {
             let known = object(255 - number, 16);
             let wish = harness.demand(known, 0..16);
+            harness.pass(ms(10));
+            harness.guess_wrong();
             harness.has(*number, known, Held::Whole);
             while let Some(asked) = harness.asked.pop() {
                 harness.pass(ms(12));
@@ -186,6 +188,14 @@ impl Harness {
         self.drain();
     }
 
+    /// What was asked for on a guess isn't there; forgets that it was asked.
+    fn guess_wrong(&mut self) {
+        for asked in std::mem::take(&mut self.asked) {
+            self.answer(&asked, Answer::DontHave(Held::No));
+        }
+        assert!(self.asked.is_empty(), "a wrong guess is the last");
+    }
+
     fn answer(&mut self, asked: &Asked, answer: Answer) {
         self.scheduler.handle_answer(self.now, asked.id, answer);
         self.drain();
@@ -238,8 +248,8 @@ fn a_small_read_asks_for_exactly_its_blocks() {
     let mut h = Harness::with_known_holders(&[1]);
     let file = object(1, 1000);
     let wish = h.demand(file, 501..503);
-    assert!(h.asked.is_empty(), "nobody is known to have it");
     assert_eq!(h.asked_have, [(peer(1), file)]);
+    h.guess_wrong();
     h.has(1, file, Held::Whole);
     assert_eq!(h.asked.len(), 1);
     assert_eq!(h.asked[0].blocks, 501..503);
@@ -328,6 +338,7 @@ fn only_blocks_that_a_peer_has_are_asked_of_it() {
     let mut h = Harness::with_known_holders(&[1, 2]);
     let file = object(1, 100);
     h.demand(file, 0..32);
+    h.guess_wrong();
     h.has(1, file, Held::Part(BlockSet::of(0..5)));
     let mut second = BlockSet::of(5..20);
     second.insert(25..99_999);
@@ -558,6 +569,7 @@ fn a_peer_that_lacks_it_is_left_alone_until_it_announces_it_or_two_seconds_passe
     let mut h = Harness::with_known_holders(&[1]);
     let file = object(1, 100);
     h.demand(file, 0..4);
+    h.guess_wrong();
     h.has(1, file, Held::Whole);
     let asked = h.asked[0].clone();
     h.answer(&asked, Answer::DontHave(Held::Whole));
@@ -791,20 +803,21 @@ fn peers_that_say_to_have_nothing_are_asked_once_for_a_proof_of_the_size() {
     let mut h = Harness::with_known_holders(&[1, 2]);
     let file = object(1, 100);
     let wish = h.wish_unproven(file, 0..2, Priority::Demand, &BlockSet::default(), false);
+    let guesses: Vec<_> = h
+        .asked
+        .iter()
+        .map(|asked| (asked.peer, asked.blocks.clone()))
+        .collect();
+    assert_eq!(guesses, [(peer(1), 99..100), (peer(1), 0..2)]);
+    h.guess_wrong();
     h.has(1, file, Held::No);
     assert!(h.asked.is_empty(), "the other one may have it");
     h.has(2, file, Held::No);
     assert_eq!(
         (h.asked[0].peer, h.asked[0].blocks.clone()),
-        (peer(1), 99..100)
-    );
-    let asked = h.asked[0].clone();
-    h.answer(&asked, Answer::DontHave(Held::No));
-    assert_eq!(
-        (h.asked[1].peer, h.asked[1].blocks.clone()),
         (peer(2), 99..100)
     );
-    let asked = h.asked[1].clone();
+    let asked = h.asked[0].clone();
     h.answer(&asked, Answer::WrongSize { actual: 17 });
     assert!(matches!(
         h.ended[&wish],
@@ -824,7 +837,75 @@ fn peers_that_say_to_have_nothing_are_asked_once_for_a_proof_of_the_size() {
         }
         h.pass(Duration::from_secs(1));
     }
-    assert_eq!(h.asked.len(), 2, "once each");
+    let proofs = h.asked.iter().filter(|asked| asked.blocks == (99..100));
+    assert_eq!(proofs.count(), 2, "once each");
+}
+
+#[test]
+fn the_first_blocks_are_asked_of_the_nearest_peer_before_anybody_has_said_what_it_has() {
+    let mut h = Harness::new();
+    for (number, round_trip) in [(1, 50), (2, 10), (3, 100)] {
+        let at = Some(ms(round_trip));
+        h.scheduler.handle_peer_up(h.now, peer(number), at);
+    }
+    let file = object(1, 100);
+    let wish = h.wish_unproven(file, 0..2, Priority::Demand, &BlockSet::default(), false);
+    assert_eq!(h.asked_have.len(), 3, "all are asked what they have, too");
+    let guesses: Vec<_> = h
+        .asked
+        .iter()
+        .map(|asked| (asked.peer, asked.blocks.clone()))
+        .collect();
+    assert_eq!(guesses, [(peer(2), 99..100), (peer(2), 0..2)]);
+    h.demand(file, 2..4);
+    assert_eq!(h.asked.len(), 2, "no more than that");
+    let asked = h.asked.clone();
+    h.answer(&asked[0], Answer::Blocks);
+    h.answer(&asked[1], Answer::Blocks);
+    assert!(matches!(h.ended[&wish], Ok(())));
+
+    let ahead = object(2, 100);
+    h.forget();
+    h.wish(ahead, 0..2, Priority::Prefetch, &BlockSet::default());
+    assert!(h.asked.is_empty(), "nobody waits for it");
+}
+
+#[test]
+fn after_a_wrong_guess_the_blocks_come_from_whoever_says_to_have_them() {
+    let mut h = Harness::with_known_holders(&[1, 2]);
+    let file = object(1, 100);
+    let wish = h.demand(file, 0..2);
+    let guess = h.asked[0].clone();
+    h.answer(&guess, Answer::DontHave(Held::Part(BlockSet::of(50..60))));
+    assert_eq!(h.asked.len(), 1, "nobody else has said anything");
+    h.has(2, file, Held::Whole);
+    assert_eq!(
+        (h.asked[1].peer, h.asked[1].blocks.clone()),
+        (peer(2), 0..2)
+    );
+    let asked = h.asked[1].clone();
+    h.answer(&asked, Answer::Blocks);
+    assert!(matches!(h.ended[&wish], Ok(())));
+    // Who was asked by mistake is asked for what it has.
+    h.demand(file, 52..54);
+    assert!(h.asked.len() > 2);
+}
+
+#[test]
+fn a_guess_that_nobody_answers_holds_up_neither_the_directory_nor_who_has_the_blocks() {
+    let mut h = Harness::with_known_holders(&[1, 2]);
+    let file = object(1, 100);
+    let wish = h.demand(file, 0..2);
+    let guess = h.asked[0].clone();
+    h.pass(ms(310));
+    assert_eq!(h.searched, [file]);
+    let other = if guess.peer == peer(1) { 2 } else { 1 };
+    h.has(other, file, Held::Whole);
+    h.pass(ms(200));
+    let hedge = h.asked[1].clone();
+    assert_eq!((hedge.peer, hedge.hedge_of), (peer(other), Some(guess.id)));
+    h.answer(&hedge, Answer::Blocks);
+    assert!(matches!(h.ended[&wish], Ok(())));
 }
 
 #[test]

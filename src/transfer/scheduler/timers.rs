@@ -217,11 +217,17 @@ impl Scheduler {
                 _ => {}
             }
         }
+        // What was asked for on a guess may come from nobody.
+        let guessed = BlockSet::default();
+        let in_flight = match work.guessed {
+            Some(_) if parts.is_empty() => &guessed,
+            _ => &work.in_flight,
+        };
         work.wishes
             .iter()
             .filter_map(|id| self.wishes.get(id))
             .filter(|wish| wish.priority <= least)
-            .flat_map(|wish| unasked_pieces(&wish.missing, &work.in_flight))
+            .flat_map(|wish| unasked_pieces(&wish.missing, in_flight))
             .any(|piece| {
                 let mut nowhere = BlockSet::of(piece.clone());
                 for held in parts.iter().flat_map(|part| part.present(piece.clone())) {

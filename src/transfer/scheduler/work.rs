@@ -137,6 +137,9 @@ pub(super) struct Work {
     pub(super) size_proven: bool,
     /// It is tried in a batch, and not asked for otherwise meanwhile.
     pub(super) in_batch: bool,
+    /// How often a peer was asked for blocks before anybody had said what it has, and which.
+    pub(super) guesses: u32,
+    pub(super) guessed: Option<PeerId>,
     /// Unfinished wishes for it.
     pub(super) wishes: BTreeSet<WishId>,
     /// Blocks asked for and not answered.
@@ -154,6 +157,8 @@ impl Work {
         Self {
             size_proven,
             in_batch: false,
+            guesses: 0,
+            guessed: None,
             wishes: BTreeSet::new(),
             in_flight: BlockSet::default(),
             holders: BTreeMap::new(),
