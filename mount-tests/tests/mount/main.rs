@@ -15,6 +15,7 @@ mod manners;
 mod member;
 mod native;
 mod offline_copy;
+mod packaging;
 mod partition;
 mod posix;
 mod pushes;
