@@ -71,7 +71,7 @@ async fn list(
     } else if told == 0 {
         println!("no conflicts");
     }
-    if listed.more && !json {
+    if listed.more && !json && !common.quiet {
         eprintln!(
             "p2pfs: {} in all are more than --limit; --limit 0 lists all",
             count(listed.total, "conflict", "conflicts")
@@ -139,7 +139,7 @@ async fn resolve(common: &Common, which: &Which, json: bool, options: &ResolveAr
             println!("{}: dropped  {}", plain(&report.path), told(dropped));
         }
     }
-    if !report.published {
+    if !report.published && !common.quiet {
         eprintln!(
             "p2pfs: this is on disk here, and is published as soon as its manifest nodes can be had"
         );

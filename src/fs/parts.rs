@@ -34,6 +34,7 @@ pub(crate) trait Tree: Send + Sync + 'static {
         rename: Option<(TreePath, TreePath)>,
     ) -> Result<Box<dyn FnOnce() + '_>, NamespaceError>;
     fn flush(&self) -> BoxFuture<'_, Result<(), NamespaceError>>;
+    fn settled(&self) -> BoxFuture<'_, Result<(), NamespaceError>>;
     fn committed_by(&self) -> Option<Dot>;
     fn was_committed(&self, by: Dot) -> bool;
     /// Number of regular files, as far as known.
@@ -81,6 +82,9 @@ impl Tree for Namespace {
     }
     fn flush(&self) -> BoxFuture<'_, Result<(), NamespaceError>> {
         Box::pin(Namespace::flush(self))
+    }
+    fn settled(&self) -> BoxFuture<'_, Result<(), NamespaceError>> {
+        Box::pin(Namespace::settled(self))
     }
     fn committed_by(&self) -> Option<Dot> {
         Namespace::committed_by(self)

@@ -79,7 +79,7 @@ pub(crate) async fn settler(core: Arc<Core>) {
     loop {
         core.unsettled.notified().await;
         tokio::time::sleep(GATHER).await;
-        if let Err(error) = core.settle().await {
+        if let Err(error) = core.settle(false).await {
             tracing::warn!(%error, "published files could not be put on disk yet");
             tokio::time::sleep(RETRY_FIRST).await;
             core.unsettled.notify_one();
@@ -376,14 +376,18 @@ impl Core {
         }
     }
 
-    /// Puts published entries and contents on disk, then removes their staging files.
-    pub(super) async fn settle(self: &Arc<Self>) -> Result<(), FsError> {
+    /// Puts published entries and contents on disk, then removes their staging files. Without `hurry` the entries go into
+    /// the heads that are made anyway: a burst of files is no reason for more of them.
+    pub(super) async fn settle(self: &Arc<Self>, hurry: bool) -> Result<(), FsError> {
         let ids = std::mem::take(&mut *self.settling.lock());
         if ids.is_empty() {
             return Ok(());
         }
         let settled = async {
-            self.tree.flush().await?;
+            match hurry {
+                true => self.tree.flush().await?,
+                false => self.tree.settled().await?,
+            }
             let core = self.clone();
             blocking(move || core.store.settle()).await??;
             Ok(())
@@ -430,7 +434,7 @@ impl Core {
             tried.extend(first.iter().map(|live| live.number));
             futures::future::join_all(first.into_iter().map(|live| self.publish(live))).await;
         }
-        if let Err(error) = self.settle().await {
+        if let Err(error) = self.settle(true).await {
             tracing::warn!(%error, "published files could not be put on disk yet");
         }
     }

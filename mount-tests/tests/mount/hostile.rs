@@ -197,6 +197,13 @@ fn stop_nobody(heads: &[Wrong]) {
             pair.a.status()["manifest"]["hash"] == pair.b.status()["manifest"]["hash"]
         });
     }
+    // Who made a bad tree and showed it is named to whoever asks.
+    let peers = pair.a.json("peers");
+    let mut listed = peers.as_array().unwrap().iter();
+    assert!(
+        listed.any(|peer| peer["blamed"]["reason"].is_string()),
+        "{peers}"
+    );
     // Somebody who comes now, and is told of all heads, sees the same.
     let c = pair.another("c", "");
     until(LONG, "a newcomer sees the folder", || {

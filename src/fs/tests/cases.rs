@@ -56,6 +56,33 @@ fn a_new_file_is_here_at_once_and_in_the_cluster_when_it_is_closed() {
     });
 }
 
+/// As an archive is unpacked: each file is published when it is closed, and all of them in few heads.
+#[test]
+fn a_burst_of_files_becomes_four_heads_a_second() {
+    let fixture = Fixture::new();
+    let mut published = fixture.namespace.published();
+    let begun = Instant::now();
+    let mut number = 0;
+    while number < 100 || begun.elapsed() < Duration::from_secs(2) {
+        let handle = fixture.create(&format!("f{number}")).expect("created");
+        fixture.write_at(handle, 0, b"content").expect("written");
+        fixture.core.release(handle);
+        number += 1;
+    }
+    wait_until("all is published", || {
+        let status = fixture.namespace.status();
+        status.unpublished == 0
+            && status
+                .summary
+                .is_some_and(|summary| summary.files == number)
+    });
+    let seconds = begun.elapsed().as_secs_f64();
+    let heads = std::iter::from_fn(|| published.try_recv().ok()).count();
+    // The first few come at shorter and shorter notice.
+    let enough = 5 + (4.0 * seconds).ceil() as usize;
+    assert!(heads <= enough, "{heads} heads in {seconds} s");
+}
+
 #[test]
 fn an_open_file_that_is_quiet_is_published_and_goes_on() {
     let fixture = Fixture::new();

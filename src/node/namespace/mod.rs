@@ -419,13 +419,24 @@ impl Namespace {
     /// Returns when everything changed before, but for what is held, is in a signed head and on disk. Where no head can be
     /// made of it within 10 s (nodes that nobody gives), it is on disk to be committed later, after a restart too.
     pub async fn flush(&self) -> Result<(), NamespaceError> {
+        self.committed(true).await
+    }
+
+    /// The same without hurrying the next head: many changes go into one, as they would if nobody waited.
+    pub async fn settled(&self) -> Result<(), NamespaceError> {
+        self.committed(false).await
+    }
+
+    async fn committed(&self, hurry: bool) -> Result<(), NamespaceError> {
         let shared = &self.shared;
         let up_to = shared.replica.state.read().overlay.generation();
         let mut progress = shared.progress.subscribe();
         let deadline = tokio::time::Instant::now() + FLUSH_MAX;
         while shared.replica.state.read().overlay.waits(up_to) {
-            shared.hurry.store(true, Ordering::Release);
-            shared.signals.commit_wake.notify_one();
+            if hurry {
+                shared.hurry.store(true, Ordering::Release);
+                shared.signals.commit_wake.notify_one();
+            }
             let why = match tokio::time::timeout_at(deadline, progress.changed()).await {
                 Err(_) | Ok(Err(_)) => Some("no head was made of it in time".into()),
                 Ok(Ok(())) => match &*progress.borrow_and_update() {

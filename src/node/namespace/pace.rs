@@ -29,7 +29,8 @@ impl Pace {
 
     /// Notes a commit.
     pub(super) fn committed(&mut self, now: Instant) {
-        let busy = self.last.is_some_and(|last| now < last + 2 * self.gap);
+        let close = GAP_MAX.max(2 * self.gap);
+        let busy = self.last.is_some_and(|last| now < last + close);
         self.gap = if busy {
             (self.gap * 2).min(GAP_MAX)
         } else {
@@ -91,6 +92,21 @@ mod tests {
         assert!(pace.due(later) < later);
         pace.committed(later);
         assert_eq!(pace.due(later), later + GAP_MIN);
+    }
+
+    #[test]
+    fn changes_that_come_one_after_the_other_are_a_burst_too() {
+        let start = Instant::now();
+        let mut pace = Pace::new();
+        let mut commits = 0;
+        for tenth in 0..40 {
+            let made = start + tenth * Duration::from_millis(100);
+            if pace.due(made) <= made {
+                pace.committed(made);
+                commits += 1;
+            }
+        }
+        assert!((12..=18).contains(&commits), "{commits} in four seconds");
     }
 
     #[test]

@@ -970,6 +970,26 @@ fn heads_beside_each_other_and_writers_of_a_head_are_bounded() {
     assert!(replica.admit(None, vec![head(2000, many(2048))], now).0);
     let (news, refused) = replica.admit(None, vec![head(2001, many(2049))], now);
     assert!(!news && refused.unwrap_err().contains("more writers"));
+
+    // Of heads that are large together, others are told as many as a message takes.
+    let replica = fresh();
+    let mut wide = CausalContext::default();
+    (1..=2000).for_each(|writer| {
+        wide.add(Dot {
+            writer: WriterNumber(u64::MAX - writer),
+            sequence: 1,
+        });
+    });
+    for number in 1..=200 {
+        let mut covers = wide.clone();
+        covers.add(dot(number));
+        let head = head(number, covers);
+        replica.admit(None, vec![head], now).1.unwrap();
+    }
+    let told = replica.heads();
+    let bytes: usize = told.iter().map(Vec::len).sum();
+    assert!((100..200).contains(&told.len()), "{} heads", told.len());
+    assert!(bytes <= 3 << 20, "{bytes} bytes");
 }
 
 #[test]
