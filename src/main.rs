@@ -6,5 +6,8 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
+    // mimalloc asks the kernel for huge pages, and of each that a thread touches 2 MiB are resident. Where this can't be set
+    // only memory is lost.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     p2pfs::cli::run()
 }
