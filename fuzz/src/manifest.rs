@@ -141,7 +141,8 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         InternalKey::Move(folder.clone()),
         InternalKey::Snapshot(b"before".to_vec()),
         InternalKey::Member(vec![8; 38]),
-        InternalKey::Policy(folder),
+        InternalKey::Policy(folder.clone()),
+        InternalKey::Name([4; 16], folder),
         InternalKey::Unknown(9, b"later".to_vec()),
     ];
     let keys = [of_path(b"a"), of_path(b"photos/2026/beach.jpg")];

@@ -335,7 +335,10 @@ impl Core {
                 if let Kind::File(object) = shown.entry.kind
                     && object.blocks() == 1
                 {
-                    files.push((inodes.number_for(folder, name), object));
+                    files.push((
+                        inodes.number_for(folder, name, &super::inodes::Facts::of(shown)),
+                        object,
+                    ));
                 }
             }
         }

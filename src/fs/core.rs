@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     content::{BLOCK_BYTES, Object},
-    manifest::{HybridTime, Kind, Name, NodeHash, Shown, Timestamp, TreePath},
+    manifest::{Dot, Entry, FileId, HybridTime, Kind, Name, NodeHash, Shown, Timestamp, TreePath},
     node::namespace::{Edit, NamespaceError},
     store::{StagingId, Store, StoreError},
 };
@@ -52,6 +52,8 @@ pub(crate) enum Need {
     Move,
     /// That a file's staging file is not being made an object.
     Import(u64),
+    /// That the name of a new file is published.
+    Entry(u64),
     /// That all of a file is published; gives up after a while.
     Publication(u64, Duration),
 }
@@ -324,7 +326,7 @@ impl Core {
             modified_ns: facts.modified.0,
             changed_ns: i64::try_from(facts.changed.0).unwrap_or(i64::MAX),
             // One of a folder says, by custom, that its subfolders are not counted.
-            links: u32::from(linked),
+            links: if linked { facts.links } else { 0 },
             device: match facts.kind {
                 Kind::Device { number, .. } => number,
                 _ => 0,
@@ -342,11 +344,66 @@ impl Core {
                 facts.modified = shown.folder_time(newest);
                 facts.changed = shown.time.max(newest);
             }
-            // Several names for one file are not supported yet: refused rather than shown as something else.
-            Kind::Link(_) => return Err(FsError::NotSupported.into()),
-            _ => {}
+            // The record is nowhere: refused rather than shown as something else.
+            Kind::Link(_) => return Err(FsError::Stuck.into()),
+            _ => facts.links = self.count_names(facts.file)?,
         }
         Ok(facts)
+    }
+
+    /// How many names a file has.
+    pub(super) fn count_names(&self, file: Option<FileId>) -> Result<u32, Fail> {
+        let Some(file) = file else { return Ok(1) };
+        let names = self.tree.names_of(file)?.len();
+        Ok(u32::try_from(names).unwrap_or(u32::MAX).max(1))
+    }
+
+    /// Where an inode stands, and what the tree shows there: of several names the first that still is it. `None` when none is.
+    pub(super) fn stands(&self, number: u64) -> Result<Option<(TreePath, Shown, Facts)>, Fail> {
+        let paths = self.inodes.lock().paths(number);
+        for path in paths {
+            if let Some((shown, facts)) = self.look_at(&path)?
+                && self.inodes.lock().refresh(number, facts.clone())
+            {
+                return Ok(Some((path, shown, facts)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What a file that is being written is, whether it has a name, and how many bytes it takes.
+    pub(super) fn look_live(&self, number: u64) -> Result<Option<(Facts, bool, u64)>, Fail> {
+        let live = self.with_live(number, |live| {
+            (live.facts(), !live.unlinked, live.overlay.taken())
+        });
+        let Some((mut facts, linked, taken)) = live else {
+            return Ok(None);
+        };
+        facts.file = self.inodes.lock().file(number);
+        if linked {
+            facts.links = self.count_names(facts.file)?;
+        }
+        Ok(Some((facts, linked, taken)))
+    }
+
+    /// The edits that put an entry in place of what is shown at a path: of a file with several names, of its record.
+    pub(super) fn edits_for(path: &TreePath, shown: &Shown, entry: Entry) -> Vec<Edit> {
+        let edit = |path: TreePath, entry, seen: &[Dot]| Edit {
+            path,
+            entry: Some(entry),
+            seen: seen.to_vec(),
+            held: false,
+            written: None,
+            moved: None,
+        };
+        match &shown.link {
+            None => vec![edit(path.clone(), entry, &shown.seen)],
+            // The name, too, so that it stays where somebody else removes it at the same time.
+            Some(link) => vec![
+                edit(TreePath::of_record(&link.file), entry, &link.seen),
+                edit(path.clone(), Entry::link(link.file), &shown.seen),
+            ],
+        }
     }
 
     /// Reads a content from the store. What is missing or damaged here becomes a need. Only what proves to be damaged is

@@ -77,6 +77,11 @@ impl Core {
                 self.wait_while(self.options.wait, is_so).await;
                 Ok(())
             }
+            Need::Entry(number) => {
+                let is_so = || self.with_live(number, |live| live.fresh) == Some(true);
+                self.wait_while(self.options.wait, is_so).await;
+                Ok(())
+            }
             Need::Publication(number, within) => {
                 let is_so = || self.with_live(number, |live| live.is_dirty()) == Some(true);
                 self.wait_while(within, is_so).await;

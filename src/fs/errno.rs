@@ -38,6 +38,8 @@ pub(crate) enum FsError {
     AttributesFull,
     #[error("no data, or no hole, from there on")]
     BeyondEnd,
+    #[error("the file has too many names")]
+    TooManyLinks,
     #[error("the file would be too large")]
     TooLarge,
     #[error("not supported")]
@@ -88,6 +90,7 @@ impl FsError {
             Self::AttributeTooLarge => libc::E2BIG,
             Self::AttributesFull => libc::ENOSPC,
             Self::BeyondEnd => libc::ENXIO,
+            Self::TooManyLinks => libc::EMLINK,
             Self::TooLarge => libc::EFBIG,
             Self::NotSupported => libc::EOPNOTSUPP,
             Self::Interrupted => libc::EINTR,

@@ -367,16 +367,17 @@ impl Filesystem for Shell {
         self.serve_empty(req, "rename", rename, reply);
     }
 
-    /// Hard links are refused: programs that try them fall back to copies.
     fn link(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _newparent: INodeNo,
-        _newname: &OsStr,
+        req: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        reply.error(Errno::EPERM);
+        let name = newname.as_bytes().to_vec();
+        let link = move |core: &Arc<Core>| core.link(ino.0, newparent.0, &name);
+        self.serve_entry(req, "link", link, reply);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {

@@ -1,14 +1,15 @@
 //! The table of inode numbers: which number stands where. Pure.
 //!
-//! An inode has one link, a (folder, name) pair, or none once its name was removed or given to another file. A rename moves
-//! the link. A path is found by walking the links up, so renaming a folder renames all below it at once.
+//! An inode has a link for each of its names that is known, a (folder, name) pair, or none once they were removed or given to
+//! other files. A rename moves the link. A path is found by walking the links up, so renaming a folder renames all below it at
+//! once. Names of one file (hard links) are found to be so by its id.
 //!
 //! Invariants: the root is number 1 and is always there. An inode is kept exactly as long as the kernel knows it
 //! (`lookups`), something here needs it (`pins`), or inodes linked below it are kept; so memory follows what the kernel holds.
-//! A number is a hash of the folder's number and the name under which the inode first appeared (the next free one on a
-//! collision), so that numbers are mostly the same after a remount.
+//! A number is a hash of the folder's number and the name under which the inode first appeared, or the start of the file's id
+//! (the next free one on a collision), so that numbers are mostly the same after a remount.
 //!
-//! A name stands here once, in its inode: the table of links has numbers alone.
+//! A name stands here once, in its inode: the table of links has numbers and hashes alone.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,7 +19,7 @@ use std::{
 use hashbrown::HashTable;
 
 use crate::manifest::{
-    Entry, HybridTime, Kind, NAME_BYTES_MAX, Name, Shown, Timestamp, TreePath, may_be_copy,
+    Entry, FileId, HybridTime, Kind, NAME_BYTES_MAX, Name, Shown, Timestamp, TreePath, may_be_copy,
 };
 
 /// The root's number, fixed by the kernel's protocol.
@@ -34,6 +35,10 @@ pub(crate) struct Facts {
     pub(crate) modified: Timestamp,
     /// When any of this was last changed.
     pub(crate) changed: HybridTime,
+    /// Which file, where that has several names, or had.
+    pub(crate) file: Option<FileId>,
+    /// How many names there are.
+    pub(crate) links: u32,
 }
 
 impl From<Shown> for Facts {
@@ -45,13 +50,18 @@ impl From<Shown> for Facts {
             group: shown.entry.group,
             modified: shown.entry.modified,
             changed: shown.time,
+            file: shown.link.map(|link| link.file),
+            links: 1,
         }
     }
 }
 
 impl Facts {
     pub(crate) fn of(shown: &Shown) -> Self {
-        Self::of_entry(&shown.entry, shown.time)
+        Self {
+            file: shown.link.as_ref().map(|link| link.file),
+            ..Self::of_entry(&shown.entry, shown.time)
+        }
     }
 
     pub(crate) fn of_entry(entry: &Entry, changed: HybridTime) -> Self {
@@ -62,12 +72,19 @@ impl Facts {
             group: entry.group,
             modified: entry.modified,
             changed,
+            file: None,
+            links: 1,
         }
     }
 
     /// Whether an entry can still be the same inode. The kernel keeps pages, size and modification time of a file that it
     /// knows, so a file with others is another inode; a folder stays the same one whatever its attributes.
     fn is_same_inode(&self, other: &Self) -> bool {
+        if let (Some(mine), Some(theirs)) = (self.file, other.file)
+            && mine != theirs
+        {
+            return false;
+        }
         match (&self.kind, &other.kind) {
             (Kind::File(mine), Kind::File(theirs)) => {
                 mine == theirs && self.modified == other.modified
@@ -79,7 +96,7 @@ impl Facts {
 
 #[derive(Debug)]
 struct Inode {
-    link: Option<(u64, Name)>,
+    links: Vec<(u64, Name)>,
     facts: Facts,
     /// The access time that a program has set; nothing else is remembered of it.
     accessed: Option<Timestamp>,
@@ -90,7 +107,15 @@ struct Inode {
 
 impl Inode {
     fn is_at(&self, folder: u64, name: &Name) -> bool {
-        matches!(&self.link, Some((there, named)) if *there == folder && named == name)
+        let mut links = self.links.iter();
+        links.any(|(there, named)| *there == folder && named == name)
+    }
+
+    /// Whether what a name shows can still be this inode, which has the name already.
+    fn stays(&self, facts: &Facts) -> bool {
+        // One that is a file of its own by now shares its inode with no other name.
+        let is_apart = facts.file.is_none() && self.links.len() > 1;
+        !is_apart && self.facts.is_same_inode(facts)
     }
 }
 
@@ -99,15 +124,17 @@ impl Inode {
 pub(crate) struct Inodes {
     /// Boxed: a table keeps room free for as many again, and more.
     by_number: HashMap<u64, Box<Inode>>,
-    /// Numbers of inodes that have a link, by its hash.
-    links: HashTable<u64>,
+    /// Numbers of inodes, and hashes of their links, by these.
+    links: HashTable<(u64, u64)>,
+    /// Inodes of files that have several names.
+    by_file: HashMap<FileId, u64>,
     hasher: RandomState,
 }
 
 impl Inodes {
     pub(crate) fn new() -> Self {
         let root = Inode {
-            link: None,
+            links: Vec::new(),
             facts: Facts {
                 kind: Kind::Directory,
                 mode: 0o755,
@@ -115,6 +142,8 @@ impl Inodes {
                 group: 0,
                 modified: Timestamp(0),
                 changed: HybridTime(0),
+                file: None,
+                links: 1,
             },
             accessed: None,
             lookups: 0,
@@ -124,16 +153,36 @@ impl Inodes {
         Self {
             by_number: HashMap::from([(ROOT, Box::new(root))]),
             links: HashTable::new(),
+            by_file: HashMap::new(),
             hasher: RandomState::new(),
         }
     }
 
-    /// Where an inode stands; `None` when it is not known or has no name any more.
+    /// Where an inode stands, by one of its names; `None` when it is not known or has no name any more.
     pub(crate) fn path(&self, number: u64) -> Option<TreePath> {
-        let mut names = Vec::new();
-        let mut at = number;
+        if number == ROOT {
+            return Some(TreePath::root());
+        }
+        let inode = self.by_number.get(&number)?;
+        inode.links.iter().find_map(|link| self.path_of(link))
+    }
+
+    /// All places where an inode is known to stand.
+    pub(crate) fn paths(&self, number: u64) -> Vec<TreePath> {
+        if number == ROOT {
+            return vec![TreePath::root()];
+        }
+        let links = self.by_number.get(&number).map(|inode| &inode.links);
+        let links = links.into_iter().flatten();
+        links.filter_map(|link| self.path_of(link)).collect()
+    }
+
+    fn path_of(&self, link: &(u64, Name)) -> Option<TreePath> {
+        let mut names = vec![&link.1];
+        let mut at = link.0;
         while at != ROOT {
-            let (folder, name) = self.by_number.get(&at)?.link.as_ref()?;
+            // Folders have one name.
+            let (folder, name) = self.by_number.get(&at)?.links.first()?;
             names.push(name);
             at = *folder;
         }
@@ -143,26 +192,46 @@ impl Inodes {
             .try_fold(TreePath::root(), |path, name| path.join(name).ok())
     }
 
+    /// The links of the inode that has a name, or of that of a file.
+    pub(crate) fn links(&self, number: u64) -> Vec<(u64, Name)> {
+        let inode = self.by_number.get(&number);
+        inode.map_or(Vec::new(), |inode| inode.links.clone())
+    }
+
+    /// Which file with several names an inode is.
+    pub(crate) fn file(&self, number: u64) -> Option<FileId> {
+        let inode = self.by_number.get(&number)?;
+        inode.facts.file
+    }
+
+    /// The inode of a file with several names, if it is known.
+    pub(crate) fn of_file(&self, file: &FileId) -> Option<u64> {
+        self.by_file.get(file).copied()
+    }
+
     /// The inode that a name stands for, if it is known.
     pub(crate) fn child(&self, folder: u64, name: &Name) -> Option<u64> {
         let hash = self.hasher.hash_one((folder, name));
-        let found = self.links.find(hash, |number| {
+        let found = self.links.find(hash, |(number, _)| {
             let inode = self.by_number.get(number);
             inode.is_some_and(|inode| inode.is_at(folder, name))
         });
-        found.copied()
+        found.map(|(number, _)| *number)
     }
 
     /// The number to show for a name in a plain listing, without keeping anything for it.
-    pub(crate) fn number_for(&self, folder: u64, name: &Name) -> u64 {
-        self.child(folder, name)
-            .unwrap_or_else(|| first_number(folder, name))
+    pub(crate) fn number_for(&self, folder: u64, name: &Name, facts: &Facts) -> u64 {
+        let known = self.child(folder, name);
+        let of_file = || facts.file.and_then(|file| self.of_file(&file));
+        known
+            .or_else(of_file)
+            .unwrap_or_else(|| first_number(folder, name, facts))
     }
 
     /// The folder that an inode stands in.
     pub(crate) fn parent(&self, number: u64) -> Option<u64> {
         let inode = self.by_number.get(&number)?;
-        inode.link.as_ref().map(|(folder, _)| *folder)
+        inode.links.first().map(|(folder, _)| *folder)
     }
 
     pub(crate) fn facts(&self, number: u64) -> Option<&Facts> {
@@ -183,16 +252,36 @@ impl Inodes {
 
     /// Notes a change made here: the inode stays, whatever it is now.
     pub(crate) fn set_facts(&mut self, number: u64, facts: Facts) {
+        self.forget_file(number);
         if let Some(inode) = self.by_number.get_mut(&number) {
             inode.facts = facts;
+            self.note_file(number);
+        }
+    }
+
+    /// Has an inode found by the id of its file.
+    fn note_file(&mut self, number: u64) {
+        let file = self.file(number);
+        if let Some(file) = file {
+            self.by_file.entry(file).or_insert(number);
+        }
+    }
+
+    /// An inode is not to be found by the id of its file any more.
+    fn forget_file(&mut self, number: u64) {
+        let file = self.file(number);
+        if let Some(file) = file
+            && self.by_file.get(&file) == Some(&number)
+        {
+            self.by_file.remove(&file);
         }
     }
 
     /// Whether what is shown at the inode's place is still this inode; notes newer facts if so.
     pub(crate) fn refresh(&mut self, number: u64, facts: Facts) -> bool {
         match self.by_number.get_mut(&number) {
-            Some(inode) if number == ROOT || inode.facts.is_same_inode(&facts) => {
-                inode.facts = facts;
+            Some(inode) if number == ROOT || inode.stays(&facts) => {
+                self.set_facts(number, facts);
                 true
             }
             _ => false,
@@ -200,17 +289,45 @@ impl Inodes {
     }
 
     /// The inode for what a folder shows under a name. The one that was known keeps the name if it can still be that;
-    /// otherwise it loses it to a new one.
+    /// otherwise it loses it, to the inode of the file that it is a name of, or to a new one.
     pub(crate) fn resolve(&mut self, folder: u64, name: &Name, facts: Facts) -> u64 {
-        let Some(number) = self.child(folder, name) else {
+        let child = self.child(folder, name);
+        let shared = facts.file.and_then(|file| self.of_file(&file));
+        if let Some(number) = shared.filter(|shared| Some(*shared) != child) {
+            let inode = self.by_number.get(&number);
+            if inode.is_some_and(|inode| inode.facts.is_same_inode(&facts)) {
+                self.pin(folder);
+                self.pin(number);
+                self.detach(folder, name);
+                self.attach(number, folder, name.clone());
+                self.set_facts(number, facts);
+                self.unpin(number);
+                self.unpin(folder);
+                return number;
+            }
+            // Its other names find the new one in turn.
+            self.forget_file(number);
+        }
+        let Some(number) = child else {
             return self.link(folder, name, facts);
         };
-        match self.by_number.get_mut(&number) {
-            Some(inode) if inode.facts.is_same_inode(&facts) => {
-                inode.facts = facts;
+        match self.by_number.get(&number) {
+            Some(inode) if inode.stays(&facts) => {
+                self.set_facts(number, facts);
                 number
             }
-            _ => self.replace(folder, name, facts),
+            _ => {
+                self.forget_file(number);
+                self.replace(folder, name, facts)
+            }
+        }
+    }
+
+    /// One more name of an inode, which no inode has.
+    pub(crate) fn add_link(&mut self, number: u64, folder: u64, name: &Name) {
+        self.detach(folder, name);
+        if self.by_number.contains_key(&number) {
+            self.attach(number, folder, name.clone());
         }
     }
 
@@ -224,22 +341,22 @@ impl Inodes {
         number
     }
 
-    /// Takes the name from an inode that keeps it no longer: the next look at the name makes a new one.
+    /// Takes its names from an inode that keeps them no longer: the next look at one of them makes a new one.
     pub(crate) fn unname(&mut self, number: u64) {
-        let link = self.by_number.get(&number).map(|inode| inode.link.clone());
-        if let Some(Some((folder, name))) = link {
+        self.forget_file(number);
+        for (folder, name) in self.links(number) {
             self.detach(folder, &name);
         }
     }
 
     /// A new inode under a name that no inode has.
     pub(crate) fn link(&mut self, folder: u64, name: &Name, facts: Facts) -> u64 {
-        let mut number = first_number(folder, name);
+        let mut number = first_number(folder, name, &facts);
         while number <= ROOT || self.by_number.contains_key(&number) {
             number = number.wrapping_add(1);
         }
         let inode = Inode {
-            link: None,
+            links: Vec::new(),
             facts,
             accessed: None,
             lookups: 0,
@@ -247,6 +364,7 @@ impl Inodes {
             children: 0,
         };
         self.by_number.insert(number, Box::new(inode));
+        self.note_file(number);
         self.attach(number, folder, name.clone());
         number
     }
@@ -283,33 +401,32 @@ impl Inodes {
         self.sweep(b.0);
     }
 
-    /// Gives an inode without a link one.
+    /// Gives an inode a link.
     fn attach(&mut self, number: u64, folder: u64, name: Name) {
         let hash = self.hasher.hash_one((folder, &name));
         if let Some(inode) = self.by_number.get_mut(&number) {
-            inode.link = Some((folder, name));
+            inode.links.push((folder, name));
         }
-        let (by_number, hasher) = (&self.by_number, &self.hasher);
-        self.links.insert_unique(hash, number, |number| {
-            let link = by_number.get(number).and_then(|inode| inode.link.as_ref());
-            link.map_or(0, |(folder, name)| hasher.hash_one((folder, name)))
-        });
+        self.links
+            .insert_unique(hash, (number, hash), |(_, hash)| *hash);
         if let Some(folder) = self.by_number.get_mut(&folder) {
             folder.children += 1;
         }
     }
 
-    /// Takes an inode's link from it; keeps both inode and folder, needed or not.
+    /// Takes a link from its inode; keeps both inode and folder, needed or not.
     fn loosen(&mut self, folder: u64, name: &Name) -> Option<u64> {
         let hash = self.hasher.hash_one((folder, name));
         let by_number = &mut self.by_number;
-        let entry = self.links.find_entry(hash, |number| {
+        let entry = self.links.find_entry(hash, |(number, _)| {
             let inode = by_number.get(number);
             inode.is_some_and(|inode| inode.is_at(folder, name))
         });
-        let (number, _) = entry.ok()?.remove();
+        let ((number, _), _) = entry.ok()?.remove();
         if let Some(inode) = by_number.get_mut(&number) {
-            inode.link = None;
+            inode
+                .links
+                .retain(|(there, named)| *there != folder || named != name);
         }
         if let Some(folder) = by_number.get_mut(&folder) {
             folder.children = folder.children.saturating_sub(1);
@@ -363,10 +480,7 @@ impl Inodes {
 
     fn links_where(&self, wanted: impl Fn(&Name) -> bool) -> BTreeMap<u64, Vec<Name>> {
         let mut all: BTreeMap<u64, Vec<Name>> = BTreeMap::new();
-        let links = self
-            .by_number
-            .values()
-            .filter_map(|inode| inode.link.as_ref());
+        let links = self.by_number.values().flat_map(|inode| &inode.links);
         for (folder, name) in links.filter(|(_, name)| wanted(name)) {
             all.entry(*folder).or_default().push(name.clone());
         }
@@ -375,21 +489,20 @@ impl Inodes {
 
     /// Removes an inode that nobody needs, and folders above it that were kept for it alone.
     fn sweep(&mut self, number: u64) {
-        let mut at = number;
-        while at != ROOT {
-            let Some(inode) = self.by_number.get(&at) else {
-                return;
+        let mut left = vec![number];
+        while let Some(at) = left.pop() {
+            let Some(inode) = self.by_number.get(&at).filter(|_| at != ROOT) else {
+                continue;
             };
             if inode.lookups > 0 || inode.pins > 0 || inode.children > 0 {
-                return;
+                continue;
             }
-            let link = inode.link.clone();
-            if let Some((folder, name)) = &link {
-                self.loosen(*folder, name);
+            self.forget_file(at);
+            for (folder, name) in self.links(at) {
+                self.loosen(folder, &name);
+                left.push(folder);
             }
             self.by_number.remove(&at);
-            let Some((folder, _)) = link else { return };
-            at = folder;
         }
     }
 
@@ -402,14 +515,11 @@ impl Inodes {
     #[cfg(test)]
     pub(crate) fn check(&self) {
         for (number, inode) in &self.by_number {
-            if let Some((folder, name)) = &inode.link {
+            for (folder, name) in &inode.links {
                 assert_eq!(self.child(*folder, name), Some(*number));
                 assert!(self.by_number.contains_key(folder), "parents are kept");
             }
-            let links = self
-                .by_number
-                .values()
-                .filter_map(|inode| inode.link.as_ref());
+            let links = self.by_number.values().flat_map(|inode| &inode.links);
             let below = links.filter(|(folder, _)| folder == number);
             assert_eq!(
                 inode.children as usize,
@@ -421,13 +531,20 @@ impl Inodes {
                 "nothing is kept for nobody"
             );
         }
-        let linked = self.by_number.values().filter(|inode| inode.link.is_some());
-        assert_eq!(linked.count(), self.links.len());
+        let links = self.by_number.values().map(|inode| inode.links.len());
+        assert_eq!(links.sum::<usize>(), self.links.len());
+        for (file, number) in &self.by_file {
+            let facts = self.facts(*number).expect("it is kept");
+            assert_eq!(facts.file.as_ref(), Some(file));
+        }
     }
 }
 
 /// The number to try first for a new inode.
-fn first_number(folder: u64, name: &Name) -> u64 {
+fn first_number(folder: u64, name: &Name, facts: &Facts) -> u64 {
+    if let Some(start) = facts.file.as_ref().and_then(|file| file.first_chunk()) {
+        return u64::from_le_bytes(*start);
+    }
     let mut bytes = [0; 8 + NAME_BYTES_MAX];
     let length = 8 + name.as_bytes().len();
     let (number, rest) = bytes.split_at_mut(8);

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::{inodes::Facts, overlay::Overlay};
 use crate::{
     content::Object,
-    manifest::{Dot, Entry, HybridTime, Kind, TreePath},
+    manifest::{Dot, Entry, HybridTime, Kind, Linked, TreePath},
     store::{JournalRecord, StagingId, Store, StoreError},
 };
 
@@ -58,8 +58,12 @@ pub(crate) struct LiveState {
     pub(crate) changed: HybridTime,
     /// The versions that the writer saw and replaces.
     pub(crate) seen: Vec<Dot>,
+    /// Of the record, where the file has several names: which it is, and the versions that the writer saw.
+    pub(crate) link: Option<Linked>,
     /// Its entry is held back until the first publication.
     pub(crate) fresh: bool,
+    /// Somebody waits for that publication.
+    pub(crate) hurry: bool,
     /// Handles that can write.
     pub(crate) writers: u32,
     /// Counts changes of content and attributes.
@@ -112,7 +116,9 @@ impl Live {
                 entry,
                 changed,
                 seen,
+                link: None,
                 fresh: false,
+                hurry: false,
                 writers: 0,
                 version: 0,
                 published: 0,

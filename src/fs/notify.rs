@@ -201,6 +201,7 @@ impl Core {
         // A change of a name may make, resolve or rename the copies beside it.
         let copies = self.inodes.lock().copies();
         for path in paths {
+            self.notice_other_names(&mut notices, path);
             let mut folder = super::inodes::ROOT;
             let mut at = TreePath::root();
             for name in path.names() {
@@ -219,6 +220,32 @@ impl Core {
             }
         }
         notices
+    }
+
+    /// What changes under one of several names of a file changes under all of them.
+    fn notice_other_names(&self, notices: &mut BTreeSet<Notice>, path: &TreePath) {
+        let link = self
+            .tree
+            .get(path)
+            .ok()
+            .flatten()
+            .and_then(|shown| shown.link);
+        let inodes = self.inodes.lock();
+        let of_file = link.and_then(|link| inodes.of_file(&link.file));
+        let mut child = Some(super::inodes::ROOT);
+        for name in path.names() {
+            child = child.and_then(|folder| inodes.child(folder, name));
+        }
+        for number in of_file.into_iter().chain(child) {
+            let links = inodes.links(number);
+            if links.len() > 1 || of_file.is_some() {
+                notices.extend(
+                    links
+                        .into_iter()
+                        .map(|(folder, name)| Notice::Name(folder, name)),
+                );
+            }
+        }
     }
 
     /// Everything that the kernel may know.

@@ -1,12 +1,12 @@
 //! What the filesystem needs from the rest of the node, and nothing more: small enough that tests stand in for it.
 
-use std::{ops::Range, time::Duration};
+use std::{collections::BTreeSet, ops::Range, time::Duration};
 
 use futures::future::BoxFuture;
 
 use crate::{
     content::Object,
-    manifest::{Dot, HybridTime, Name, NodeHash, Shown, TreePath},
+    manifest::{Dot, FileId, HybridTime, Name, NodeHash, Shown, TreePath},
     node::namespace::{Edit, Namespace, NamespaceError},
     transfer::{Prefetch, TransferError, Transfers},
 };
@@ -18,6 +18,7 @@ pub(crate) trait Tree: Send + Sync + 'static {
     fn get(&self, path: &TreePath) -> Result<Option<Shown>, NamespaceError>;
     fn children(&self, folder: &TreePath) -> Result<Vec<(Name, Shown)>, NamespaceError>;
     fn below(&self, folder: &TreePath) -> Result<Vec<(TreePath, Shown)>, NamespaceError>;
+    fn names_of(&self, file: FileId) -> Result<BTreeSet<TreePath>, NamespaceError>;
     fn folder_newest(&self, folder: &TreePath) -> Result<HybridTime, NamespaceError>;
     fn fetch(
         &self,
@@ -56,6 +57,9 @@ impl Tree for Namespace {
     }
     fn below(&self, folder: &TreePath) -> Result<Vec<(TreePath, Shown)>, NamespaceError> {
         Namespace::below(self, folder)
+    }
+    fn names_of(&self, file: FileId) -> Result<BTreeSet<TreePath>, NamespaceError> {
+        Namespace::names_of(self, file)
     }
     fn folder_newest(&self, folder: &TreePath) -> Result<HybridTime, NamespaceError> {
         Namespace::folder_newest(self, folder)

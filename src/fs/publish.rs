@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     content::{self, BLOCK_BYTES, Object},
-    manifest::{HybridTime, Kind, TreePath},
+    manifest::{Dot, Entry, HybridTime, Kind, Linked, Shown, TreePath},
     node::namespace::Edit,
     store::StoreError,
 };
@@ -143,10 +143,12 @@ impl Core {
                 self.end_writing(live.number, &mut state);
                 continue;
             }
-            let is_ripe = all || state.writers == 0 || state.quiet_since + QUIET <= now;
+            let is_ripe =
+                all || state.hurry || state.writers == 0 || state.quiet_since + QUIET <= now;
             let may_try = all || state.retry_at.is_none_or(|at| at <= now);
             // A new file that is open but empty so far has nothing to tell yet.
-            let has_news = state.version != state.published || (state.fresh && state.writers == 0);
+            let is_wanted = state.writers == 0 || state.hurry;
+            let has_news = state.version != state.published || (state.fresh && is_wanted);
             if is_ripe && may_try && has_news && !state.unlinked {
                 state.publishing = true;
                 due.push(live.clone());
@@ -309,12 +311,24 @@ impl Core {
         };
         let mut edits = Vec::new();
         let mut seen = state.seen.clone();
+        let link = current.as_ref().and_then(|current| current.link.clone());
+        let mut link = link.map(|link| {
+            // Of a file that got another name meanwhile nothing is known to have been seen of that.
+            let own = state.link.clone().filter(|own| own.file == link.file);
+            let seen = own.map_or(Vec::new(), |own| own.seen);
+            (link, seen)
+        });
         match &current {
             Some(current) if current.entry.kind == Kind::File(state.agreed) => {
                 // Still what the writer began with, or an earlier publication of the same: nothing concurrent.
                 seen.extend(&current.seen);
                 seen.sort_unstable();
                 seen.dedup();
+                if let Some((there, seen)) = &mut link {
+                    seen.extend(&there.seen);
+                    seen.sort_unstable();
+                    seen.dedup();
+                }
             }
             Some(current) if current.entry == entry => {}
             Some(_) => {
@@ -323,16 +337,29 @@ impl Core {
             }
             None => {}
         }
-        let is_there = current.is_some_and(|current| current.entry == entry) && !state.fresh;
+        let is_same = |current: &Shown| current.entry == entry;
+        let is_there = current.as_ref().is_some_and(is_same) && !state.fresh;
+        if let (Some(_), Some(current)) = (&link, &current) {
+            // Whatever became of the record, the name goes on being one of the file's.
+            seen.clone_from(&current.seen);
+        }
         if !is_there {
-            edits.push(Edit {
-                path: path.clone(),
-                entry: Some(entry.clone()),
-                seen: seen.clone(),
+            let put = |path: TreePath, entry: Entry, seen: &[Dot]| Edit {
+                path,
+                entry: Some(entry),
+                seen: seen.to_vec(),
                 held: false,
                 written: Some(written),
                 moved: None,
-            });
+            };
+            match &link {
+                None => edits.push(put(path.clone(), entry.clone(), &seen)),
+                Some((there, record_seen)) => {
+                    let record = TreePath::of_record(&there.file);
+                    edits.push(put(record, entry.clone(), record_seen));
+                    edits.push(put(path.clone(), Entry::link(there.file), &seen));
+                }
+            }
             // After the file's, so that it is the later of the two.
             edits.extend(self.keep_folder_time(&path, written));
             self.change(edits)?;
@@ -342,10 +369,12 @@ impl Core {
         self.inodes.lock().set_facts(live.number, facts);
         state.path = path;
         state.seen = seen;
+        state.link = link.map(|(there, seen)| Linked { seen, ..there });
         state.agreed = object;
         state.began = Some(entry);
         state.published = version;
         state.fresh = false;
+        state.hurry = false;
         state.is_durable = false;
         state.is_moved = false;
         self.settle_later(&mut state);

@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     CausalContext, Dot, HybridTime, TreePath, WriterNumber,
     cbor::{Malformed, Reader, Writer},
-    key::{PATH_BYTES_MAX, PEER_BYTES_MAX},
+    key::{FileId, PATH_BYTES_MAX, PEER_BYTES_MAX},
 };
 use crate::content::{ContentId, Object};
 
@@ -124,7 +124,7 @@ pub enum Kind {
         number: u32,
     },
     /// One of several names of a file; its record stands under [`super::InternalKey::File`].
-    Link([u8; 16]),
+    Link(FileId),
     /// A row of the table of writers (internal keys only).
     Writer {
         /// The writer's peer id, as bytes.
@@ -243,6 +243,10 @@ impl Entry {
     /// A directory that nobody described: it exists because something lives below it. Mode 0o755, owner 0, time 0.
     pub fn implied_directory() -> Self {
         Self::new(Kind::Directory, 0o755, 0, 0, Timestamp(0))
+    }
+    /// One of several names of a file; what else there is to say stands in the file's record.
+    pub fn link(file: FileId) -> Self {
+        Self::new(Kind::Link(file), 0o644, 0, 0, Timestamp(0))
     }
     /// Checks every bound; an entry that fails fits into no node.
     pub fn check(&self) -> Result<(), EntryError> {

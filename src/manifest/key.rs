@@ -8,8 +8,10 @@ use super::{Kind, WriterNumber};
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest path, in bytes, with one `/` between names and none in front.
 pub const PATH_BYTES_MAX: usize = 4096;
-/// Longest encoded key: an internal one with a path.
-pub(super) const KEY_BYTES_MAX: usize = PATH_BYTES_MAX + 2;
+/// Which of the files that have several names.
+pub type FileId = [u8; 16];
+/// Longest encoded key: an internal one with a file id and a path.
+pub(super) const KEY_BYTES_MAX: usize = PATH_BYTES_MAX + 18;
 /// Longest name of a snapshot, in bytes.
 const SNAPSHOT_NAME_BYTES_MAX: usize = 255;
 /// Longest peer id, in bytes.
@@ -26,6 +28,7 @@ const SNAPSHOT: u8 = 4;
 const MEMBER: u8 = 5;
 const POLICY: u8 = 6;
 const FOLDER: u8 = 7;
+const NAME: u8 = 8;
 
 /// One component of a path: 1 to 255 bytes, no `/`, no NUL, not `.` or `..`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -132,6 +135,29 @@ impl TreePath {
         let names = to.0.iter().chain(rest).cloned().collect();
         Some(Self(names).bounded())
     }
+    /// Stands for the record of a file with several names where changes are kept by their paths. It is no path of the
+    /// folder: its only name begins with a byte that no name may have.
+    pub(crate) fn of_record(file: &FileId) -> Self {
+        let mut name = vec![END];
+        for byte in file {
+            name.extend(format!("{byte:02x}").bytes());
+        }
+        Self(vec![Name(name.into())])
+    }
+    /// The file whose record this stands for, if it does.
+    pub(crate) fn record(&self) -> Option<FileId> {
+        let [name] = self.0.as_slice() else {
+            return None;
+        };
+        let digits = name.0.strip_prefix(&[END])?;
+        let mut file = FileId::default();
+        let mut pairs = digits.chunks_exact(2);
+        for byte in &mut file {
+            let pair = std::str::from_utf8(pairs.next()?).ok()?;
+            *byte = u8::from_str_radix(pair, 16).ok()?;
+        }
+        Some(file)
+    }
     /// Its bytes, `a/b`; what [`TreePath::parse`] reads.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.byte_length());
@@ -142,6 +168,17 @@ impl TreePath {
             bytes.extend(name.as_bytes());
         }
         bytes
+    }
+    /// From what [`TreePath::to_bytes`] gives, of a record's stand-in, too.
+    pub(crate) fn restore(bytes: &[u8]) -> Result<Self, NameError> {
+        if bytes.first() == Some(&END) {
+            let stand_in = Self(vec![Name(bytes.into())]);
+            return match stand_in.record() {
+                Some(_) => Ok(stand_in),
+                None => Err(NameError::Forbidden),
+            };
+        }
+        Self::parse(bytes)
     }
     /// From exactly what [`TreePath::to_bytes`] gives.
     pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, NameError> {
@@ -183,7 +220,7 @@ pub enum InternalKey {
     /// A row of the table of writers.
     Writer(WriterNumber),
     /// The record of a file that has several names.
-    File([u8; 16]),
+    File(FileId),
     /// Where what stood at a path was moved to; the root is never moved.
     Move(TreePath),
     /// A named snapshot: 1 to 255 bytes without control characters.
@@ -194,7 +231,9 @@ pub enum InternalKey {
     Policy(TreePath),
     /// What is remembered of a folder: see the module `folders`.
     Folder(TreePath),
-    /// A key of a later version, carried along: its tag (8 or more), and the bytes after it.
+    /// One of the names of a file that has several; not the root.
+    Name(FileId, TreePath),
+    /// A key of a later version, carried along: its tag (9 or more), and the bytes after it.
     Unknown(u8, Vec<u8>),
 }
 
@@ -204,8 +243,12 @@ pub enum InternalKey {
 pub struct Key(Vec<u8>);
 
 impl Key {
-    /// The key of a path; `None` for the root, which has no entry of its own.
+    /// The key of a path, or of the record of a file with several names that [`TreePath::of_record`] stands for; `None`
+    /// for the root, which has no entry of its own.
     pub fn of_path(path: &TreePath) -> Option<Self> {
+        if let Some(file) = path.record() {
+            return Some(Self::of_internal(&InternalKey::File(file)));
+        }
         let (parent, name) = path.split()?;
         let mut bytes = parent.prefix();
         bytes.push(END);
@@ -222,6 +265,7 @@ impl Key {
             InternalKey::Member(peer) => (MEMBER, peer.clone()),
             InternalKey::Policy(path) => (POLICY, path.to_bytes()),
             InternalKey::Folder(path) => (FOLDER, path.to_bytes()),
+            InternalKey::Name(id, path) => (NAME, [&id[..], &path.to_bytes()].concat()),
             InternalKey::Unknown(tag, rest) => (*tag, rest.clone()),
         };
         let mut bytes = vec![END, tag];
@@ -230,7 +274,11 @@ impl Key {
     }
     /// Checks bytes from a node in full.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, NameError> {
-        if bytes.len() > KEY_BYTES_MAX {
+        let longest = match bytes.as_slice() {
+            [END, NAME, ..] => KEY_BYTES_MAX,
+            _ => PATH_BYTES_MAX + 2,
+        };
+        if bytes.len() > longest {
             return Err(NameError::TooLong);
         }
         match bytes.as_slice() {
@@ -287,12 +335,16 @@ impl Key {
             [END, MEMBER, peer @ ..] => Some(InternalKey::Member(peer.to_vec())),
             [END, POLICY, path @ ..] => Some(InternalKey::Policy(TreePath::parse(path).ok()?)),
             [END, FOLDER, path @ ..] => Some(InternalKey::Folder(TreePath::parse(path).ok()?)),
+            [END, NAME, rest @ ..] => {
+                let (id, path) = rest.split_first_chunk()?;
+                Some(InternalKey::Name(*id, TreePath::parse(path).ok()?))
+            }
             [END, tag, rest @ ..] => Some(InternalKey::Unknown(*tag, rest.to_vec())),
             _ => None,
         }
     }
     /// Whether an entry of this kind may stand under this key: each internal key has its kind, and a path what a folder
-    /// can show. A file's record under an internal key is a file.
+    /// can show. A file's record under an internal key is what can have several names.
     pub(super) fn admits(&self, kind: &Kind) -> bool {
         let is_internal = matches!(
             kind,
@@ -300,7 +352,7 @@ impl Key {
         );
         match self.0.as_slice() {
             [END, WRITER, ..] => matches!(kind, Kind::Writer { .. }),
-            [END, FILE, ..] => matches!(kind, Kind::File(_)),
+            [END, FILE, ..] => !is_internal && !matches!(kind, Kind::Directory | Kind::Link(_)),
             [END, MOVE, ..] => matches!(kind, Kind::Move { .. }),
             [END, ..] => matches!(kind, Kind::Record(_)),
             _ => !is_internal,
@@ -318,6 +370,16 @@ impl Key {
             prefix.push(SLASH);
         }
         prefix
+    }
+    /// The range of raw key bytes that holds the records of all files that have several names.
+    pub(super) fn files() -> Range<Vec<u8>> {
+        vec![END, FILE]..vec![END, FILE + 1]
+    }
+    /// The range of raw key bytes that holds the names of such a file.
+    pub(super) fn names_of(file: &FileId) -> Range<Vec<u8>> {
+        let start = [&[END, NAME], &file[..]].concat();
+        let end = after_prefix(&start).unwrap_or_else(|| vec![END, NAME + 1]);
+        start..end
     }
     /// The range of raw key bytes that holds the direct children of a folder.
     pub fn children_of(folder: &TreePath) -> Range<Vec<u8>> {
@@ -357,7 +419,10 @@ fn check_internal(bytes: &[u8]) -> Result<(), NameError> {
         }
         [MEMBER, peer @ ..] => (1..=PEER_BYTES_MAX).contains(&peer.len()),
         [POLICY | FOLDER, path @ ..] => TreePath::from_bytes(path).is_ok(),
-        [tag, ..] => *tag > FOLDER,
+        [NAME, rest @ ..] => rest
+            .split_first_chunk::<16>()
+            .is_some_and(|(_, path)| !path.is_empty() && TreePath::from_bytes(path).is_ok()),
+        [tag, ..] => *tag > NAME,
         [] => false,
     };
     if holds {

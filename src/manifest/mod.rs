@@ -11,6 +11,7 @@ mod folders;
 #[cfg(test)]
 mod histories;
 mod key;
+mod links;
 mod merge;
 mod moves;
 mod node;
@@ -26,7 +27,10 @@ pub use entry::{
     TARGET_BYTES_MAX, Timestamp, VERSIONS_BYTES_MAX, VERSIONS_MAX, Version, Versions,
 };
 pub use folders::record_folders;
-pub use key::{InternalKey, Key, NAME_BYTES_MAX, Name, NameError, PATH_BYTES_MAX, TreePath};
+pub use key::{
+    FileId, InternalKey, Key, NAME_BYTES_MAX, Name, NameError, PATH_BYTES_MAX, TreePath,
+};
+pub use links::{complete_links, contested_files, names, resolve};
 pub use merge::{Merged, merge, merge_portion, merge_versions};
 pub use moves::{HINT_AGE_MAX_NS, complete_moves, move_hint, without_old_hints};
 pub use node::{NODE_BYTES_MAX, Node, NodeError, NodeHash, Summary};
@@ -35,4 +39,4 @@ pub use tree::{
     Applied, Change, MISSING_MAX, NodeSource, TreeError, apply, diff, diff_after, empty_root, get,
     range_summary, scan, summary,
 };
-pub use view::{Shown, children, find_copy, lookup, may_be_copy, node_name, shown, utc};
+pub use view::{Linked, Shown, children, find_copy, lookup, may_be_copy, node_name, shown, utc};

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Dot, Entry, HybridTime, InternalKey, Key, Kind, Name, NodeSource, Timestamp, TreeError,
     TreePath, Version, Versions, View, WriterNumber,
-    key::NAME_BYTES_MAX,
+    key::{FileId, NAME_BYTES_MAX},
     merge::list,
     parts::{child_folders, complete, gather, lives_below, rows, versions},
     tree::MISSING_MAX,
@@ -38,6 +38,17 @@ pub struct Shown {
     pub seen: Vec<Dot>,
     /// When it was written.
     pub time: HybridTime,
+    /// One of several names of a file, whose record `entry` and `time` then are; see [`super::resolve`].
+    pub link: Option<Linked>,
+}
+
+/// The file that a name shares with others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Linked {
+    /// Which.
+    pub file: FileId,
+    /// The versions of its record that a change of it replaces.
+    pub seen: Vec<Dot>,
 }
 
 impl Shown {
@@ -47,6 +58,15 @@ impl Shown {
             entry: Entry::implied_directory(),
             seen: Vec::new(),
             time: HybridTime::default(),
+            link: None,
+        }
+    }
+
+    /// The entry that stands under the name itself.
+    pub fn own_entry(&self) -> Entry {
+        match &self.link {
+            Some(link) => Entry::link(link.file),
+            None => self.entry.clone(),
         }
     }
 
@@ -73,6 +93,7 @@ impl Group<'_> {
             entry: self.newest.entry.clone(),
             seen: self.dots.clone(),
             time: self.newest.time,
+            link: None,
         }
     }
     pub(super) fn is_directory(&self) -> bool {

@@ -276,6 +276,7 @@ mod tests {
                 entry: Entry::new(Kind::File(object), 0o644, 0, 0, Timestamp(0)),
                 seen: Vec::new(),
                 time: HybridTime(1_500_000_000),
+                link: None,
             },
             writer: Some(WriterNumber(u64::from(content))),
             node: Some(node.to_owned()),

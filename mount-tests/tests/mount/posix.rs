@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use p2pfs_mount_tests::{Mount, SOON, eventually, noise, until};
+use p2pfs_mount_tests::{LONG, Mount, SOON, eventually, noise, until};
 use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom, XattrFlags};
 
 use super::{pair, pair_with};
@@ -224,4 +224,149 @@ fn holes_survive_publication_and_are_told() {
         expected[8 * MIB as usize + 65_536..][..100_000 - 65_536].copy_from_slice(&bytes[65_536..]);
         pair.b.shows("sparse", &expected);
     }
+}
+
+#[test]
+fn names_of_one_file_are_one_file_at_every_member() {
+    let pair = pair();
+    let (a, b) = (&pair.a, &pair.b);
+    let first = noise(1, 200_000);
+    a.with("", |dir| {
+        fs::create_dir(dir.join("folder")).unwrap();
+        fs::write(dir.join("one"), &first).unwrap();
+        fs::hard_link(dir.join("one"), dir.join("two")).unwrap();
+        fs::hard_link(dir.join("two"), dir.join("folder/three")).unwrap();
+        symlink("one", dir.join("soft")).unwrap();
+        fs::hard_link(dir.join("soft"), dir.join("soft 2")).unwrap();
+        let refused = fs::hard_link(dir.join("folder"), dir.join("x"));
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EPERM));
+    });
+    let data = |mount: &Mount, path: &str| mount.with(path, |path| path.symlink_metadata());
+    let shared = |mount: &Mount, names: u64| {
+        let paths = ["one", "two", "folder/three"];
+        let there: Vec<_> = paths
+            .iter()
+            .filter_map(|path| data(mount, path).ok())
+            .collect();
+        let same = there.windows(2).all(|two| two[0].ino() == two[1].ino());
+        same && there.len() as u64 == names && there.iter().all(|one| one.nlink() == names)
+    };
+    assert!(shared(a, 3));
+    until(SOON, "all names are at the other", || shared(b, 3));
+    assert_eq!(data(b, "soft 2").unwrap().nlink(), 2);
+    // Written through one, seen in the others, at both.
+    let second = noise(2, 150_000);
+    b.write("two", &second);
+    for mount in [b, a] {
+        mount.shows("folder/three", &second);
+        mount.shows("one", &second);
+    }
+    assert!(shared(a, 3));
+    a.with("folder/three", |path| {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap()
+    });
+    until(SOON, "the mode is seen under another name", || {
+        data(b, "one").unwrap().mode() & 0o777 == 0o600
+    });
+    // A rename over another name of the same file does nothing, and removals leave the rest.
+    a.with("", |dir| {
+        fs::rename(dir.join("one"), dir.join("two")).unwrap()
+    });
+    assert!(shared(a, 3));
+    a.with("", |dir| {
+        fs::rename(dir.join("folder"), dir.join("moved")).unwrap()
+    });
+    b.shows("moved/three", &second);
+    a.with("one", |path| fs::remove_file(path).unwrap());
+    b.lacks("one");
+    until(SOON, "one name less is counted", || {
+        data(b, "two").unwrap().nlink() == 2 && data(b, "moved/three").unwrap().nlink() == 2
+    });
+    // As before after a remount.
+    let number = data(b, "two").unwrap().ino();
+    let host = b.host().clone();
+    b.publishes();
+    b.unmount();
+    let b = host.mount(&pair.id, "");
+    b.shows("two", &second);
+    assert_eq!(data(&b, "moved/three").unwrap().ino(), number);
+    assert_eq!(data(&b, "two").unwrap().ino(), number);
+    a.with("moved/three", |path| fs::remove_file(path).unwrap());
+    b.lacks("moved/three");
+    until(SOON, "it is a file with one name again", || {
+        data(&b, "two").unwrap().nlink() == 1
+    });
+    assert_eq!(b.read("two").unwrap(), second);
+    assert_eq!(a.status()["manifest"]["conflicts"], 0);
+}
+
+#[test]
+fn a_file_changed_through_two_names_at_once_is_kept_in_both_versions() {
+    let pair = pair();
+    let (a, b) = (&pair.a, &pair.b);
+    a.write("doc.txt", "common");
+    a.with("", |dir| {
+        fs::hard_link(dir.join("doc.txt"), dir.join("same")).unwrap()
+    });
+    b.shows("same", "common");
+    b.shows("doc.txt", "common");
+    a.host().cut_off();
+    a.write("doc.txt", "changed by a");
+    a.publishes();
+    b.write("same", "changed by b");
+    b.publishes();
+    // And a name that is given while the other side removes one.
+    b.with("", |dir| {
+        fs::hard_link(dir.join("same"), dir.join("new")).unwrap()
+    });
+    a.with("same", |path| fs::remove_file(path).unwrap());
+    a.publishes();
+    b.publishes();
+    a.host().reconnect();
+    until(LONG, "both come to the same state", || {
+        a.status()["manifest"]["hash"] == b.status()["manifest"]["hash"]
+    });
+    for mount in [a, b] {
+        let contents: Vec<_> = mount
+            .list("")
+            .unwrap()
+            .iter()
+            .map(|name| mount.read(name).unwrap())
+            .collect();
+        for version in ["changed by a", "changed by b"] {
+            assert!(
+                contents.iter().any(|there| there == version.as_bytes()),
+                "{version}"
+            );
+        }
+        assert_eq!(mount.read("new").unwrap(), b"changed by b");
+    }
+}
+
+#[test]
+fn links_that_tools_make_survive_a_kill_and_a_remount() {
+    let pair = pair();
+    let a = &pair.a;
+    a.host().sh(
+        "mkdir src && for n in $(seq 30); do echo $n > src/$n; done && cp -r src mnt/src && cp -al mnt/src mnt/copy && \\
+         sync mnt/copy && test $(stat -c %h mnt/copy/7) = 2 && echo changed >> mnt/copy/7 && grep -q changed mnt/src/7 && \\
+         tar cf links.tar -C mnt src copy && mkdir mnt/restored && tar xf links.tar -C mnt/restored && \\
+         test $(stat -c %h mnt/restored/src/9) = 2 && sync mnt/restored",
+    );
+    a.kill();
+    let host = a.host().clone();
+    let a = host.mount("c", "");
+    host.sh(
+        "test $(stat -c %h mnt/copy/7) = 2 && test $(stat -c %i mnt/copy/7) = $(stat -c %i mnt/src/7) && \\
+         grep -q changed mnt/src/7 && test $(stat -c %h mnt/restored/src/9) = 2 && diff -r mnt/src mnt/restored/copy && rm -r mnt/copy && \\
+         test $(stat -c %h mnt/src/7) = 1 && diff -r mnt/src mnt/restored/src",
+    );
+    a.publishes();
+    eventually(LONG, "the other side has the same", || {
+        let check = pair.b.host().try_sh("test ! -e mnt/copy && diff -r mnt/src mnt/restored/src && test $(stat -c %h mnt/restored/src/9) = 2 && test $(stat -c %h mnt/src/9) = 1");
+        match check.code() {
+            Some(0) => Ok(()),
+            _ => Err(check),
+        }
+    });
 }

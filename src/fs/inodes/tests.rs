@@ -10,6 +10,8 @@ fn facts(kind: Kind) -> Facts {
         group: 0,
         modified: Timestamp(0),
         changed: HybridTime(0),
+        file: None,
+        links: 1,
     }
 }
 

@@ -229,25 +229,24 @@ impl Core {
                 break lives;
             }
         };
-        let (path, facts) = {
+        let (named, facts) = {
             let inodes = self.inodes.lock();
             let facts = inodes.facts(number).ok_or(FsError::Stale)?.clone();
-            (inodes.path(number), facts)
+            (inodes.path(number).is_some(), facts)
         };
-        let mut live = match path {
-            Some(path) => {
-                let shown = self.shown(&path)?.ok_or(FsError::Stale)?;
-                let newer = self.facts(&path, &shown)?;
-                // Replaced elsewhere a moment ago: the kernel looks the name up again and comes back with the new inode.
-                if !self.inodes.lock().refresh(number, newer) {
-                    return Err(FsError::Stale.into());
-                }
+        let mut live = match named {
+            true => {
+                // Else it was replaced elsewhere a moment ago: the kernel looks the name up again and comes back with the
+                // new inode.
+                let (path, shown, _) = self.stands(number)?.ok_or(FsError::Stale)?;
                 let Kind::File(base) = shown.entry.kind else {
                     return Err(FsError::Invalid.into());
                 };
-                Live::new(number, base, shown.entry, shown.time, shown.seen, path)
+                let mut live = Live::new(number, base, shown.entry, shown.time, shown.seen, path);
+                live.state.get_mut().link = shown.link;
+                live
             }
-            None => {
+            false => {
                 let Kind::File(base) = facts.kind else {
                     return Err(FsError::Invalid.into());
                 };

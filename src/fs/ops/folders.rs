@@ -157,9 +157,16 @@ impl Core {
             let mut live = None;
             if let Some(number) = known
                 && !is_quiet
+                && inodes
+                    .file(number)
+                    .is_none_or(|file| facts.file == Some(file))
             {
                 live = MutexGuard::unlocked(&mut inodes, || {
-                    self.with_live(number, |live| live.facts())
+                    self.with_live(number, |live| Facts {
+                        file: facts.file,
+                        links: facts.links,
+                        ..live.facts()
+                    })
                 });
                 if live.is_none() {
                     known = inodes.child(folder.number, name);
@@ -167,11 +174,21 @@ impl Core {
             }
             let number = match known {
                 Some(number) if live.is_some() => number,
-                _ if !count => inodes.number_for(folder.number, name),
+                _ if !count => inodes.number_for(folder.number, name, facts),
                 // An old snapshot must not take the name from an inode that is newer than it.
                 Some(number) if !current => number,
                 _ => inodes.resolve(folder.number, name, facts.clone()),
             };
+            if facts.file.is_some() && live.is_none() && !is_quiet {
+                // Another name of it may have been known.
+                live = MutexGuard::unlocked(&mut inodes, || {
+                    self.with_live(number, |live| Facts {
+                        file: facts.file,
+                        links: facts.links,
+                        ..live.facts()
+                    })
+                });
+            }
             let facts = match &live {
                 Some(facts) => facts,
                 None if count => inodes.facts(number).unwrap_or(facts),
@@ -223,7 +240,9 @@ impl Core {
                     let path = path.join(&name).map_err(FsError::from)?;
                     self.facts(&path, &shown)
                 }
+                // Its record is nowhere.
                 Kind::Link(_) => continue,
+                _ if shown.link.is_some() => self.facts(path, &shown),
                 _ => Ok(Facts::from(shown)),
             };
             match facts {

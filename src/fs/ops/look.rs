@@ -25,8 +25,11 @@ impl Core {
         let _order = self.order.read();
         let (name, path) = self.place(folder, name)?;
         let known = self.inodes.lock().child(folder, &name);
+        let shared = known.and_then(|number| self.inodes.lock().file(number));
         if let Some(number) = known
-            && let Some(facts) = self.with_live(number, |live| live.facts())
+            // Of several names one may be another file's by now.
+            && (shared.is_none() || self.shown(&path)?.is_some_and(|shown| shown.is_of(shared)))
+            && let Some((facts, _, _)) = self.look_live(number)?
         {
             self.inodes.lock().look(number);
             return Ok(self.attr_now(number, &facts, true));
@@ -39,6 +42,12 @@ impl Core {
         let number = inodes.resolve(folder, &name, facts.clone());
         inodes.look(number);
         drop(inodes);
+        // It may be another name of a file that is being written.
+        let facts = match self.look_live(number) {
+            Ok(Some((live, _, _))) if facts.file.is_some() => live,
+            // Nothing is needed for that now that was not needed before.
+            _ => facts,
+        };
         Ok(self.attr_now(number, &facts, true))
     }
 
@@ -50,25 +59,16 @@ impl Core {
     /// Attributes of an inode; of one without a name, what they were.
     pub(crate) fn getattr(&self, number: u64) -> Result<Attr, Fail> {
         let _order = self.order.read();
-        let live = self.with_live(number, |live| {
-            (live.facts(), !live.unlinked, live.overlay.taken())
-        });
-        if let Some((facts, linked, taken)) = live {
+        if let Some((facts, linked, taken)) = self.look_live(number)? {
             return Ok(Attr {
                 taken,
                 ..self.attr_now(number, &facts, linked)
             });
         }
-        let path = self.inodes.lock().path(number);
-        if let Some(path) = path {
-            // The root's attributes say nothing about what is in it, so they are there even before any head is.
-            let unknown = number == ROOT && !self.tree.has_head();
-            if !unknown
-                && let Some((_, facts)) = self.look_at(&path)?
-                && self.inodes.lock().refresh(number, facts.clone())
-            {
-                return Ok(self.attr_now(number, &facts, true));
-            }
+        // The root's attributes say nothing about what is in it, so they are there even before any head is.
+        let unknown = number == ROOT && !self.tree.has_head();
+        if !unknown && let Some((_, _, facts)) = self.stands(number)? {
+            return Ok(self.attr_now(number, &facts, true));
         }
         let inodes = self.inodes.lock();
         let facts = inodes.facts(number).ok_or(FsError::Stale)?.clone();

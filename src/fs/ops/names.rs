@@ -2,16 +2,19 @@
 
 use crate::{
     fs::{
-        core::{Attr, Caller, Core, Fail, now},
+        core::{Attr, Caller, Core, Fail, Need, now, now_hybrid},
         errno::FsError,
+        inodes::Facts,
         live::plain_entry,
     },
-    manifest::{Entry, Kind, Shown, TreePath},
+    manifest::{Dot, Entry, FileId, Kind, Name, Shown, TreePath},
     node::namespace::Edit,
 };
 
 /// The longest target of a symbolic link.
 const TARGET_BYTES_MAX: usize = 4095;
+/// The most names that a file may have, as on ext4.
+const LINKS_MAX: u32 = 65_000;
 
 impl Core {
     /// Makes a name that is not a regular file being written: a folder, a link, a pipe, an empty file.
@@ -76,6 +79,131 @@ impl Core {
         Ok(entry)
     }
 
+    /// Gives a file one more name. A new one that is being written is published first, as it is by then.
+    pub(crate) fn link(&self, number: u64, folder: u64, name: &[u8]) -> Result<Attr, Fail> {
+        self.writable()?;
+        if self.with_live(number, |live| live.fresh && !live.unlinked) == Some(true) {
+            self.with_live(number, |live| live.hurry = true);
+            self.wake.notify_one();
+            return Err(Fail::Need(Need::Entry(number)));
+        }
+        let _order = self.order.write();
+        let (name, path) = self.place(folder, name)?;
+        if self.shown(&path)?.is_some() {
+            return Err(FsError::Exists.into());
+        }
+        let (from, shown, facts) = self.stands(number)?.ok_or(FsError::NotFound)?;
+        if facts.kind == Kind::Directory {
+            return Err(FsError::NotPermitted.into());
+        }
+        if facts.links >= LINKS_MAX {
+            return Err(FsError::TooManyLinks.into());
+        }
+        let place = self.path(folder)?;
+        let there = self.shown(&place)?.ok_or(FsError::NotFound)?;
+        if there.entry.kind != Kind::Directory {
+            return Err(FsError::NotDirectory.into());
+        }
+        let file = match &shown.link {
+            Some(link) => link.file,
+            None => new_file_id(number),
+        };
+        let seen = shown.link.as_ref().map(|link| link.seen.clone());
+        let put = |path: TreePath, entry: Entry, seen: Vec<Dot>| Edit {
+            path,
+            entry: Some(entry),
+            seen,
+            held: false,
+            written: None,
+            moved: None,
+        };
+        let record = TreePath::of_record(&file);
+        let mut edits = vec![put(record, shown.entry.clone(), seen.unwrap_or_default())];
+        if shown.link.is_none() {
+            edits.push(put(from.clone(), Entry::link(file), shown.seen.clone()));
+        }
+        edits.push(put(path.clone(), Entry::link(file), Vec::new()));
+        self.change(edits)?;
+        let linked = Facts {
+            file: Some(file),
+            links: facts.links + 1,
+            ..self.facts_after(&path, &shown.entry)
+        };
+        {
+            let mut inodes = self.inodes.lock();
+            inodes.set_facts(number, linked.clone());
+            inodes.add_link(number, folder, &name);
+            inodes.look(number);
+        }
+        let live = self.with_live(number, |live| {
+            live.changed = linked.changed;
+            live.facts()
+        });
+        let facts = Facts {
+            file: linked.file,
+            links: linked.links,
+            ..live.unwrap_or(linked)
+        };
+        Ok(self.attr_now(number, &facts, true))
+    }
+
+    /// What becomes of a file that has several names when it loses one of them: the others, and an edit that makes a plain file
+    /// of it again where one is left.
+    pub(super) fn without_name(
+        &self,
+        path: &TreePath,
+        shown: &Shown,
+    ) -> Result<(Vec<TreePath>, Option<Edit>), Fail> {
+        let Some(link) = &shown.link else {
+            return Ok((Vec::new(), None));
+        };
+        let mut others = self.tree.names_of(link.file)?;
+        others.remove(path);
+        let others: Vec<_> = others.into_iter().collect();
+        let [only] = others.as_slice() else {
+            return Ok((others, None));
+        };
+        let last = self.shown(only)?;
+        let last = last.filter(|last| last.link.as_ref().is_some_and(|own| own.file == link.file));
+        let edit = last.map(|last| Edit {
+            path: only.clone(),
+            entry: Some(shown.entry.clone()),
+            seen: last.seen,
+            held: false,
+            written: None,
+            moved: None,
+        });
+        Ok((others, edit))
+    }
+
+    /// Notes that a file has lost one of several names: it goes on under the others.
+    pub(super) fn lost_name(&self, number: u64, others: &[TreePath]) {
+        let Some(other) = others.first() else {
+            return;
+        };
+        let mut inodes = self.inodes.lock();
+        if let Some(facts) = inodes.facts(number).cloned() {
+            let links = u32::try_from(others.len()).unwrap_or(u32::MAX);
+            let file = facts.file.filter(|_| links > 1);
+            let changed = now_hybrid();
+            inodes.set_facts(
+                number,
+                Facts {
+                    links,
+                    file,
+                    changed,
+                    ..facts
+                },
+            );
+        }
+        drop(inodes);
+        self.with_live(number, |live| {
+            live.changed = now_hybrid();
+            live.path = other.clone();
+            live.journaled = u64::MAX;
+        });
+    }
+
     /// Removes a name that is not a folder's. Whoever has the file open keeps it.
     pub(crate) fn unlink(&self, folder: u64, name: &[u8]) -> Result<(), Fail> {
         self.writable()?;
@@ -85,15 +213,24 @@ impl Core {
         if shown.entry.kind == Kind::Directory {
             return Err(FsError::IsDirectory.into());
         }
+        let (others, last) = self.without_name(&path, &shown)?;
         let mut edits = self.keep_folder(&path)?;
         edits.push(removal(path, shown));
+        edits.extend(last);
         self.change(edits)?;
-        let number = self.inodes.lock().child(folder, &name);
-        if let Some(number) = number {
-            self.disown(number);
-        }
+        self.lose(folder, &name, &others);
         self.inodes.lock().detach(folder, &name);
         Ok(())
+    }
+
+    /// A name goes; the file has these others, or none.
+    pub(super) fn lose(&self, folder: u64, name: &Name, others: &[TreePath]) {
+        let number = self.inodes.lock().child(folder, name);
+        match number {
+            Some(number) if others.is_empty() => self.disown(number),
+            Some(number) => self.lost_name(number, others),
+            None => {}
+        }
     }
 
     /// Removes an empty folder.
@@ -157,6 +294,17 @@ impl Core {
             moved: None,
         }])
     }
+}
+
+/// The id of a file that gets its second name: it begins with its number, which it so keeps after a remount.
+fn new_file_id(number: u64) -> FileId {
+    let mut file = FileId::default();
+    let random: u64 = rand::random();
+    let bytes = number.to_le_bytes().into_iter().chain(random.to_le_bytes());
+    for (to, from) in file.iter_mut().zip(bytes) {
+        *to = from;
+    }
+    file
 }
 
 /// The edit that removes what is shown at a place.

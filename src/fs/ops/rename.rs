@@ -1,7 +1,7 @@
 //! Renaming. A folder's entries are rewritten under their new paths in one change; no content moves.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -13,7 +13,7 @@ use crate::{
         errno::FsError,
         live::Live,
     },
-    manifest::{self, Dot, Entry, Kind, Shown, TreePath},
+    manifest::{self, Dot, Entry, FileId, Kind, Shown, TreePath},
     node::namespace::Edit,
 };
 
@@ -39,6 +39,8 @@ struct Moved {
     seen: Vec<Dot>,
     /// Its first publication is still to come.
     held: bool,
+    /// Of one of several names of a file: which, its record, and the versions of that.
+    record: Option<(FileId, Entry, Vec<Dot>)>,
 }
 
 /// Keeps others from changing what is below places, until dropped.
@@ -84,7 +86,20 @@ impl Core {
             (Some(target), Replace::Yes) => self.check_replaceable(&source, target, &to_path)?,
             (Some(_), Replace::Exchange) | (None, Replace::Yes | Replace::No) => {}
         }
+        let file_of = |shown: &Shown| shown.link.as_ref().map(|link| link.file);
+        if let Some(target) = &target
+            && file_of(target).is_some()
+            && file_of(target) == file_of(&source)
+        {
+            // Two names of one file: nothing is to be done.
+            return Ok(());
+        }
+        let (others, last) = match &target {
+            Some(target) if replace == Replace::Yes => self.without_name(&to_path, target)?,
+            _ => (Vec::new(), None),
+        };
         let mut edits = self.keep_folder(&from_path)?;
+        edits.extend(last);
         let moving = self.start_moving([&from_path, &to_path])?;
         let held = self.held(&[&from_path, &to_path]);
         let target_seen = target
@@ -120,10 +135,7 @@ impl Core {
         self.note_change();
         drop(moving);
         if replace != Replace::Exchange {
-            let replaced = self.inodes.lock().child(to.0, &to_name);
-            if let Some(number) = replaced {
-                self.disown(number);
-            }
+            self.lose(to.0, &to_name, &others);
         }
         let mut inodes = self.inodes.lock();
         match replace {
@@ -209,9 +221,12 @@ impl Core {
                 shown.entry.modified = shown.folder_time(self.tree.folder_newest(&path)?);
             }
             let moved = path.moved(from, to).ok_or(FsError::Invalid)?;
+            let own = shown.own_entry();
+            let record = shown.link.map(|link| (link.file, shown.entry, link.seen));
             gathered.push(Moved {
                 to: moved.map_err(FsError::from)?,
-                entry: shown.entry,
+                entry: own,
+                record,
                 seen: shown.seen,
                 held: held.contains(&path),
                 from: path,
@@ -278,7 +293,12 @@ fn moves(
     let is_exchange = !back.is_empty();
     let mut edits = Vec::with_capacity(2 * (there.len() + back.len()));
     let mut removed = Vec::new();
+    // Whoever puts a name puts the file's record anew.
+    let mut records = BTreeMap::new();
     for moved in there.into_iter().chain(back) {
+        if let Some((file, record, seen)) = moved.record {
+            records.insert(file, (record, seen));
+        }
         edits.push(Edit {
             seen: replaced.remove(&moved.to).unwrap_or_default(),
             path: moved.to,
@@ -295,6 +315,14 @@ fn moves(
     edits.extend(removed.into_iter().map(|(path, seen)| Edit {
         path,
         entry: None,
+        seen,
+        held: false,
+        written: None,
+        moved: None,
+    }));
+    edits.extend(records.into_iter().map(|(file, (record, seen))| Edit {
+        path: TreePath::of_record(&file),
+        entry: Some(record),
         seen,
         held: false,
         written: None,

@@ -9,7 +9,6 @@ use crate::{
         overlay::FILE_BYTES_MAX,
     },
     manifest::{Entry, Kind, Timestamp, TreePath},
-    node::namespace::Edit,
 };
 
 /// What to set; the access time is not kept for longer than the inode is known.
@@ -108,34 +107,22 @@ impl Core {
         if changed_live == Some(true) {
             return Ok(());
         }
-        let path = self.inodes.lock().path(number);
-        let Some(path) = path else {
-            return self.change_detached(number, change);
-        };
         if number == ROOT {
             // The root has no entry of its own, so nothing of it can be kept; tools that copy whole trees try to.
             return Ok(());
         }
-        let shown = self.shown(&path)?.ok_or(FsError::Stale)?;
-        let facts = self.facts(&path, &shown)?;
+        if self.inodes.lock().path(number).is_none() {
+            return self.change_detached(number, change);
+        }
+        let (path, shown, facts) = self.stands(number)?.ok_or(FsError::Stale)?;
         let mut entry = shown.entry.clone();
         // A folder's entry, put anew, tells its time: what is seen now, unless that is what changes.
         entry.modified = facts.modified;
-        if !self.inodes.lock().refresh(number, facts) {
-            return Err(FsError::Stale.into());
-        }
         change(&mut entry);
         if entry == shown.entry {
             return Ok(());
         }
-        self.change(vec![Edit {
-            path: path.clone(),
-            entry: Some(entry.clone()),
-            seen: shown.seen,
-            held: false,
-            written: None,
-            moved: None,
-        }])?;
+        self.change(Self::edits_for(&path, &shown, entry.clone()))?;
         self.with_live(number, |live| {
             live.entry = entry.clone();
             live.began = Some(entry.clone());
@@ -164,7 +151,11 @@ impl Core {
     /// Facts of an entry that was just put at a path. Never needs anything: the change is done and must not be repeated.
     pub(in crate::fs) fn facts_after(&self, path: &TreePath, entry: &Entry) -> Facts {
         match self.tree.get(path) {
-            Ok(Some(shown)) if shown.entry == *entry => Facts::of(&shown),
+            Ok(Some(shown)) if shown.entry == *entry => {
+                let facts = Facts::of(&shown);
+                let links = self.count_names(facts.file).unwrap_or(1);
+                Facts { links, ..facts }
+            }
             _ => Facts::of_entry(entry, now_hybrid()),
         }
     }

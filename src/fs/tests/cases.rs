@@ -961,3 +961,113 @@ fn what_can_not_be_published_at_the_end_is_kept_with_its_attributes() {
     assert_eq!(note, Ok(b"kept".to_vec()));
     again.core.release(handle);
 }
+
+/// Gives a file another name.
+fn link(fixture: &Fixture, from: &str, to: &str) -> Result<Attr, i32> {
+    let number = fixture.walk(from)?;
+    let (folder, name) = fixture.place(to)?;
+    fixture.act(move |core| core.link(number, folder, &name))
+}
+
+fn unlink(fixture: &Fixture, path: &str) -> Result<(), i32> {
+    let (folder, name) = fixture.place(path)?;
+    fixture.act(move |core| core.unlink(folder, &name))
+}
+
+#[test]
+fn all_names_of_a_file_are_one_inode() {
+    let fixture = Fixture::new();
+    fixture.put("a", b"one").expect("put");
+    let before = fixture.attr("a").expect("there");
+    let linked = link(&fixture, "a", "b").expect("linked");
+    assert_eq!((linked.number, linked.links), (before.number, 2));
+    assert_eq!(link(&fixture, "a", "b").map(|_| ()), Err(libc::EEXIST));
+    link(&fixture, "b", "c").expect("linked");
+    let handle = fixture.open_file("c", flags(true)).expect("opened");
+    fixture.write_at(handle, 0, b"two").expect("written");
+    for path in ["a", "b", "c"] {
+        let attr = fixture.attr(path).expect("there");
+        assert_eq!((attr.number, attr.links), (before.number, 3));
+        assert_eq!(fixture.content(path).expect("read"), b"two");
+    }
+    fixture.core.release(handle);
+    fixture.settle();
+    let mode = Changes {
+        mode: Some(0o600),
+        ..Changes::default()
+    };
+    let number = before.number;
+    fixture
+        .act(move |core| core.setattr(number, &mode))
+        .expect("set");
+    fixture
+        .runtime
+        .block_on(fixture.namespace.flush())
+        .expect("flushed");
+    for path in ["a", "b", "c"] {
+        assert_eq!(fixture.attr(path).expect("there").mode, 0o600);
+        assert_eq!(fixture.content(path).expect("read"), b"two");
+    }
+    unlink(&fixture, "a").expect("removed");
+    assert_eq!(fixture.attr("b").expect("there").links, 2);
+    unlink(&fixture, "b").expect("removed");
+    let last = fixture.attr("c").expect("there");
+    assert_eq!((last.number, last.links, last.mode), (number, 1, 0o600));
+    assert_eq!(fixture.content("c").expect("read"), b"two");
+    fixture.core.inodes.lock().check();
+}
+
+#[test]
+fn a_file_that_is_being_written_gets_another_name_and_loses_the_first() {
+    let fixture = Fixture::new();
+    let handle = fixture.create("a").expect("created");
+    fixture.write_at(handle, 0, b"half").expect("written");
+    link(&fixture, "a", "b").expect("linked");
+    fixture.write_at(handle, 4, b" and half").expect("written");
+    unlink(&fixture, "a").expect("removed");
+    assert_eq!(fixture.attr("b").expect("there").size, 13);
+    fixture.core.release(handle);
+    fixture.settle();
+    assert_eq!(fixture.names("").expect("listed"), ["b"]);
+    assert_eq!(fixture.content("b").expect("read"), b"half and half");
+    assert_eq!(fixture.attr("b").expect("there").links, 1);
+}
+
+#[test]
+fn what_replaces_one_name_leaves_the_others() {
+    let fixture = Fixture::new();
+    fixture.put("a", b"old").expect("put");
+    link(&fixture, "a", "b").expect("linked");
+    link(&fixture, "a", "c").expect("linked");
+    fixture.put("new", b"new").expect("put");
+    let rename = |from: &'static [u8], to: &'static [u8]| {
+        fixture
+            .act(move |core| core.rename((ROOT, from), (ROOT, to), Replace::Yes))
+            .expect("renamed");
+    };
+    fixture.walk("a").expect("known");
+    rename(b"new", b"a");
+    fixture.settle();
+    assert_eq!(fixture.content("a").expect("read"), b"new");
+    assert_eq!(fixture.attr("a").expect("there").links, 1);
+    assert_eq!(fixture.attr("b").expect("there").links, 2);
+    // Two names of one file: nothing happens.
+    rename(b"b", b"c");
+    assert_eq!(fixture.names("").expect("listed"), ["a", "b", "c"]);
+    rename(b"b", b"moved");
+    assert_eq!(fixture.attr("moved").expect("there").links, 2);
+    assert_eq!(fixture.content("moved").expect("read"), b"old");
+    // And one that somebody else replaces is a file of its own.
+    fixture
+        .runtime
+        .block_on(fixture.namespace.flush())
+        .expect("flushed");
+    fixture.change_behind("c", b"theirs");
+    assert_eq!(fixture.content("c").expect("read"), b"theirs");
+    assert_eq!(fixture.content("moved").expect("read"), b"old");
+    assert_ne!(
+        fixture.attr("c").expect("there").number,
+        fixture.attr("moved").expect("there").number
+    );
+    fixture.core.inodes.lock().check();
+}

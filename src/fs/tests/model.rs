@@ -27,6 +27,8 @@ enum Step {
     Symlink(usize),
     Rename(usize, usize, bool),
     Exchange(usize, usize),
+    /// One more name for a file.
+    Link(usize, usize),
     Chmod(usize, u32),
     Touch(usize, i64),
     /// Copies a range to the same place of another file: by reference where that can be, as the kernel does otherwise.
@@ -56,6 +58,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => path().prop_map(Step::Symlink),
         4 => (path(), path(), any::<bool>()).prop_map(|(a, b, r)| Step::Rename(a, b, r)),
         1 => (path(), path()).prop_map(|(a, b)| Step::Exchange(a, b)),
+        4 => (path(), path()).prop_map(|(a, b)| Step::Link(a, b)),
         1 => (path(), 0..0o1000u32).prop_map(|(p, m)| Step::Chmod(p, m)),
         1 => (path(), 1..1_000_000_000i64).prop_map(|(p, t)| Step::Touch(p, t)),
         3 => (path(), path(), offset(), length()).prop_map(|(a, b, o, l)| Step::Copy(a, b, o, l)),
@@ -154,6 +157,9 @@ impl Model {
             return Err(libc::EINVAL);
         }
         match (self.nodes.get(to), &source) {
+            (Some(Node::File(there)), Node::File(here)) if replace && there == here => {
+                return Ok(());
+            }
             (Some(_), _) if !replace => return Err(libc::EEXIST),
             (Some(Node::Folder), Node::Folder) if !self.below(to).is_empty() => {
                 return Err(libc::ENOTEMPTY);
@@ -163,6 +169,18 @@ impl Model {
             _ => {}
         }
         self.carry(from, to);
+        Ok(())
+    }
+
+    fn link(&mut self, from: &str, to: &str) -> Result<(), i32> {
+        let node = self.nodes.get(from).cloned().ok_or(libc::ENOENT)?;
+        if self.nodes.contains_key(to) {
+            return Err(libc::EEXIST);
+        }
+        if node == Node::Folder {
+            return Err(libc::EPERM);
+        }
+        self.nodes.insert(to.to_owned(), node);
         Ok(())
     }
 
@@ -215,6 +233,9 @@ fn compare(fixture: &Fixture, model: &Model) {
                 (Kind::Symlink(_), Some(Node::Link)) => {}
                 (Kind::File(_), Some(Node::File(number))) => {
                     assert_eq!(attr.size, model.files[*number].len() as u64, "{path}");
+                    let same = |node: &&Node| **node == Node::File(*number);
+                    let names = model.nodes.values().filter(same).count();
+                    assert_eq!(attr.links as usize, names, "{path}");
                     assert!(
                         fixture.content(&path).expect("read") == model.files[*number],
                         "{path}"
@@ -254,6 +275,7 @@ fn apply(fixture: &Fixture, model: &mut Model, step: Step) {
         | Step::Symlink(p)
         | Step::Rename(p, ..)
         | Step::Exchange(p, _)
+        | Step::Link(p, _)
         | Step::Chmod(p, _)
         | Step::Touch(p, _)
         | Step::Copy(p, ..)
@@ -355,6 +377,17 @@ fn apply(fixture: &Fixture, model: &mut Model, step: Step) {
                 replace => model.rename(first, to, replace == Replace::Yes),
             };
             assert_eq!(renamed, expected);
+        }
+        Step::Link(_, to) => {
+            let to = path_of(to);
+            if !model.folder_is_there(to) {
+                return;
+            }
+            let (folder, name) = fixture.place(to).expect("the folder is there");
+            let linked = fixture.walk(first).and_then(|number| {
+                fixture.act(move |core| core.link(number, folder, &name).map(|_| ()))
+            });
+            assert_eq!(linked, model.link(first, to));
         }
         Step::Chmod(..) | Step::Touch(..) => {
             let Ok(number) = model.file(first) else {
@@ -497,6 +530,8 @@ proptest! {
         compare(&fixture, &model);
         fixture.runtime.block_on(fixture.namespace.flush()).expect("flushed");
         compare(&fixture, &model);
-        prop_assert!(fixture.store.journaled().expect("journal").is_empty());
+        wait_until("no staging is left", || {
+            fixture.store.journaled().expect("journal").is_empty()
+        });
     }
 }

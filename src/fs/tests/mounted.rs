@@ -135,11 +135,12 @@ fn behave_as_on_a_disk(mount: Mount) {
         fs::metadata(mount.path("a/link")).expect("followed").len(),
         expected.len() as u64
     );
-    let refused = fs::hard_link(mount.path("a/b/big"), mount.path("hard"));
-    assert_eq!(
-        refused.expect_err("refused").raw_os_error(),
-        Some(libc::EPERM)
-    );
+    fs::hard_link(mount.path("a/b/big"), mount.path("hard")).expect("linked");
+    let both = ["a/b/big", "hard"].map(|path| fs::metadata(mount.path(path)).expect("there"));
+    assert_eq!((both[0].nlink(), both[0].ino()), (2, both[1].ino()));
+    fs::remove_file(mount.path("hard")).expect("removed");
+    let left = fs::metadata(mount.path("a/b/big")).expect("there");
+    assert_eq!(left.nlink(), 1);
 
     fs::write(mount.path("a/new"), b"new").expect("written");
     fs::rename(mount.path("a/new"), mount.path("a/b/big")).expect("renamed over");

@@ -27,7 +27,11 @@ fn any_internal() -> impl Strategy<Value = InternalKey> {
         prop::collection::vec(any::<u8>(), 1..9).prop_map(InternalKey::Member),
         any_path().prop_map(InternalKey::Policy),
         any_path().prop_map(InternalKey::Folder),
-        (8_u8.., prop::collection::vec(any::<u8>(), 0..9))
+        (any::<[u8; 16]>(), any_path())
+            .prop_filter("the root has no name", |(_, path)| *path
+                != TreePath::root())
+            .prop_map(|(file, path)| InternalKey::Name(file, path)),
+        (9_u8.., prop::collection::vec(any::<u8>(), 0..9))
             .prop_map(|(tag, rest)| InternalKey::Unknown(tag, rest)),
     ]
 }
@@ -127,7 +131,11 @@ fn keys_look_as_documented() {
         (InternalKey::Policy(path("a/b")), b"\0\x06a/b"),
         (InternalKey::Folder(TreePath::root()), b"\0\x07"),
         (InternalKey::Folder(path("a/b")), b"\0\x07a/b"),
-        (InternalKey::Unknown(8, vec![0]), b"\0\x08\0"),
+        (
+            InternalKey::Name([1; 16], path("a/b")),
+            b"\0\x08\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01a/b",
+        ),
+        (InternalKey::Unknown(9, vec![0]), b"\0\x09\0"),
     ] {
         assert_eq!(Key::of_internal(&internal).as_bytes(), bytes);
     }
@@ -169,11 +177,13 @@ fn lengths_are_bounded() {
     let mut longer = b"/n/".to_vec();
     longer.extend(&full_key.as_bytes()[1..]);
     assert!(Key::from_bytes(longer).is_err());
-    // Its move has the longest of all.
-    let moved = Key::of_internal(&InternalKey::Move(full));
-    assert_eq!(moved.as_bytes().len(), KEY_BYTES_MAX);
+    let moved = Key::of_internal(&InternalKey::Move(full.clone()));
     assert!(Key::from_bytes(moved.as_bytes().to_vec()).is_ok());
-    let unknown = |length| [&[0, 8][..], &vec![1; length]].concat();
+    // As one of several names of a file it has the longest of all.
+    let named = Key::of_internal(&InternalKey::Name([1; 16], full));
+    assert_eq!(named.as_bytes().len(), KEY_BYTES_MAX);
+    assert!(Key::from_bytes(named.as_bytes().to_vec()).is_ok());
+    let unknown = |length| [&[0, 9][..], &vec![1; length]].concat();
     assert!(Key::from_bytes(unknown(4096)).is_ok());
     assert_eq!(Key::from_bytes(unknown(4097)), Err(NameError::TooLong));
     let named = |tag: u8, length| [&[0, tag][..], &vec![b'n'; length]].concat();

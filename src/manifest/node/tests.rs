@@ -93,6 +93,8 @@ fn golden_bytes_of_keys() {
         (internal(InternalKey::Policy(TreePath::root())), record()),
         (internal(InternalKey::Policy(path("a/b"))), record()),
         (internal(InternalKey::Folder(TreePath::root())), record()),
+        (internal(InternalKey::Name([1; 16], path("a"))), record()),
+        (internal(InternalKey::Unknown(9, Vec::new())), record()),
         (internal(InternalKey::Unknown(255, vec![0])), record()),
         (key("c"), kind(Kind::Fifo)),
         (key("c/d"), kind(Kind::Fifo)),
@@ -102,7 +104,7 @@ fn golden_bytes_of_keys() {
     let rows = rows.map(|(key, entry)| (key, versions([version(1, 1, 1, entry)])));
     let leaf = Versions::into_node(0, rows.to_vec()).encode();
     let expected = format!(
-        "83 02 00 8d \
+        "83 02 00 8f \
          83 00 4a 00010000000000000102 81 84010101 a3 0008 064101 07616e \
          83 01 51 02{} 81 84010101 a2 0000 025820{} \
          83 01 44 03612f62 81 84010101 a3 0009 0d4162 0ea0 \
@@ -111,6 +113,8 @@ fn golden_bytes_of_keys() {
          83 01 41 06 81 84010101 a2 000a 0f4109 \
          83 02 43 612f62 81 84010101 a2 000a 0f4109 \
          83 01 41 07 81 84010101 a2 000a 0f4109 \
+         83 01 52 08{}61 81 84010101 a2 000a 0f4109 \
+         83 01 41 09 81 84010101 a2 000a 0f4109 \
          83 01 42 ff00 81 84010101 a2 000a 0f4109 \
          83 00 43 2f0063 81 84010101 a1 0003 \
          83 01 43 630064 81 84010101 a1 0003 \
@@ -118,6 +122,7 @@ fn golden_bytes_of_keys() {
          83 02 44 2f640065 81 84010101 a1 0003",
         "07".repeat(16),
         "ab".repeat(32),
+        "01".repeat(16),
     );
     assert_eq!(hex(&leaf), expected.replace(' ', ""));
     assert_eq!(Node::decode(&unhex(&expected)).unwrap().encode(), leaf);
@@ -185,6 +190,8 @@ fn kinds_stand_under_their_own_keys_alone() {
         Kind::Record(vec![1]),
         testing::file(1).kind,
         Kind::Directory,
+        Kind::Fifo,
+        Kind::Link([1; 16]),
     ];
     let keys = [
         (
@@ -199,9 +206,9 @@ fn kinds_stand_under_their_own_keys_alone() {
         (Key::of_internal(&InternalKey::Member(vec![1])), &[2]),
         (Key::of_internal(&InternalKey::Policy(path("a"))), &[2]),
         (Key::of_internal(&InternalKey::Folder(path("a"))), &[2]),
-        (Key::of_internal(&InternalKey::Unknown(8, vec![1])), &[2]),
-        (Key::of_internal(&InternalKey::File([1; 16])), &[3]),
-        (key("a"), &[3, 4]),
+        (Key::of_internal(&InternalKey::Unknown(9, vec![1])), &[2]),
+        (Key::of_internal(&InternalKey::File([1; 16])), &[3, 5]),
+        (key("a"), &[3, 4, 5, 6]),
     ];
     for (key, admitted) in keys {
         for (index, kind) in kinds.iter().enumerate() {

@@ -104,7 +104,10 @@ impl Namespace {
     /// What stood under a path in the state of that root; `None` when nothing.
     pub fn get_at(&self, root: NodeHash, path: &TreePath) -> Result<Option<Shown>, NamespaceError> {
         let nodes = &self.shared.replica.nodes;
-        Ok(manifest::lookup(nodes, &View::of(root), path)?)
+        let view = View::of(root);
+        let found = manifest::lookup(nodes, &view, path)?;
+        let found = found.map(|shown| manifest::resolve(nodes, &view, shown));
+        Ok(found.transpose()?)
     }
 
     /// The direct children that a folder had in the state of that root.
@@ -114,7 +117,10 @@ impl Namespace {
         folder: &TreePath,
     ) -> Result<Vec<(Name, Shown)>, NamespaceError> {
         let nodes = &self.shared.replica.nodes;
-        Ok(manifest::children(nodes, &View::of(root), folder)?)
+        let view = View::of(root);
+        let children = manifest::children(nodes, &view, folder)?.into_iter();
+        let resolve = |(name, shown)| Ok((name, manifest::resolve(nodes, &view, shown)?));
+        children.map(resolve).collect()
     }
 
     /// The node name of a writer, as the table of writers of this root has it.

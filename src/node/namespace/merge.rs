@@ -341,6 +341,8 @@ impl<D: Disk> Replica<D> {
             after = last.map(|change| change.key.clone());
             let mut edits =
                 manifest::complete_moves(&self.nodes, merged.root, ours, theirs, &changes, dot)?;
+            let contested = manifest::contested_files(&changes);
+            manifest::complete_links(&self.nodes, merged.root, &mut edits, contested, dot)?;
             if !edits.is_empty() {
                 // What moves keeps its time, so it does not make a folder newer.
                 let time_of = |_: &_| HybridTime::default();
@@ -652,8 +654,11 @@ pub(super) fn named(changes: &[Change]) -> RemoteChanges {
             (Some(path), _) => {
                 paths.insert(path);
             }
-            // The names that share a file are not known from its record.
-            (None, Some(InternalKey::File(_))) => return RemoteChanges::All,
+            // The other names of the file show one less; which they are is not known from here.
+            (None, Some(InternalKey::Name(..))) if change.new.is_none() => {
+                return RemoteChanges::All;
+            }
+            // A record changes with one of its names, from which whoever listens gets to the others.
             (None, _) => {}
         }
     }

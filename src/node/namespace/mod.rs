@@ -38,6 +38,7 @@ mod state;
 mod tests;
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -58,7 +59,7 @@ use self::{
 use crate::{
     cluster::{ClusterKeys, Head},
     manifest::{
-        Dot, Entry, HybridTime, Moved, Name, NodeHash, Shown, Summary, TreeError, TreePath,
+        Dot, Entry, FileId, HybridTime, Moved, Name, NodeHash, Shown, Summary, TreeError, TreePath,
     },
     net::proto::{HEADS_MAX, NAMED_MAX, Push},
     store::Store,
@@ -341,6 +342,11 @@ impl Namespace {
     /// The direct children of a folder in byte order of their names.
     pub fn children(&self, folder: &TreePath) -> Result<Vec<(Name, Shown)>, NamespaceError> {
         self.shared.replica.children(folder)
+    }
+
+    /// The names of a file that has several.
+    pub fn names_of(&self, file: FileId) -> Result<BTreeSet<TreePath>, NamespaceError> {
+        self.shared.replica.names_of(file)
     }
 
     /// Everything below a folder, parents before children.

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{Edit, recent::Recent};
-use crate::manifest::{Dot, Entry, HybridTime, Moved, Name, Shown, TreePath};
+use crate::manifest::{Dot, Entry, FileId, HybridTime, Kind, Moved, Name, Shown, TreePath};
 
 /// Paths whose last local write is remembered.
 const LINEAGE_MAX: usize = 65_536;
@@ -355,6 +355,10 @@ impl Overlay {
             let Some((path, pending)) = next else {
                 return newest;
             };
+            if path.record().is_some() {
+                at = (**path).clone();
+                continue;
+            }
             let Some(child) = path.names().get(folder.names().len()) else {
                 return newest;
             };
@@ -369,6 +373,32 @@ impl Overlay {
         self.edits
             .range::<TreePath, _>((Bound::Excluded(folder), Bound::Unbounded))
             .take_while(move |(path, _)| path.is_within(folder))
+            .filter(|(path, _)| path.record().is_none())
+    }
+
+    /// Records of files with several names that are pending.
+    pub(super) fn records(&self) -> BTreeMap<FileId, Shown> {
+        let root = TreePath::root();
+        let pending = self
+            .edits
+            .range::<TreePath, _>((Bound::Excluded(&root), Bound::Unbounded))
+            .map_while(|(path, pending)| Some((path.record()?, pending)));
+        pending
+            .filter_map(|(file, pending)| Some((file, pending.shown()?)))
+            .collect()
+    }
+
+    /// The names of a file, of which the tree has these.
+    pub(super) fn names(&self, file: FileId, tree: Vec<TreePath>) -> BTreeSet<TreePath> {
+        let is_link = |pending: &Pending| {
+            let entry = pending.entry.as_ref();
+            entry.is_some_and(|entry| entry.kind == Kind::Link(file))
+        };
+        let mut names: BTreeSet<_> = tree.into_iter().collect();
+        names.retain(|name| self.edits.get(name).is_none_or(|pending| is_link(pending)));
+        let put = self.edits.iter().filter(|(_, pending)| is_link(pending));
+        names.extend(put.map(|(path, _)| (**path).clone()));
+        names
     }
 
     fn holds_below(&self, folder: &TreePath) -> bool {
@@ -383,6 +413,7 @@ impl Pending {
             entry: entry.clone(),
             seen: self.seen.clone(),
             time: self.time,
+            link: None,
         })
     }
 
@@ -446,6 +477,7 @@ mod tests {
             entry: Entry::new(Kind::Fifo, 0o600, 0, 0, Timestamp(0)),
             seen: vec![dot(sequence)],
             time: HybridTime(sequence),
+            link: None,
         }
     }
 

@@ -28,7 +28,8 @@ pub(super) fn plan(
     let mut missing = BTreeSet::new();
     let mut times: BTreeMap<TreePath, HybridTime> = BTreeMap::new();
     for (path, change) in pending {
-        if let Some((folder, _)) = path.split() {
+        // A record of a file stands in no folder.
+        if let Some((folder, _)) = path.split().filter(|_| path.record().is_none()) {
             let time = times.entry(folder).or_default();
             *time = change.time.max(*time);
         }
@@ -39,6 +40,10 @@ pub(super) fn plan(
         if missing.len() >= MISSING_MAX {
             break;
         }
+    }
+    match manifest::complete_links(source, root, &mut edits, BTreeSet::new(), dot) {
+        Err(TreeError::Missing(nodes)) => missing.extend(nodes),
+        result => result?,
     }
     let time_of = |folder: &TreePath| times.get(folder).copied().unwrap_or_default();
     match manifest::record_folders(source, root, &mut edits, dot, time_of) {

@@ -239,7 +239,7 @@ impl<D: Disk> Records<D> {
         records
             .into_iter()
             .map(|record| {
-                let path = TreePath::parse(&record.path).map_err(|error| damaged(&error))?;
+                let path = TreePath::restore(&record.path).map_err(|error| damaged(&error))?;
                 let entry = if record.entry.is_empty() {
                     None
                 } else {

@@ -7,7 +7,7 @@
 //! Lock order: `turn`, then `state`.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     cluster::ClusterKeys,
-    manifest::{self, Dot, HybridTime, Name, Shown, TreeError, TreePath, View},
+    manifest::{self, Dot, FileId, HybridTime, Kind, Name, Shown, TreeError, TreePath, View},
     net::proto::{HEADS_MAX, NAMED_MAX},
 };
 
@@ -162,11 +162,46 @@ impl<D: Disk> Replica<D> {
         if path.names().is_empty() {
             return Ok(Some(Shown::implied_directory()));
         }
-        if let Some(shown) = state.overlay.entry(path) {
-            return Ok(Some(shown));
+        let shown = match state.overlay.entry(path) {
+            Some(shown) => Some(shown),
+            None => {
+                let tree = self.look(&view, |view| manifest::lookup(&self.nodes, view, path))?;
+                state.overlay.over(path, tree)
+            }
+        };
+        match shown {
+            Some(shown) if matches!(shown.entry.kind, Kind::Link(_)) => self
+                .resolve(&view, &state.overlay.records(), shown)
+                .map(Some),
+            shown => Ok(shown),
         }
-        let tree = self.look(&view, |view| manifest::lookup(&self.nodes, view, path))?;
-        Ok(state.overlay.over(path, tree))
+    }
+
+    /// A name that may be one of several of a file, with what the file is.
+    fn resolve(
+        &self,
+        view: &View,
+        pending: &BTreeMap<FileId, Shown>,
+        shown: Shown,
+    ) -> Result<Shown, NamespaceError> {
+        let Kind::Link(file) = shown.entry.kind else {
+            return Ok(shown);
+        };
+        match pending.get(&file) {
+            Some(record) => Ok(shown.with_record(file, record.clone())),
+            None => {
+                let resolve = |view: &View| manifest::resolve(&self.nodes, view, shown.clone());
+                Ok(self.look(view, resolve)?)
+            }
+        }
+    }
+
+    /// See [`super::Namespace::names_of`].
+    pub(super) fn names_of(&self, file: FileId) -> Result<BTreeSet<TreePath>, NamespaceError> {
+        let state = self.state.read();
+        let view = state.view().ok_or(NamespaceError::NoHead)?;
+        let tree = self.look(&view, |view| manifest::names(&self.nodes, view, &file))?;
+        Ok(state.overlay.names(file, tree))
     }
 
     /// The direct children of a folder in byte order of their names.
@@ -174,11 +209,29 @@ impl<D: Disk> Replica<D> {
         // Read together, they show one moment; a large folder takes its time.
         let (view, pending) = {
             let state = self.state.read();
-            (state.view(), state.overlay.changes_below(folder))
+            let pending = (state.overlay.changes_below(folder), state.overlay.records());
+            (state.view(), pending)
         };
+        let (pending, records) = pending;
         let view = view.ok_or(NamespaceError::NoHead)?;
         let tree = self.look(&view, |view| manifest::children(&self.nodes, view, folder))?;
-        Ok(over_children(folder, tree, &pending))
+        let mut children = over_children(folder, tree, &pending);
+        let mut missing = BTreeSet::new();
+        for (_, shown) in &mut children {
+            if matches!(shown.entry.kind, Kind::Link(_)) {
+                match self.resolve(&view, &records, shown.clone()) {
+                    Ok(resolved) => *shown = resolved,
+                    Err(NamespaceError::Missing(nodes)) => missing.extend(nodes),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        if missing.is_empty() {
+            Ok(children)
+        } else {
+            let missing = missing.into_iter().take(NAMED_MAX);
+            Err(NamespaceError::Missing(missing.collect()))
+        }
     }
 
     /// Everything below a folder, parents before children.

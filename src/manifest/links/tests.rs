@@ -1,0 +1,421 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    content::{ContentId, Object},
+    manifest::{
+        CausalContext, HybridTime, Timestamp, WriterNumber, apply, complete_moves, empty_root,
+        merge, tree::testing::Memory,
+    },
+};
+
+const PATHS: [&str; 6] = ["a", "b", "c", "d/a", "d/b", "e"];
+const FILE: FileId = [9; 16];
+
+fn at(path: &str) -> TreePath {
+    TreePath::parse(path.as_bytes()).unwrap()
+}
+
+fn file(content: u64) -> Entry {
+    let mut id = [0; 32];
+    id[..8].copy_from_slice(&content.to_le_bytes());
+    let object = Object {
+        content: ContentId(id),
+        size: content,
+    };
+    Entry::new(Kind::File(object), 0o644, 0, 0, Timestamp(1))
+}
+
+fn content(entry: &Entry) -> Option<u64> {
+    match &entry.kind {
+        Kind::File(object) => Some(object.size),
+        _ => None,
+    }
+}
+
+/// A replica that changes names as the filesystem does.
+struct Replica {
+    writer: u64,
+    sequence: u64,
+    root: NodeHash,
+    covers: CausalContext,
+}
+
+struct World {
+    memory: Memory,
+    replicas: Vec<Replica>,
+    clock: u64,
+    /// Contents that somebody saw and overwrote or removed.
+    removed: BTreeSet<u64>,
+    written: BTreeSet<u64>,
+}
+
+impl World {
+    fn new(replicas: u64) -> Self {
+        let memory = Memory::default();
+        let replicas = (1..=replicas).map(|writer| Replica {
+            writer,
+            sequence: 0,
+            root: empty_root(),
+            covers: CausalContext::default(),
+        });
+        Self {
+            replicas: replicas.collect(),
+            memory,
+            clock: 0,
+            removed: BTreeSet::new(),
+            written: BTreeSet::new(),
+        }
+    }
+
+    fn view(&self, at: usize) -> View {
+        View::of(self.replicas[at].root)
+    }
+
+    fn shown(&self, by: usize, path: &TreePath) -> Option<Shown> {
+        let view = self.view(by);
+        let key = Key::of_path(path).unwrap();
+        let name = shown(&versions(&self.memory, &view, &key).unwrap()?).0;
+        Some(resolve(&self.memory, &view, name).unwrap())
+    }
+
+    /// Puts entries in place of what was seen; `None` removes.
+    fn commit(&mut self, by: usize, edits: Vec<(TreePath, Option<Entry>, Vec<Dot>)>) {
+        let before = self.visible(by);
+        let replica = &mut self.replicas[by];
+        replica.sequence += 1;
+        let dot = Dot {
+            writer: WriterNumber(replica.writer),
+            sequence: replica.sequence,
+        };
+        let root = replica.root;
+        let mut new = Edits::new();
+        for (path, entry, seen) in edits {
+            self.clock += 1;
+            let key = Key::of_path(&path).unwrap();
+            let there = match new.get(&key) {
+                Some(there) => Option::clone(there),
+                None => get(&self.memory, root, &key).unwrap(),
+            };
+            let version = entry.map(|entry| Version {
+                dot,
+                time: HybridTime(self.clock),
+                entry,
+                moved: None,
+            });
+            new.insert(key, Versions::replace(there.as_ref(), &seen, version));
+        }
+        complete_links(&self.memory, root, &mut new, BTreeSet::new(), dot).unwrap();
+        let applied = apply(&self.memory, root, &new).unwrap();
+        self.memory.keep(applied.nodes);
+        let replica = &mut self.replicas[by];
+        replica.root = applied.root;
+        replica.covers.add(dot);
+        let after = self.visible(by);
+        self.removed.extend(before.difference(&after));
+        self.check(by);
+    }
+
+    fn put(&mut self, by: usize, path: &str, written: u64) {
+        let path = at(path);
+        self.written.insert(written);
+        let shown = self.shown(by, &path);
+        let edits = match shown.map(|shown| (shown.link, shown.seen)) {
+            Some((Some(link), seen)) => vec![
+                (
+                    TreePath::of_record(&link.file),
+                    Some(file(written)),
+                    link.seen,
+                ),
+                (path, Some(Entry::link(link.file)), seen),
+            ],
+            Some((None, seen)) => vec![(path, Some(file(written)), seen)],
+            None => vec![(path, Some(file(written)), Vec::new())],
+        };
+        self.commit(by, edits);
+    }
+
+    fn link(&mut self, by: usize, from: &str, to: &str) {
+        let (from, to) = (at(from), at(to));
+        let (Some(shown), None) = (self.shown(by, &from), self.shown(by, &to)) else {
+            return;
+        };
+        let id = match &shown.link {
+            Some(link) => link.file,
+            None => {
+                let mut id = FileId::default();
+                id[..8].copy_from_slice(&self.clock.to_le_bytes());
+                id
+            }
+        };
+        let seen = shown.link.map_or(Vec::new(), |link| link.seen);
+        let edits = vec![
+            (TreePath::of_record(&id), Some(shown.entry), seen),
+            (from, Some(Entry::link(id)), shown.seen),
+            (to, Some(Entry::link(id)), Vec::new()),
+        ];
+        self.commit(by, edits);
+    }
+
+    fn unlink(&mut self, by: usize, path: &str) {
+        let path = at(path);
+        let Some(shown) = self.shown(by, &path) else {
+            return;
+        };
+        let mut edits = vec![(path.clone(), None, shown.seen)];
+        if let Some(link) = shown.link {
+            let mut others = names(&self.memory, &self.view(by), &link.file).unwrap();
+            others.retain(|other| *other != path);
+            if let [only] = others.as_slice()
+                && let Some(last) = self.shown(by, only)
+                && last.link.is_some_and(|last| last.file == link.file)
+            {
+                edits.push((only.clone(), Some(shown.entry), last.seen));
+            }
+        }
+        self.commit(by, edits);
+    }
+
+    fn rename(&mut self, by: usize, from: &str, to: &str) {
+        let (from, to) = (at(from), at(to));
+        let (Some(shown), None) = (self.shown(by, &from), self.shown(by, &to)) else {
+            return;
+        };
+        let own = shown.own_entry();
+        let mut edits = vec![(from, None, shown.seen), (to, Some(own), Vec::new())];
+        if let Some(link) = shown.link {
+            edits.push((
+                TreePath::of_record(&link.file),
+                Some(shown.entry),
+                link.seen,
+            ));
+        }
+        self.commit(by, edits);
+    }
+
+    /// One takes over what the other has.
+    fn sync(&mut self, by: usize, from: usize) {
+        let visible = self.visible(by).into_iter().chain(self.visible(from));
+        let visible: BTreeSet<_> = visible.collect();
+        let theirs = (self.replicas[from].root, self.replicas[from].covers.clone());
+        let ours = (self.replicas[by].root, self.replicas[by].covers.clone());
+        let merged = merge(&self.memory, (ours.0, &ours.1), (theirs.0, &theirs.1)).unwrap();
+        self.memory.keep(merged.nodes);
+        let replica = &mut self.replicas[by];
+        let dot = Dot {
+            writer: WriterNumber(replica.writer),
+            sequence: replica.sequence + 1,
+        };
+        replica.covers = merged.context;
+        let mut edits = complete_moves(
+            &self.memory,
+            merged.root,
+            (ours.0, &ours.1),
+            (theirs.0, &theirs.1),
+            &merged.changes,
+            dot,
+        )
+        .unwrap();
+        let contested = contested_files(&merged.changes);
+        complete_links(&self.memory, merged.root, &mut edits, contested, dot).unwrap();
+        replica.root = merged.root;
+        if !edits.is_empty() {
+            let applied = apply(&self.memory, merged.root, &edits).unwrap();
+            self.memory.keep(applied.nodes);
+            replica.root = applied.root;
+            replica.sequence += 1;
+            replica.covers.add(dot);
+        }
+        let left = self.visible(by);
+        for lost in visible.difference(&left) {
+            assert!(self.removed.contains(lost), "{lost} is lost by a merge");
+        }
+        self.check(by);
+    }
+
+    /// All contents that are shown, under names or as copies.
+    fn visible(&self, at: usize) -> BTreeSet<u64> {
+        let mut visible = BTreeSet::new();
+        for (key, versions) in self.rows(at) {
+            if key.path().is_none() {
+                continue;
+            }
+            for version in versions.as_slice() {
+                match linked(version) {
+                    None => visible.extend(content(&version.entry)),
+                    Some(id) => {
+                        let record = Key::of_internal(&InternalKey::File(id));
+                        let record = get(&self.memory, self.replicas[at].root, &record).unwrap();
+                        let record = record.expect("each name has its record");
+                        visible.extend(
+                            record
+                                .as_slice()
+                                .iter()
+                                .filter_map(|one| content(&one.entry)),
+                        );
+                    }
+                }
+            }
+        }
+        visible
+    }
+
+    fn rows(&self, at: usize) -> Vec<(Key, Versions)> {
+        scan(
+            &self.memory,
+            self.replicas[at].root,
+            Vec::new()..vec![255],
+            usize::MAX,
+        )
+        .unwrap()
+    }
+
+    /// The rules hold.
+    fn check(&self, at: usize) {
+        let rows: BTreeMap<_, _> = self.rows(at).into_iter().collect();
+        let mut expected = BTreeMap::new();
+        for (key, versions) in &rows {
+            if let Some(path) = key.path() {
+                for id in versions.as_slice().iter().filter_map(linked) {
+                    let key = Key::of_internal(&InternalKey::Name(id, path.clone()));
+                    expected.insert(key, row(Some(versions), &id).unwrap());
+                }
+            }
+        }
+        let index = rows.iter().filter(|(key, _)| named_by(key).is_some());
+        let index: BTreeMap<_, _> = index.map(|(key, row)| (key.clone(), row.clone())).collect();
+        assert_eq!(index, expected, "the index is what the names are");
+        for (key, versions) in &rows {
+            if let Some(InternalKey::File(id)) = key.internal() {
+                assert!(
+                    !names(&self.memory, &self.view(at), &id).unwrap().is_empty(),
+                    "no record without a name"
+                );
+                assert_eq!(groups(versions).len(), 1, "what was contested is set aside");
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put(usize, usize),
+    Link(usize, usize, usize),
+    Unlink(usize, usize),
+    Rename(usize, usize, usize),
+    Sync(usize, usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let (by, path) = (|| 0..3usize, || 0..PATHS.len());
+    prop_oneof![
+        3 => (by(), path()).prop_map(|(r, p)| Step::Put(r, p)),
+        4 => (by(), path(), path()).prop_map(|(r, a, b)| Step::Link(r, a, b)),
+        2 => (by(), path()).prop_map(|(r, p)| Step::Unlink(r, p)),
+        1 => (by(), path(), path()).prop_map(|(r, a, b)| Step::Rename(r, a, b)),
+        4 => (by(), by()).prop_map(|(a, b)| Step::Sync(a, b)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn whatever_meets_each_name_has_its_record_and_no_content_is_lost(
+        steps in proptest::collection::vec(step(), 1..40),
+    ) {
+        let mut world = World::new(3);
+        for (number, step) in (1..).zip(steps) {
+            match step {
+                Step::Put(by, path) => world.put(by, PATHS[path], number),
+                Step::Link(by, from, to) => world.link(by, PATHS[from], PATHS[to]),
+                Step::Unlink(by, path) => world.unlink(by, PATHS[path]),
+                Step::Rename(by, from, to) => world.rename(by, PATHS[from], PATHS[to]),
+                Step::Sync(by, from) if by != from => world.sync(by, from),
+                Step::Sync(..) => {}
+            }
+        }
+        // Each takes over the others' until nothing is new.
+        for _ in 0..3 {
+            for (by, from) in [(0, 1), (0, 2), (1, 0), (2, 0)] {
+                world.sync(by, from);
+            }
+        }
+        prop_assert_eq!(world.replicas[0].root, world.replicas[1].root);
+        prop_assert_eq!(world.replicas[0].root, world.replicas[2].root);
+        let left = world.visible(0);
+        for written in world.written.difference(&world.removed) {
+            prop_assert!(left.contains(written), "{} is lost", written);
+        }
+    }
+}
+
+#[test]
+fn a_write_through_one_name_is_seen_through_all_of_them() {
+    let mut world = World::new(2);
+    world.put(0, "a", 5);
+    world.link(0, "a", "d/b");
+    world.sync(1, 0);
+    world.put(1, "d/b", 6);
+    world.sync(0, 1);
+    for path in ["a", "d/b"] {
+        let shown = world.shown(0, &at(path)).unwrap();
+        assert_eq!(content(&shown.entry), Some(6));
+    }
+}
+
+#[test]
+fn the_last_name_is_a_plain_file_again() {
+    let mut world = World::new(1);
+    world.put(0, "a", 5);
+    world.link(0, "a", "b");
+    world.link(0, "b", "c");
+    world.unlink(0, "a");
+    assert!(world.shown(0, &at("c")).unwrap().link.is_some());
+    world.unlink(0, "b");
+    let rows = world.rows(0);
+    assert_eq!(rows.len(), 1);
+    assert_eq!(content(&rows[0].1.as_slice()[0].entry), Some(5));
+}
+
+#[test]
+fn a_file_that_was_changed_through_two_names_at_once_is_kept_in_both_versions() {
+    let mut world = World::new(2);
+    world.put(0, "a.txt", 5);
+    world.link(0, "a.txt", "b");
+    world.sync(1, 0);
+    world.put(0, "a.txt", 6);
+    world.put(1, "b", 7);
+    world.sync(0, 1);
+    world.sync(1, 0);
+    assert_eq!(world.replicas[0].root, world.replicas[1].root);
+    for path in ["a.txt", "b"] {
+        assert_eq!(content(&world.shown(0, &at(path)).unwrap().entry), Some(7));
+    }
+    let copy = at("a (conflict, 0000000000000001, 1970-01-01 00.00.00).txt");
+    assert_eq!(content(&world.shown(0, &copy).unwrap().entry), Some(6));
+}
+
+#[test]
+fn a_name_that_is_given_while_the_others_are_removed_keeps_the_file() {
+    let mut world = World::new(2);
+    world.put(0, "a", 5);
+    world.link(0, "a", "b");
+    world.sync(1, 0);
+    world.unlink(0, "a");
+    world.unlink(0, "b");
+    world.link(1, "a", "c");
+    world.sync(0, 1);
+    world.sync(1, 0);
+    assert_eq!(content(&world.shown(0, &at("c")).unwrap().entry), Some(5));
+}
+
+#[test]
+fn the_stand_in_of_a_record_is_read_back_and_is_no_path() {
+    let place = TreePath::of_record(&FILE);
+    assert_eq!(place.record(), Some(FILE));
+    assert_eq!(TreePath::restore(&place.to_bytes()), Ok(place.clone()));
+    let key = Key::of_path(&place).unwrap();
+    assert_eq!(key.internal(), Some(InternalKey::File(FILE)));
+    assert_eq!(at("a").record(), None);
+    assert!(TreePath::restore(b"\0zz").is_err());
+}
