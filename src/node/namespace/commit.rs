@@ -100,14 +100,14 @@ impl<D: Disk> Replica<D> {
     /// `turn` is held.
     fn commit_pending(&self, extent: Extent, now: Moment) -> Result<Step, NamespaceError> {
         let (base, covers, pending, mut renames, joins, contradicted, made) = {
-            let state = self.state.read();
+            let mut state = self.state.write();
             let Some(root) = state.root else {
                 return Ok(Step::Idle);
             };
             let joins = state.join_due.is_some_and(|due| due <= now.at)
                 && !state.heads.represents(root, &state.covers);
             let contradicted = state.heads.contradicts(root, &state.covers);
-            let pending = state.overlay.ready();
+            let pending = state.overlay.begin_commit();
             let renames = state.overlay.renames();
             let covers = state.covers.clone();
             let made = state.overlay.generation();
@@ -357,6 +357,7 @@ impl<D: Disk> Replica<D> {
         {
             let mut state = self.state.write();
             state.set_state(head.root, head.covers.clone());
+            state.overlay.follow(&pending, dot);
             if let Some(writer) = &mut state.writer {
                 writer.own.insert(sequence, own);
             }

@@ -83,6 +83,8 @@ pub(super) struct Overlay {
     generation: u64,
     lineage: Recent<Arc<TreePath>, Lineage>,
     renames: Vec<Rename>,
+    /// Paths that were changed, a few at a time, since the last commit was begun.
+    later: BTreeSet<Arc<TreePath>>,
 }
 
 impl Overlay {
@@ -92,6 +94,29 @@ impl Overlay {
             generation: 0,
             lineage: Recent::new(LINEAGE_MAX),
             renames: Vec::new(),
+            later: BTreeSet::new(),
+        }
+    }
+
+    /// What is to be committed, as it is now. See [`Overlay::follow`].
+    pub(super) fn begin_commit(&mut self) -> Changes {
+        self.later.clear();
+        self.ready()
+    }
+
+    /// These changes, in order of their paths, are about to show in the tree as `own`. What was changed since the commit was
+    /// begun follows on from that: to be called in the same moment, or what was removed meanwhile shows again until
+    /// [`Overlay::committed`].
+    pub(super) fn follow(&mut self, edits: &[(Arc<TreePath>, Arc<Pending>)], own: Dot) {
+        for path in &self.later {
+            let done = edits.binary_search_by(|(done, _)| done.cmp(path)).ok();
+            if let Some((_, done)) = done.and_then(|index| edits.get(index))
+                && done.entry.is_some()
+                && let Some(current) = self.edits.get_mut(path)
+                && current.generation != done.generation
+            {
+                add(&mut Arc::make_mut(current).seen, &[own]);
+            }
         }
     }
 
@@ -128,6 +153,7 @@ impl Overlay {
         let call = (edits.len() > 1).then(|| self.call());
         for edit in edits {
             let (path, pending) = self.pending(edit, call.as_ref(), tick());
+            self.later.insert(path.clone());
             self.edits.insert(path, pending);
         }
     }
@@ -578,6 +604,20 @@ mod tests {
         let committing = overlay.ready();
         overlay.committed(&committing, dot(7));
         assert_eq!(rename(&mut overlay), Some(vec![dot(1), dot(7)]));
+    }
+
+    #[test]
+    fn what_was_removed_while_it_was_committed_never_shows_again() {
+        let mut overlay = Overlay::new();
+        change(&mut overlay, "a", true, &[]);
+        change(&mut overlay, "x", true, &[]);
+        let committing = overlay.begin_commit();
+        change(&mut overlay, "x", false, &[]);
+        overlay.follow(&committing, dot(7));
+        assert_eq!(overlay.over(&at("x"), Some(shown(7))), None);
+        overlay.committed(&committing, dot(7));
+        assert_eq!(overlay.over(&at("x"), Some(shown(7))), None);
+        assert_eq!(overlay.ready()[0].1.seen, [dot(7)]);
     }
 
     #[test]
