@@ -7,6 +7,7 @@ mod mounted;
 mod moves;
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     ops::Range,
     sync::Arc,
@@ -112,6 +113,11 @@ impl Bring for Elsewhere {
     fn ahead(&self, _objects: Vec<Object>) {}
 }
 
+thread_local! {
+    /// Where this thread works: paths are below it.
+    pub(super) static UNDER: RefCell<&'static str> = const { RefCell::new("") };
+}
+
 /// A filesystem on its own, with its state in a temporary folder.
 pub(super) struct Fixture {
     pub(super) runtime: Runtime,
@@ -202,6 +208,7 @@ impl Fixture {
     /// Looks a path up; every step counts as known to the kernel until [`Fixture::forget`].
     pub(super) fn walk(&self, path: &str) -> Result<u64, i32> {
         let mut at = ROOT;
+        let path = format!("{}/{path}", UNDER.with_borrow(|under| *under));
         for name in path.split('/').filter(|name| !name.is_empty()) {
             let (folder, name) = (at, name.as_bytes().to_vec());
             at = self.act(move |core| core.lookup(folder, &name))?.number;
@@ -296,6 +303,7 @@ impl Fixture {
             size: data.len() as u64,
         };
         self.elsewhere.contents.lock().insert(object, data.to_vec());
+        let path = format!("{}/{path}", UNDER.with_borrow(|under| *under));
         let path = TreePath::parse(path.as_bytes()).expect("a path");
         let shown = self.namespace.get(&path).expect("known");
         let seen = shown

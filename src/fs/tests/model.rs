@@ -76,7 +76,7 @@ fn step() -> impl Strategy<Value = Step> {
 enum Node {
     File(usize),
     Folder,
-    Link,
+    Symlink(usize),
 }
 
 #[derive(Default)]
@@ -111,7 +111,7 @@ impl Model {
         match self.nodes.get(path) {
             Some(Node::File(number)) => Ok(*number),
             Some(Node::Folder) => Err(libc::EISDIR),
-            Some(Node::Link) => Err(libc::EINVAL),
+            Some(Node::Symlink(_)) => Err(libc::EINVAL),
             None => Err(libc::ENOENT),
         }
     }
@@ -131,7 +131,7 @@ impl Model {
             (Some(Node::Folder), true) if !self.below(path).is_empty() => {
                 return Err(libc::ENOTEMPTY);
             }
-            (Some(Node::File(_) | Node::Link), true) => return Err(libc::ENOTDIR),
+            (Some(Node::File(_) | Node::Symlink(_)), true) => return Err(libc::ENOTDIR),
             _ => {}
         }
         self.nodes.remove(path);
@@ -157,15 +157,16 @@ impl Model {
             return Err(libc::EINVAL);
         }
         match (self.nodes.get(to), &source) {
-            (Some(Node::File(there)), Node::File(here)) if replace && there == here => {
+            // Two names of one file.
+            (Some(there), here) if replace && there == here && *here != Node::Folder => {
                 return Ok(());
             }
             (Some(_), _) if !replace => return Err(libc::EEXIST),
             (Some(Node::Folder), Node::Folder) if !self.below(to).is_empty() => {
                 return Err(libc::ENOTEMPTY);
             }
-            (Some(Node::Folder), Node::File(_) | Node::Link) => return Err(libc::EISDIR),
-            (Some(Node::File(_) | Node::Link), Node::Folder) => return Err(libc::ENOTDIR),
+            (Some(Node::Folder), Node::File(_) | Node::Symlink(_)) => return Err(libc::EISDIR),
+            (Some(Node::File(_) | Node::Symlink(_)), Node::Folder) => return Err(libc::ENOTDIR),
             _ => {}
         }
         self.carry(from, to);
@@ -230,7 +231,7 @@ fn compare(fixture: &Fixture, model: &Model) {
                 .unwrap_or_else(|error| panic!("{path} was listed: errno {error}"));
             match (&attr.kind, model.nodes.get(&path)) {
                 (Kind::Directory, Some(Node::Folder)) => folders.push(path.clone()),
-                (Kind::Symlink(_), Some(Node::Link)) => {}
+                (Kind::Symlink(_), Some(Node::Symlink(_))) => {}
                 (Kind::File(_), Some(Node::File(number))) => {
                     assert_eq!(attr.size, model.files[*number].len() as u64, "{path}");
                     let same = |node: &&Node| **node == Node::File(*number);
@@ -339,7 +340,11 @@ fn apply(fixture: &Fixture, model: &mut Model, step: Step) {
         Step::Mkdir(_) | Step::Symlink(_) => {
             let (kind, node) = match step {
                 Step::Mkdir(_) => (Kind::Directory, Node::Folder),
-                _ => (Kind::Symlink(b"target".to_vec()), Node::Link),
+                _ => {
+                    model.files.push(Vec::new());
+                    let number = model.files.len() - 1;
+                    (Kind::Symlink(b"target".to_vec()), Node::Symlink(number))
+                }
             };
             let (folder, name) = place();
             let made = fixture
@@ -533,5 +538,48 @@ proptest! {
         wait_until("no staging is left", || {
             fixture.store.journaled().expect("journal").is_empty()
         });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 30, ..ProptestConfig::default() })]
+    #[test]
+    fn threads_that_work_side_by_side_do_not_disturb_each_other(
+        steps in proptest::collection::vec(proptest::collection::vec(step(), 1..40), 3),
+    ) {
+        const FOLDERS: [&str; 3] = ["x", "y", "z"];
+        let fixture = Fixture::new();
+        for folder in FOLDERS {
+            let name = folder.as_bytes().to_vec();
+            fixture
+                .act(move |core| core.make(CALLER, ROOT, &name, Kind::Directory, 0o755))
+                .expect("made");
+        }
+        let work = |(folder, steps): (&'static str, Vec<Step>)| {
+            UNDER.set(folder);
+            let mut model = Model::default();
+            for step in steps {
+                apply(&fixture, &mut model, step);
+            }
+            compare(&fixture, &model);
+            for (handle, _, _) in std::mem::take(&mut model.held) {
+                fixture.core.release(handle);
+            }
+            (folder, model)
+        };
+        let models = std::thread::scope(|scope| {
+            let threads = FOLDERS.into_iter().zip(steps);
+            let threads: Vec<_> = threads.map(|each| scope.spawn(move || work(each))).collect();
+            let ended = threads.into_iter().map(|thread| thread.join().expect("it ended well"));
+            ended.collect::<Vec<_>>()
+        });
+        fixture.core.inodes.lock().check();
+        fixture.settle();
+        fixture.runtime.block_on(fixture.namespace.flush()).expect("flushed");
+        for (folder, model) in &models {
+            UNDER.set(folder);
+            compare(&fixture, model);
+        }
+        UNDER.set("");
     }
 }
