@@ -255,6 +255,11 @@ impl Service for Members {
                 }
                 SyncRequest::Status => self.status(),
                 SyncRequest::Nodes(_) | SyncRequest::Have(_) | SyncRequest::Keep { .. } => {
+                    if let (SyncRequest::Have(objects), Some(transfers)) =
+                        (&request, self.late.transfers.get())
+                    {
+                        transfers.peer_asks(peer, objects);
+                    }
                     let work = tokio::task::spawn_blocking(move || match request {
                         SyncRequest::Nodes(hashes) => self.nodes(&hashes),
                         SyncRequest::Have(objects) => objects

@@ -54,7 +54,7 @@ const FIND_WITHIN: Duration = Duration::from_secs(3);
 const ANSWER_WITHIN: Duration = Duration::from_secs(256);
 /// How long a peer that sent a bad block is refused.
 const BLOCKED_FOR: Duration = Duration::from_secs(60 * 60);
-/// Announcements are gathered for this long.
+/// What comes is counted this often, and who went away looked for.
 const TICK: Duration = Duration::from_millis(100);
 /// Most announcements sent at a time.
 const ANNOUNCED_MAX: usize = 64;
@@ -79,6 +79,8 @@ pub(super) enum Command {
     Ahead(Vec<Object>),
     /// Nobody waits any more.
     GiveUp(WishId),
+    /// A peer asked what is here.
+    Asks { peer: PeerId, objects: Vec<Object> },
     /// A peer told what it has.
     Announced {
         peer: PeerId,
@@ -127,6 +129,7 @@ enum Turn {
     Event(Result<NetEvent, broadcast::error::RecvError>),
     Command(Option<Command>),
     Time,
+    News,
     Tick,
 }
 
@@ -166,7 +169,10 @@ pub(super) struct Executor {
     waiting: BTreeMap<WishId, (Object, Option<Reply>)>,
     running: BTreeMap<RequestId, CancellationToken>,
     reports: mpsc::Sender<Report>,
+    /// What came and wasn't announced yet.
     news: BTreeMap<Object, BlockSet>,
+    /// When something was announced last.
+    told_at: Instant,
     verifiers: Arc<Semaphore>,
 }
 
@@ -184,6 +190,7 @@ impl Executor {
         let (reports, mut reported) = mpsc::channel(REPORTS_MAX);
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let mut scheduler = Scheduler::new(limits.read_timeout, seed);
+        scheduler.take_part(parts.source.local());
         if let Some(bytes_per_s) = limits.download_bytes_per_s {
             scheduler.limit(bytes_per_s);
         }
@@ -194,6 +201,7 @@ impl Executor {
             running: BTreeMap::new(),
             reports,
             news: BTreeMap::new(),
+            told_at: Instant::now(),
             verifiers: Arc::new(Semaphore::new(processors)),
         };
         executor.recount_peers();
@@ -210,7 +218,10 @@ impl Executor {
                     None => std::future::pending().await,
                 }
             };
-            let ticking = !executor.waiting.is_empty() || !executor.news.is_empty();
+            let tell_at = executor.told_at + executor.scheduler.news_every();
+            let tell = tokio::time::sleep_until(tell_at.into());
+            let has_news = !executor.news.is_empty();
+            let ticking = !executor.waiting.is_empty();
             let begun = Instant::now();
             let turn = tokio::select! {
                 biased;
@@ -219,6 +230,7 @@ impl Executor {
                 event = events.recv() => Turn::Event(event),
                 command = commands.recv() => Turn::Command(command),
                 () = wake => Turn::Time,
+                () = tell, if has_news => Turn::News,
                 _ = tick.tick(), if ticking => Turn::Tick,
             };
             // Before anything asks what time it is. While nobody waits for anything there are no ticks, and time just passes.
@@ -235,6 +247,7 @@ impl Executor {
                 Turn::Command(Some(command)) => executor.on_command(command),
                 Turn::Command(None) => break,
                 Turn::Time => executor.scheduler.handle_timeout(executor.now()),
+                Turn::News => executor.tell(),
                 Turn::Tick => executor.on_tick(),
             }
         }
@@ -309,6 +322,11 @@ impl Executor {
             }
             Command::Ahead(objects) => self.look_ahead(objects),
             Command::GiveUp(id) => self.give_up(id),
+            Command::Asks { peer, objects } => {
+                for object in &objects {
+                    self.scheduler.handle_interest(self.now(), peer, object);
+                }
+            }
             Command::Announced {
                 peer,
                 object,
@@ -415,11 +433,9 @@ impl Executor {
         }
     }
 
-    /// Counts what comes; announces news; notes what makes no progress; gives up wishes whose callers went away unheard.
-    fn on_tick(&mut self) {
-        for peer in self.scheduler.busy_peers() {
-            self.count(peer);
-        }
+    /// Announces what came.
+    fn tell(&mut self) {
+        self.told_at = Instant::now();
         for _ in 0..ANNOUNCED_MAX {
             let Some((object, blocks)) = self.news.pop_first() else {
                 break;
@@ -429,6 +445,13 @@ impl Executor {
                 part.iter().for_each(|range| news.insert(range.clone()));
                 self.parts.source.push(Push::Have(object, news));
             }
+        }
+    }
+
+    /// Counts what comes; notes what makes no progress; gives up wishes whose callers went away unheard.
+    fn on_tick(&mut self) {
+        for peer in self.scheduler.busy_peers() {
+            self.count(peer);
         }
         let now = self.now();
         let mut board = self.parts.board.lock();

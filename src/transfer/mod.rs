@@ -147,6 +147,8 @@ struct Stall {
 /// For so long a part of a range that stalled fails at once. The kernel asks again, page by page, for what its own readahead
 /// could not get: without this, one read would wait twice.
 const STALLED_FOR: Duration = Duration::from_secs(1);
+/// Objects that a peer may ask about at a time and be taken to want them all.
+const INTERESTS_MAX: usize = 16;
 /// How long a wish waits that found too many of its kind.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 /// Stalls remembered; the oldest makes room.
@@ -347,6 +349,19 @@ impl Transfers {
         };
         if self.commands.try_send(announced).is_err() {
             tracing::debug!(%peer, "the engine is busy, an announcement is passed over");
+        }
+    }
+
+    /// A peer asks what is here of these objects. Who asks about few at a time most likely fetches them; who takes stock of many
+    /// doesn't.
+    pub fn peer_asks(&self, peer: PeerId, objects: &[Object]) {
+        if objects.len() <= INTERESTS_MAX {
+            let asks = Command::Asks {
+                peer,
+                objects: objects.to_vec(),
+            };
+            // Lost when there is too much to do: the peer announces what it gets as well.
+            let _ = self.commands.try_send(asks);
         }
     }
 

@@ -17,6 +17,7 @@
 //! - A wish for an object whose size isn't proven includes the object's last block, so it isn't done before the proof.
 
 mod batches;
+mod crowd;
 mod peer;
 mod select;
 mod timers;
@@ -65,6 +66,10 @@ const LINGERING_MAX: usize = 1024;
 const PREFETCHES_MAX: usize = 1024;
 /// Longest time-out; longer ones come to the same.
 const READ_TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// Least time between two announcements, for this many peers; the others wait for them.
+const NEWS_EVERY: Duration = Duration::from_millis(20);
+const NEWS_PEERS: usize = 16;
+const NEWS_EVERY_MAX: Duration = Duration::from_millis(200);
 /// Ranges kept of what one peer has of one object.
 const HELD_RANGES_MAX: usize = 4096;
 
@@ -102,6 +107,8 @@ struct Request {
 pub struct Scheduler {
     read_timeout: Duration,
     rng: StdRng,
+    /// Who this is, where it takes part in crowds.
+    local: Option<PeerId>,
     peers: BTreeMap<PeerId, Peer>,
     blocked: BTreeSet<PeerId>,
     wishes: BTreeMap<WishId, Wish>,
@@ -112,6 +119,8 @@ pub struct Scheduler {
     in_flight_bytes: u64,
     /// The limit on what comes in.
     limit: Option<Bucket>,
+    /// When what another member was to fetch may be fetched from a source.
+    awaited_until: Duration,
     /// When something that waits for the limit may be asked for.
     limited_until: Option<Duration>,
     /// The wish of each priority that was served last.
@@ -127,6 +136,7 @@ impl Scheduler {
         Self {
             read_timeout: read_timeout.min(READ_TIMEOUT_MAX),
             rng: StdRng::seed_from_u64(seed),
+            local: None,
             peers: BTreeMap::new(),
             blocked: BTreeSet::new(),
             wishes: BTreeMap::new(),
@@ -136,6 +146,7 @@ impl Scheduler {
             next_request: 0,
             in_flight_bytes: 0,
             limit: None,
+            awaited_until: Duration::MAX,
             limited_until: None,
             turns: BTreeMap::new(),
             outputs: VecDeque::new(),
@@ -147,6 +158,11 @@ impl Scheduler {
     /// From now on asks for no more than so many bytes in a second, from all peers together; with a little more at a time.
     pub fn limit(&mut self, bytes_per_s: u64) {
         self.limit = Some(Bucket::new(bytes_per_s));
+    }
+
+    /// Says who this is: from now on it shares the work with others that fetch the same object.
+    pub fn take_part(&mut self, local: PeerId) {
+        self.local = Some(local);
     }
 
     /// The next thing to do.
@@ -365,6 +381,12 @@ impl Scheduler {
         self.advance(now);
     }
 
+    /// Least time between two announcements of what came; less often where there are many to tell.
+    pub fn news_every(&self) -> Duration {
+        let crowds = u32::try_from(self.peers.len() / NEWS_PEERS).unwrap_or(u32::MAX);
+        (NEWS_EVERY * crowds.max(1)).min(NEWS_EVERY_MAX)
+    }
+
     /// The peers that are asked for something now.
     pub fn busy_peers(&self) -> Vec<PeerId> {
         let busy = self.peers.iter().filter(|(_, peer)| peer.queued_bytes > 0);
@@ -386,11 +408,23 @@ impl Scheduler {
             return;
         };
         let holder = work.holders.entry(id).or_insert_with(Holder::new);
+        holder.fetches_at = Some(now);
         let mut held = std::mem::replace(&mut holder.held, Held::No);
         held.add(&blocks);
         holder.tells(bounded(held, object));
         holder.shunned_until = Duration::ZERO;
         self.advance(now);
+    }
+
+    /// A peer asked what is here of the object: most likely it fetches it. Of interest as an announcement is.
+    pub fn handle_interest(&mut self, now: Duration, id: PeerId, object: &Object) {
+        if !self.peers.contains_key(&id) {
+            return;
+        }
+        if let Some(work) = self.works.get_mut(object) {
+            let holder = work.holders.entry(id).or_insert_with(Holder::new);
+            holder.fetches_at = Some(now);
+        }
     }
 
     /// The directory answered [`Output::FindHolders`] (with nobody, or an error, as an empty list).
@@ -723,6 +757,7 @@ impl Scheduler {
         self.expire_batches(now);
         self.expire_wishes(now);
         self.limited_until = None;
+        self.awaited_until = Duration::MAX;
         self.issue_batches(now, Priority::Demand);
         self.renew(now);
         self.schedule(now);

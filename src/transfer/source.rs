@@ -16,6 +16,8 @@ use crate::{
 
 /// Where blocks come from: the proven peers.
 pub(super) trait BlockSource: Send + Sync + 'static {
+    /// Who this is.
+    fn local(&self) -> PeerId;
     /// Those that are connected, with their round trips where measured.
     fn peers(&self) -> Vec<(PeerId, Option<Duration>)>;
     /// Bytes of answers that have come from a peer over its present connection, as they come.
@@ -52,6 +54,10 @@ pub(super) trait BlockSource: Send + Sync + 'static {
 }
 
 impl BlockSource for Net {
+    fn local(&self) -> PeerId {
+        self.local_peer()
+    }
+
     fn peers(&self) -> Vec<(PeerId, Option<Duration>)> {
         Net::peers(self)
             .into_iter()

@@ -211,6 +211,10 @@ impl FakeNet {
 struct FakeSource(Arc<FakeNet>);
 
 impl BlockSource for FakeSource {
+    fn local(&self) -> PeerId {
+        PeerId::random()
+    }
+
     fn received(&self, _peer: &PeerId) -> Option<u64> {
         None
     }

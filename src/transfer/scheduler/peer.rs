@@ -76,6 +76,8 @@ pub(super) struct Sent {
 #[derive(Debug, Default)]
 pub(super) struct Peer {
     rtt: Option<Duration>,
+    /// The least of late: what it would be without queues on the way.
+    rtt_least: Option<Duration>,
     deviation: Duration,
     rate_bytes_per_s: Option<u64>,
     load: u32,
@@ -114,7 +116,12 @@ impl Peer {
             + FAILURE_COST * self.failures
     }
 
-    /// The same where nobody knows whether it has them: one that lacked all of the last such comes later.
+    /// How long it sends `bytes`.
+    pub(super) fn transfer_time(&self, bytes: u64) -> Duration {
+        time_for(bytes, self.rate_bytes_per_s.unwrap_or(RATE_OPTIMISTIC))
+    }
+
+    /// The same as [`Peer::expected`] where nobody knows whether it has them: one that lacked all of the last such comes later.
     pub(super) fn expected_unasked(&self, bytes: u64) -> Duration {
         self.expected(bytes) + LACKING_COST * self.lacking.min(100)
     }
@@ -129,7 +136,7 @@ impl Peer {
         let Some(rate) = self.rate_bytes_per_s else {
             return WINDOW_BYTES_UNMEASURED;
         };
-        let delay = self.rtt.unwrap_or(RTT_UNMEASURED) * 2 + QUEUE_SLACK;
+        let delay = self.rtt_least.unwrap_or(RTT_UNMEASURED) * 2 + QUEUE_SLACK;
         bytes_in(delay, rate).clamp(WINDOW_BYTES.0, WINDOW_BYTES.1)
     }
 
@@ -264,6 +271,8 @@ impl Peer {
 
     /// A round trip without payload was measured.
     pub(super) fn on_round_trip(&mut self, took: Duration) {
+        let grown = self.rtt_least.map_or(took, |least| least * 9 / 8);
+        self.rtt_least = Some(grown.min(took));
         match self.rtt {
             None => {
                 self.rtt = Some(took);
@@ -299,7 +308,10 @@ impl Peer {
         });
         match self.rtt {
             // A whole answer in less time than the round trip says that the round trip is shorter.
-            Some(rtt) if took < rtt => self.rtt = Some(took),
+            Some(rtt) if took < rtt => {
+                self.rtt = Some(took);
+                self.rtt_least = Some(self.rtt_least.map_or(took, |least| least.min(took)));
+            }
             Some(_) => {
                 self.deviation = (self.deviation * 3 + now.abs_diff(sent.expected).min(took)) / 4;
             }

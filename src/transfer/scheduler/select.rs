@@ -6,8 +6,11 @@ use libp2p::PeerId;
 use rand::Rng;
 
 use super::{
-    Held, Output, Priority, REQUEST_BLOCKS_MAX, Request, RequestId, Scheduler, WishId, peer::Peer,
-    timers::DIRECTORY_AFTER, work::Said,
+    Held, Output, Priority, REQUEST_BLOCKS_MAX, Request, RequestId, Scheduler, WishId,
+    crowd::{Crowd, Shared, mix},
+    peer::Peer,
+    timers::DIRECTORY_AFTER,
+    work::{Holder, Said},
 };
 use crate::{
     bucket::Bucket,
@@ -16,11 +19,39 @@ use crate::{
 
 /// Pieces of a wish that are looked at to find one to ask for: a window of 64 MiB.
 const PIECES_MAX: usize = 64;
+/// The same, where several members share the work in smaller pieces.
+const UNITS_MAX: usize = 512;
 /// Requests for an object that are made on a guess: its first piece, and the last block, which proves its size.
 const GUESSES_MAX: u32 = 2;
 /// Bytes in flight from all peers together; bounds what answers can take in memory. Prefetches stop here, reads that
 /// somebody waits for at twice as much.
 pub(super) const IN_FLIGHT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// A peer that may be asked for some of an object.
+#[derive(Debug)]
+pub(super) struct Asking<'a> {
+    id: PeerId,
+    pub(super) holder: &'a Holder,
+    pub(super) peer: &'a Peer,
+    /// It has room for another request.
+    is_ready: bool,
+}
+
+impl Asking<'_> {
+    /// It has all of it.
+    fn is_source(&self) -> bool {
+        self.holder.held == Held::Whole
+    }
+}
+
+/// Whom to ask, for what.
+#[derive(Debug)]
+struct Choice {
+    peer: PeerId,
+    blocks: Range<u64>,
+    /// The member whose part it was.
+    late: Option<PeerId>,
+}
 
 impl Scheduler {
     /// Issues all requests that windows allow: what somebody waits for first, then hedges, then prefetches; wishes of the
@@ -95,30 +126,85 @@ impl Scheduler {
         let Some(wish) = self.wishes.get(&id) else {
             return false;
         };
-        let object = wish.object;
+        let (object, waited_since) = (wish.object, wish.progress_at);
         if !self.limit_allows(now, priority) {
             return false;
         }
-        for piece in self.pieces(id, priority) {
-            if let Some((peer, blocks)) = self.choose(now, object, &piece, priority, None) {
+        let salt = self.rng.random();
+        let crowd = self.crowd(now, &object);
+        let unit = crowd.as_ref().map_or(1, Crowd::unit_blocks);
+        let asking = self.asking(now, &object, priority, unit);
+        // Most of the time all windows are full.
+        let can_ask = asking.iter().any(|one| one.is_ready);
+        if !can_ask && priority == Priority::Prefetch {
+            return false;
+        }
+        let shared = crowd.as_ref().map(|crowd| Shared {
+            crowd,
+            waited_since,
+        });
+        let pieces = self.pieces(id, priority, crowd.as_ref(), salt);
+        let mut awaited_until = Duration::MAX;
+        let chosen = pieces.iter().filter(|_| can_ask).find_map(|piece| {
+            match self.choose(now, object, piece, priority, &asking, shared, salt) {
+                Ok(choice) => Some(choice),
+                Err(at) => {
+                    awaited_until = awaited_until.min(at);
+                    None
+                }
+            }
+        });
+        self.awaited_until = self.awaited_until.min(awaited_until);
+        if let Some(choice) = chosen {
+            if let Some(late) = choice.late {
+                self.excuse(now, &object, late);
+            }
+            self.send(now, object, choice.peer, choice.blocks, None);
+            return true;
+        }
+        for piece in pieces.iter().filter(|_| priority == Priority::Demand) {
+            if let Some((peer, blocks)) = self.probe(now, object, piece) {
                 self.send(now, object, peer, blocks, None);
                 return true;
             }
-            if priority == Priority::Demand {
-                if let Some((peer, blocks)) = self.probe(now, object, &piece) {
-                    self.send(now, object, peer, blocks, None);
-                    return true;
+            if let Some((peer, blocks)) = self.guess(now, object, piece) {
+                let request = self.send(now, object, peer, blocks, None);
+                if let Some(request) = request.and_then(|id| self.requests.get_mut(&id)) {
+                    request.guessed = true;
                 }
-                if let Some((peer, blocks)) = self.guess(now, object, &piece) {
-                    let request = self.send(now, object, peer, blocks, None);
-                    if let Some(request) = request.and_then(|id| self.requests.get_mut(&id)) {
-                        request.guessed = true;
-                    }
-                    return true;
-                }
+                return true;
             }
         }
         false
+    }
+
+    /// Who has some of the object, and whether they have room for so many blocks more, if requests are that large.
+    pub(super) fn asking(
+        &self,
+        now: Duration,
+        object: &Object,
+        priority: Priority,
+        blocks: u64,
+    ) -> Vec<Asking<'_>> {
+        let scale = scale_of(priority);
+        let holders = self.works.get(object).into_iter();
+        holders
+            .flat_map(|work| &work.holders)
+            .filter(|(_, holder)| holder.held != Held::No && holder.shunned_until <= now)
+            .filter_map(|(id, holder)| {
+                let peer = self.peers.get(id)?;
+                if peer.paused_until > now || self.blocked.contains(id) {
+                    return None;
+                }
+                let bytes = peer.request_blocks(blocks) * BLOCK_BYTES;
+                Some(Asking {
+                    id: *id,
+                    holder,
+                    peer,
+                    is_ready: peer.has_room(bytes, scale),
+                })
+            })
+            .collect()
     }
 
     /// Whom to ask for the last block although nobody says to have any: who holds the content under another size says
@@ -192,15 +278,26 @@ impl Scheduler {
     }
 
     /// Pieces of the wish that nobody was asked for yet, each within one aligned request, in the order to try.
-    fn pieces(&mut self, id: WishId, priority: Priority) -> Vec<Range<u64>> {
+    fn pieces(
+        &self,
+        id: WishId,
+        priority: Priority,
+        crowd: Option<&Crowd>,
+        salt: u64,
+    ) -> Vec<Range<u64>> {
         let Some(wish) = self.wishes.get(&id) else {
             return Vec::new();
         };
         let Some(work) = self.works.get(&wish.object) else {
             return Vec::new();
         };
-        let mut pieces: Vec<Range<u64>> = unasked_pieces(&wish.missing, &work.in_flight).collect();
-        if priority == Priority::Prefetch && self.is_swarm(&wish.object) {
+        let mut pieces: Vec<Range<u64>> = match crowd {
+            None => unasked_pieces(&wish.missing, &work.in_flight).collect(),
+            Some(crowd) => unasked(&wish.missing, &work.in_flight, crowd.unit_blocks())
+                .take(UNITS_MAX)
+                .collect(),
+        };
+        if crowd.is_none() && priority == Priority::Prefetch && self.is_swarm(&wish.object) {
             // Rarest first, so that everybody soon has something that others lack; random ties, so that readers who
             // start together ask the source for different parts. With nobody else fetching, order serves the reader.
             let mut rated: Vec<(usize, u64, Range<u64>)> = pieces
@@ -211,7 +308,7 @@ impl Scheduler {
                         .values()
                         .filter(|holder| holder.held.has(piece.start))
                         .count();
-                    (copies, self.rng.random(), piece)
+                    (copies, mix(salt ^ piece.start), piece)
                 })
                 .collect();
             rated.sort_unstable_by_key(|(copies, tie, _)| (*copies, *tie));
@@ -247,60 +344,103 @@ impl Scheduler {
     }
 
     /// The peer that is expected to bring the first blocks of the piece that can be had soonest, and what of the piece to
-    /// ask it for.
-    pub(super) fn choose(
-        &mut self,
+    /// ask it for. Where others share the work a source is asked only when it is time for that.
+    ///
+    /// # Errors
+    /// When it may be worth trying again, if only time is lacking.
+    #[allow(clippy::too_many_arguments)]
+    fn choose(
+        &self,
         now: Duration,
         object: Object,
         piece: &Range<u64>,
         priority: Priority,
-        not: Option<PeerId>,
-    ) -> Option<(PeerId, Range<u64>)> {
+        asking: &[Asking<'_>],
+        shared: Option<Shared<'_>>,
+        salt: u64,
+    ) -> Result<Choice, Duration> {
         let scale = scale_of(priority);
         let blocks_max = self.request_blocks_max(priority);
-        let work = self.works.get(&object)?;
-        let ready: Vec<(PeerId, &Peer, Range<u64>)> = work
-            .holders
-            .iter()
-            .filter(|(id, holder)| {
-                Some(**id) != not && holder.shunned_until <= now && !self.blocked.contains(id)
-            })
-            .filter_map(|(id, holder)| {
-                let peer = self.peers.get(id).filter(|peer| peer.paused_until <= now)?;
-                let run = holder.held.first_run(piece)?;
-                let end = run.end.min(run.start + peer.request_blocks(blocks_max));
-                let bytes = bytes_of(object, &(run.start..end));
-                let fits = self.in_flight_bytes == 0
-                    || self.in_flight_bytes + bytes <= IN_FLIGHT_BYTES_MAX * scale;
-                (fits && peer.has_room(bytes, scale)).then_some((*id, peer, run.start..end))
-            })
-            .collect();
+        let mut ready: Vec<(&Asking<'_>, Range<u64>)> = Vec::new();
+        for one in asking.iter().filter(|one| one.is_ready) {
+            let Some(run) = one.holder.held.first_run(piece) else {
+                continue;
+            };
+            let end = run.end.min(run.start + one.peer.request_blocks(blocks_max));
+            let bytes = bytes_of(object, &(run.start..end));
+            let fits = self.in_flight_bytes == 0
+                || self.in_flight_bytes + bytes <= IN_FLIGHT_BYTES_MAX * scale;
+            if fits && one.peer.has_room(bytes, scale) {
+                ready.push((one, run.start..end));
+            }
+        }
+        let (mut late, mut again_at) = (None, Duration::MAX);
+        if let Some(shared) = shared
+            && let Some((source, blocks)) = ready.iter().find(|(one, _)| one.is_source())
+        {
+            let bytes = bytes_of(object, blocks);
+            let turn = shared.crowd.turn(piece, bytes, asking);
+            match turn.allowed_at(source.peer, bytes, shared) {
+                Some(at) if at <= now => late = turn.late(),
+                at => {
+                    again_at = at.unwrap_or(Duration::MAX);
+                    ready.retain(|(one, _)| !one.is_source());
+                }
+            }
+        }
         // Blocks that nobody can be asked for now don't hold up those behind them.
-        let start = ready.iter().map(|(_, _, blocks)| blocks.start).min()?;
-        let mut best: Vec<(PeerId, Range<u64>)> = Vec::new();
+        let start = ready.iter().map(|(_, blocks)| blocks.start).min();
+        let mut best: Vec<Choice> = Vec::new();
         let mut least = Duration::MAX;
-        for (id, peer, blocks) in ready {
-            if blocks.start > start {
+        for (one, blocks) in ready {
+            if Some(blocks.start) != start {
                 continue;
             }
-            let expected = peer.expected(bytes_of(object, &blocks));
+            let expected = one.peer.expected(bytes_of(object, &blocks));
             if expected < least {
                 least = expected;
                 best.clear();
             }
             if expected == least {
-                best.push((id, blocks));
+                best.push(Choice {
+                    peer: one.id,
+                    blocks,
+                    late,
+                });
             }
         }
-        if best.is_empty() {
-            return None;
-        }
-        let pick = self.rng.random_range(0..best.len());
-        Some(best.swap_remove(pick))
+        let pick = salt % (best.len() as u64).max(1);
+        let pick = usize::try_from(pick).unwrap_or_default();
+        best.into_iter().nth(pick).ok_or(again_at)
     }
 
-    /// Asks a second peer, once, for what a first one is late with and somebody waits for, if that is expected to bring it clearly
-    /// sooner: when many answers share one link, all of them are late, and asking twice makes them later.
+    /// The same for blocks that were asked of a peer, and another one.
+    pub(super) fn choose_other(
+        &mut self,
+        now: Duration,
+        id: RequestId,
+        priority: Priority,
+    ) -> Option<PeerId> {
+        let salt = self.rng.random();
+        let request = self.requests.get(&id)?;
+        let crowd = self.crowd(now, &request.object);
+        let shared = crowd.as_ref().map(|crowd| Shared {
+            crowd,
+            waited_since: request.sent.at,
+        });
+        let mut others = self.asking(now, &request.object, priority, 1);
+        others.retain(|one| one.id != request.peer);
+        let (object, blocks) = (request.object, &request.blocks);
+        let choice = self.choose(now, object, blocks, priority, &others, shared, salt);
+        let choice = choice.ok().filter(|choice| choice.blocks == *blocks)?;
+        // Clearly sooner: when many answers share one link, all of them are late, and asking twice makes them later.
+        let first = self.peers.get(&request.peer)?;
+        let other = self.peers.get(&choice.peer)?;
+        let is_worth_it = other.expected(request.bytes) * 2 < first.left(now, request.sent);
+        is_worth_it.then_some(choice.peer)
+    }
+
+    /// Asks a second peer, once, for what a first one is late with and somebody waits for.
     fn hedge(&mut self, now: Duration) {
         let late: Vec<RequestId> = self
             .requests
@@ -312,29 +452,13 @@ impl Scheduler {
             let Some(request) = self.requests.get(&id) else {
                 continue;
             };
-            let (object, blocks, first) = (request.object, request.blocks.clone(), request.peer);
-            if !self.is_wanted(&object, &blocks, Some(Priority::Demand)) {
-                continue;
-            }
-            match self.choose(now, object, &blocks, Priority::Demand, Some(first)) {
-                Some((peer, chosen)) if chosen == blocks && self.is_worth_it(now, id, peer) => {
-                    self.send(now, object, peer, blocks, Some(id));
-                }
-                _ => {}
+            let (object, blocks) = (request.object, request.blocks.clone());
+            if self.is_wanted(&object, &blocks, Some(Priority::Demand))
+                && let Some(other) = self.choose_other(now, id, Priority::Demand)
+            {
+                self.send(now, object, other, blocks, Some(id));
             }
         }
-    }
-
-    /// Whether another peer is expected to answer in less than half of the time that a request has left.
-    pub(super) fn is_worth_it(&self, now: Duration, id: RequestId, other: PeerId) -> bool {
-        let Some(request) = self.requests.get(&id) else {
-            return false;
-        };
-        let (Some(first), Some(other)) = (self.peers.get(&request.peer), self.peers.get(&other))
-        else {
-            return false;
-        };
-        other.expected(request.bytes) * 2 < first.left(now, request.sent)
     }
 
     /// Whether a wish (of that priority, or any) still lacks one of these blocks.
@@ -408,22 +532,24 @@ pub(super) fn unasked_pieces<'a>(
     missing: &'a BlockSet,
     in_flight: &'a BlockSet,
 ) -> impl Iterator<Item = Range<u64>> + 'a {
+    unasked(missing, in_flight, REQUEST_BLOCKS_MAX).take(PIECES_MAX)
+}
+
+/// What is missing and not in flight, cut at multiples of so many blocks: wishes that overlap ask for the same pieces.
+fn unasked<'a>(
+    missing: &'a BlockSet,
+    in_flight: &'a BlockSet,
+    unit: u64,
+) -> impl Iterator<Item = Range<u64>> + 'a {
+    let cut = move |range: Range<u64>| {
+        let units = range.start / unit..range.end.div_ceil(unit);
+        units.map(move |at| (at * unit).max(range.start)..((at + 1) * unit).min(range.end))
+    };
     missing
         .ranges()
         .iter()
         .flat_map(|range| in_flight.missing(range.clone()))
-        .flat_map(aligned_pieces)
-        .take(PIECES_MAX)
-}
-
-/// Cuts a range at multiples of the largest request, so that wishes that overlap ask for the same pieces.
-fn aligned_pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
-    let first = range.start / REQUEST_BLOCKS_MAX;
-    let end = range.end.div_ceil(REQUEST_BLOCKS_MAX);
-    (first..end).map(move |piece| {
-        (piece * REQUEST_BLOCKS_MAX).max(range.start)
-            ..((piece + 1) * REQUEST_BLOCKS_MAX).min(range.end)
-    })
+        .flat_map(cut)
 }
 
 /// How many times its window a peer's queue may be: demand may queue behind prefetches that fill it.

@@ -33,8 +33,6 @@ const PIECE_BYTES: u64 = 32 * 1024;
 const MESSAGE_BYTES: u64 = 200;
 /// The executor's rhythm.
 const TICK: Duration = Duration::from_millis(100);
-/// How soon after a block came others are told.
-const NEWS_AFTER: Duration = Duration::from_millis(20);
 /// One `read(2)`.
 const READ_BYTES: u64 = 1024 * 1024;
 /// Windows of read-ahead that an open file keeps.
@@ -213,6 +211,7 @@ struct Node {
     blocks: BlockSet,
     news: BlockSet,
     news_planned: bool,
+    told_at: Duration,
     /// By receiver.
     queues: BTreeMap<usize, VecDeque<Queued>>,
     turns: VecDeque<usize>,
@@ -303,17 +302,21 @@ impl Swarm {
         };
         let nodes: Vec<Node> = members
             .iter()
-            .map(|about| {
+            .enumerate()
+            .map(|(number, about)| {
+                let mut scheduler = Scheduler::new(READ_TIMEOUT, rng.random());
+                scheduler.take_part(id_of(number));
                 let mut had = BlockSet::default();
                 if about.is_source {
                     had.insert(0..blocks);
                 }
                 Node {
                     about: about.clone(),
-                    scheduler: Scheduler::new(READ_TIMEOUT, rng.random()),
+                    scheduler,
                     blocks: had,
                     news: BlockSet::default(),
                     news_planned: false,
+                    told_at: Duration::ZERO,
                     queues: BTreeMap::new(),
                     turns: VecDeque::new(),
                     sending: None,
@@ -678,6 +681,9 @@ impl Swarm {
         let all = file.blocks();
         match message {
             Message::AskHave => {
+                self.with(to, |scheduler, now| {
+                    scheduler.handle_interest(now, id_of(from), &file);
+                });
                 let held = self.nodes[to].held(all);
                 self.send(to, from, Message::Have(held), MESSAGE_BYTES);
             }
@@ -746,7 +752,8 @@ impl Swarm {
                 node.blocks.insert(blocks.clone());
                 node.news.insert(blocks);
                 if !std::mem::replace(&mut node.news_planned, true) {
-                    self.plan(self.now + NEWS_AFTER, Event::News(to));
+                    let at = self.now.max(node.told_at + node.scheduler.news_every());
+                    self.plan(at, Event::News(to));
                 }
                 Answer::Blocks
             }
@@ -759,6 +766,7 @@ impl Swarm {
     /// Tells all others what came lately.
     fn tell(&mut self, node: usize) {
         self.nodes[node].news_planned = false;
+        self.nodes[node].told_at = self.now;
         let news = std::mem::take(&mut self.nodes[node].news);
         for other in 0..self.nodes.len() {
             let wants = self.nodes[other].about.reads_at.is_some() && !self.nodes[other].done;

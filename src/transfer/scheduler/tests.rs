@@ -5,6 +5,7 @@ use crate::content::{BLOCK_BYTES, ContentId};
 use libp2p::multihash::Multihash;
 
 mod batches;
+mod crowd;
 mod limits;
 mod links;
 

@@ -46,12 +46,7 @@ impl Scheduler {
             }
         }
         for id in slow {
-            let Some(request) = self.requests.get(&id) else {
-                continue;
-            };
-            let (object, blocks, peer) = (request.object, request.blocks.clone(), request.peer);
-            let other = self.choose(now, object, &blocks, Priority::Prefetch, Some(peer));
-            if other.is_some_and(|(other, _)| self.is_worth_it(now, id, other)) {
+            if self.choose_other(now, id, Priority::Prefetch).is_some() {
                 self.cancel(id);
             }
         }
@@ -288,6 +283,11 @@ impl Scheduler {
             .chain(holders)
             .chain(pauses)
             .chain(self.limited_until)
+            .chain(
+                [self.awaited_until]
+                    .into_iter()
+                    .filter(|at| *at < Duration::MAX),
+            )
             .chain(self.batches.wakes(&self.peers))
             .filter(|at| *at > now)
             .min()

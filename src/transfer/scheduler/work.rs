@@ -92,6 +92,10 @@ pub(super) struct Holder {
     pub(super) waiting: bool,
     /// It lacked what it was asked for: not asked for blocks before this, unless it announces some.
     pub(super) shunned_until: Duration,
+    /// When it last showed that it fetches this too.
+    pub(super) fetches_at: Option<Duration>,
+    /// It did not fetch in time what was its part: others take it over until then.
+    pub(super) excused_until: Duration,
     /// It was asked for the last block although it says that it has nothing.
     pub(super) probed: bool,
     /// For the log.
@@ -105,6 +109,8 @@ impl Holder {
             asked_at: None,
             waiting: false,
             shunned_until: Duration::ZERO,
+            fetches_at: None,
+            excused_until: Duration::ZERO,
             probed: false,
             said: Said::Nothing,
         }

@@ -55,3 +55,55 @@ fn a_lone_reader_fills_its_link() {
         assert_eq!(outcome.received, 1.0);
     }
 }
+
+fn swarm(readers: usize, megabits: u64) -> Vec<Member> {
+    let rate = Rate::megabits(megabits);
+    let mut members = vec![Member::source(rate)];
+    members.resize(1 + readers, Member::reader(rate));
+    members
+}
+
+#[test]
+fn readers_who_start_together_share_one_copy_of_the_source() {
+    for (readers, megabits, mib) in [(2, 100, 32), (4, 200, 32), (8, 100, 16)] {
+        let members = swarm(readers, megabits);
+        let outcome = Swarm::new(1, mib * MIB, &members).run(LONGEST);
+        let bound = bound(&members, mib * MIB * BLOCK_BYTES);
+        assert!(outcome.failed.is_empty(), "{outcome:?}");
+        // What all of them ask for before they know of each other, and little else, leaves the source more than once.
+        assert!(outcome.source_copies < 1.3, "{readers}: {outcome:?}");
+        assert!(outcome.received < 1.01, "{readers}: {outcome:?}");
+        assert!(outcome.took() < bound * 8 / 5, "{readers}: {outcome:?}");
+        assert_eq!(outcome.dropped, 0);
+    }
+}
+
+#[test]
+fn a_swarm_bears_members_that_are_slow_lie_or_go_away() {
+    let mut members = swarm(8, 100);
+    members[2].up = Rate::megabits(2);
+    members[2].down = Rate::megabits(10);
+    members[3].reads_at = None;
+    members[3].lies = true;
+    members[4].gone = Some(Duration::from_millis(700)..LONGEST);
+    members[4].reads_at = None;
+    members[5].up = falling(100, 1);
+    members[6].reads_at = Some(Duration::from_secs(1));
+    let outcome = Swarm::new(2, 16 * MIB, &members).run(LONGEST);
+    assert!(outcome.failed.is_empty(), "{outcome:?}");
+    assert_eq!(outcome.done_at.len(), 6);
+    // The slow one takes 13 s, the others are not held up.
+    let (last, others) = outcome.done_at.split_last().unwrap();
+    assert!(*last < Duration::from_secs(25), "{outcome:?}");
+    assert!(
+        others.iter().all(|at| *at < Duration::from_secs(8)),
+        "{outcome:?}"
+    );
+    assert_eq!(outcome.dropped, 0, "{outcome:?}");
+}
+
+#[test]
+fn a_seed_replays_a_swarm_exactly() {
+    let run = |seed| Swarm::new(seed, 2 * MIB, &swarm(4, 100)).run(LONGEST);
+    assert_eq!(run(3), run(3));
+}

@@ -1,0 +1,89 @@
+//! Members that fetch the same object share the work.
+
+use super::*;
+
+const BLOCKS: u64 = 640;
+
+/// A member that begins to fetch all of a file, of which peer 0 has everything, while the other members do so as well.
+fn member(local: u8, members: &[u8]) -> (Harness, Object) {
+    let mut h = Harness::with_known_holders(&[0]);
+    h.scheduler.take_part(peer(local));
+    let file = object(1, BLOCKS);
+    for other in members.iter().filter(|other| **other != local) {
+        h.scheduler
+            .handle_peer_up(h.now, peer(*other), Some(ms(10)));
+    }
+    h.wish(file, 0..BLOCKS, Priority::Prefetch, &BlockSet::default());
+    for other in members.iter().filter(|other| **other != local) {
+        h.scheduler.handle_interest(h.now, peer(*other), &file);
+        h.has(*other, file, Held::No);
+    }
+    (h, file)
+}
+
+/// What a member asks the source for until it has asked for its part.
+fn part_of(local: u8, members: &[u8]) -> Vec<u64> {
+    let (mut h, file) = member(local, members);
+    h.has(0, file, Held::Whole);
+    let mut part = Vec::new();
+    while !h.asked.is_empty() {
+        let asked = h.asked.remove(0);
+        assert_eq!(asked.peer, peer(0));
+        part.extend(asked.blocks.clone());
+        h.answer(&asked, Answer::Blocks);
+    }
+    part
+}
+
+#[test]
+fn each_block_is_one_members_part_and_all_parts_are_equal() {
+    let members = [1, 2, 3, 4];
+    let mut whose = BTreeMap::new();
+    for local in members {
+        let part = part_of(local, &members);
+        assert_eq!(part.len() as u64, BLOCKS / 4, "member {local}");
+        for block in part {
+            // The last block proves the size: everybody asks for it first.
+            assert!(whose.insert(block, local).is_none() || block == BLOCKS - 1);
+        }
+    }
+    assert_eq!(whose.len() as u64, BLOCKS);
+}
+
+#[test]
+fn what_another_member_has_comes_from_that_one() {
+    let (mut h, file) = member(1, &[1, 2]);
+    h.has(0, file, Held::Whole);
+    let mine: Vec<u64> = blocks_of(&h.asked);
+    let theirs = (0..BLOCKS - 1).find(|block| !mine.contains(block)).unwrap();
+    h.asked.clear();
+    let mut news = BlockSet::default();
+    news.insert(theirs..theirs + 1);
+    h.scheduler.handle_announcement(h.now, peer(2), file, news);
+    h.drain();
+    assert_eq!(h.asked.len(), 1);
+    assert_eq!(
+        (h.asked[0].peer, h.asked[0].blocks.start),
+        (peer(2), theirs)
+    );
+}
+
+#[test]
+fn what_is_waited_for_comes_from_the_source_when_its_member_is_late() {
+    let (mut h, file) = member(1, &[1, 2]);
+    h.has(0, file, Held::Whole);
+    while !h.asked.is_empty() {
+        let asked = h.asked.remove(0);
+        h.answer(&asked, Answer::Blocks);
+    }
+    let lacks =
+        |h: &Harness, block: u64| !h.asked.iter().any(|asked| asked.blocks.contains(&block));
+    let theirs = {
+        let part = part_of(2, &[1, 2]);
+        part.into_iter().find(|block| *block != BLOCKS - 1).unwrap()
+    };
+    h.demand(file, theirs..theirs + 1);
+    assert!(lacks(&h, theirs), "it is not this member's part");
+    h.pass(Duration::from_secs(3));
+    assert!(!lacks(&h, theirs), "nobody waits for long");
+}
