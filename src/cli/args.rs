@@ -136,9 +136,12 @@ pub(crate) struct MountArgs {
     /// Refuse writing
     #[arg(long)]
     pub(crate) read_only: bool,
-    /// Limit of the cache, reported by status [default: a third of the disk's free space]
+    /// Limit of the cache, its index included; 16M or more [default: a third of the disk's free space]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) cache_size: Option<u64>,
+    /// What is left free on the disk of the cache [default: 1G]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) min_free: Option<u64>,
     /// How long a read waits without progress before it fails [default: 20s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) read_timeout: Option<Duration>,

@@ -76,10 +76,9 @@ pub(crate) fn spawn(
     for peer in &options.peer {
         pass("--peer", peer);
     }
-    if let Some(bytes) = options.cache_size {
-        pass("--cache-size", &bytes.to_string());
-    }
     for (option, limit) in [
+        ("--cache-size", options.cache_size),
+        ("--min-free", options.min_free),
         ("--upload-limit", options.upload_limit),
         ("--download-limit", options.download_limit),
     ] {

@@ -16,7 +16,7 @@ use crate::node::address;
 
 /// Every key, with its doc and its default, for the sample.
 #[cfg(test)]
-const KEYS: [(&str, &str, &str); 11] = [
+const KEYS: [(&str, &str, &str); 12] = [
     (
         "state-dir",
         "\"/var/lib/p2pfs\"",
@@ -30,7 +30,12 @@ const KEYS: [(&str, &str, &str); 11] = [
     (
         "cache-size",
         "\"100G\"",
-        "Limit of the cache [default: a third of the disk's free space]",
+        "Limit of the cache, its index included; 16M or more [default: a third of the disk's free space]",
+    ),
+    (
+        "min-free",
+        "\"1G\"",
+        "What is left free on the disk of the cache [default: 1G]",
     ),
     (
         "read-timeout",
@@ -82,6 +87,7 @@ struct Config {
     #[serde(default)]
     tracker: Vec<String>,
     cache_size: Option<String>,
+    min_free: Option<String>,
     read_timeout: Option<String>,
     upload_limit: Option<String>,
     download_limit: Option<String>,
@@ -147,7 +153,8 @@ fn fill(args: &mut Args, config: Config) -> Result<(), String> {
     for word in &config.tracker {
         address::tracker(word).map_err(|error| error.to_string())?;
     }
-    let cache_size = config.cache_size.as_deref().map(parse_size).transpose()?;
+    let size = |text: &Option<String>| text.as_deref().map(parse_size).transpose();
+    let (cache_size, min_free) = (size(&config.cache_size)?, size(&config.min_free)?);
     let read_timeout = config
         .read_timeout
         .as_deref()
@@ -171,6 +178,7 @@ fn fill(args: &mut Args, config: Config) -> Result<(), String> {
                 mount.listen = config.listen;
             }
             mount.cache_size = mount.cache_size.or(cache_size);
+            mount.min_free = mount.min_free.or(min_free);
             mount.read_timeout = mount.read_timeout.or(read_timeout);
             mount.upload_limit = mount.upload_limit.or(upload_limit);
             mount.download_limit = mount.download_limit.or(download_limit);
@@ -213,6 +221,7 @@ mod tests {
         };
         assert_eq!(mount.tracker, ["tracker.example.org"]);
         assert_eq!(mount.cache_size, Some(100 << 30));
+        assert_eq!(mount.min_free, Some(1 << 30));
         let committed = include_str!("../../docs/config.sample.toml");
         assert_eq!(
             committed,

@@ -23,6 +23,10 @@ use crate::{
     store::StoreError,
 };
 
+/// What is left free on the disk, unless another size is asked for.
+const MIN_FREE_BYTES: u64 = 1024 * 1024 * 1024;
+/// The smallest limit of the cache: an empty index takes about 1 MiB.
+const CACHE_BYTES_MIN: u64 = 16 * 1024 * 1024;
 /// How long a read waits without progress, unless told otherwise.
 const READ_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -131,10 +135,8 @@ fn config(saved: &SavedCluster, options: &MountArgs) -> Result<NodeConfig, Failu
         trackers: parse_trackers(trackers)?,
         listen: addresses(&options.listen)?,
         peers: addresses(&options.peer)?,
-        cache_bytes_max: match options.cache_size {
-            Some(size) => size,
-            None => third_of_free_space(saved),
-        },
+        cache_bytes_max: options.cache_size.map(cache_size).transpose()?,
+        free_bytes_min: options.min_free.unwrap_or(MIN_FREE_BYTES),
         read_timeout: options.read_timeout.unwrap_or(READ_TIMEOUT),
         upload_limit: options.upload_limit,
         download_limit: options.download_limit,
@@ -147,9 +149,13 @@ fn config(saved: &SavedCluster, options: &MountArgs) -> Result<NodeConfig, Failu
     })
 }
 
-fn third_of_free_space(saved: &SavedCluster) -> u64 {
-    rustix::fs::statvfs(&saved.dir)
-        .map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize) / 3)
+fn cache_size(bytes: u64) -> Result<u64, Failure> {
+    match bytes {
+        CACHE_BYTES_MIN.. => Ok(bytes),
+        _ => Err(Failure::usage(format_args!(
+            "a cache of {bytes} bytes is too small: its index alone takes more; use 16M or more"
+        ))),
+    }
 }
 
 /// Mounts, tells `ready`, and stays until the mount ends.

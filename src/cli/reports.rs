@@ -108,11 +108,25 @@ fn print_status(report: &StatusReport) {
     line(
         "cache",
         format!(
-            "{} of {}",
+            "{} of {}: contents {}, being written {}, index and small contents {}",
             size(report.cache.used_bytes),
-            size(report.cache.limit_bytes)
+            size(report.cache.limit_bytes),
+            size(report.cache.files_bytes),
+            size(report.cache.staging_bytes),
+            size(report.cache.index_bytes)
         ),
     );
+    if let Some(why) = &report.cache.full {
+        line(
+            "cache full",
+            format!(
+                "{why}. Stays: pinned {}, only here {}, being written, promised to others, open, or what no member that is \
+                 reached promises to keep",
+                size(report.cache.pinned_bytes),
+                size(report.cache.only_here_bytes)
+            ),
+        );
+    }
     line(
         "only here",
         format!(

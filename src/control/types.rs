@@ -137,10 +137,28 @@ pub enum TrackerState {
 /// The cache.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct CacheReport {
-    /// Bytes of blocks and staging files.
+    /// What counts against the limit: the three that follow. What they take on the disk.
     pub used_bytes: u64,
-    /// The limit that was asked for.
+    /// By backing files with their hash trees.
+    #[serde(default)]
+    pub files_bytes: u64,
+    /// By files that are being written, or not settled yet.
+    #[serde(default)]
+    pub staging_bytes: u64,
+    /// By the index, with small contents and the manifest.
+    #[serde(default)]
+    pub index_bytes: u64,
+    /// What all of it may take.
     pub limit_bytes: u64,
+    /// What is left free on the disk.
+    #[serde(default)]
+    pub min_free_bytes: u64,
+    /// What of it goes when room is needed, as far as was found out: that is done when three quarters are taken.
+    #[serde(default)]
+    pub evictable_bytes: u64,
+    /// Why something found no room a moment ago: then what is read is not kept, and writing fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub full: Option<String>,
     /// Bytes of the cache that are pinned.
     pub pinned_bytes: u64,
     /// Bytes of [`OnlyHereReport`].

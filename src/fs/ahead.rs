@@ -309,7 +309,7 @@ pub(super) struct Following {
 impl Core {
     /// A file is opened for reading.
     pub(super) fn note_open(&self, number: u64, object: &Object) {
-        if object.blocks() != 1 {
+        if object.blocks() != 1 || self.store.is_tight() {
             return;
         }
         let Some(folder) = self.inodes.lock().parent(number) else {

@@ -8,7 +8,7 @@
 //! agree. Nobody waits for a disk to sync while holding any of them but `syncing`.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     ops::Range,
     path::PathBuf,
     sync::{
@@ -36,7 +36,7 @@ use crate::{
     content::{BLOCK_BYTES, Object},
     manifest::{Dot, Entry, FileId, HybridTime, Kind, Name, NodeHash, Shown, Timestamp, TreePath},
     node::namespace::{Edit, NamespaceError},
-    store::{StagingId, Store, StoreError},
+    store::{Shortage, StagingId, Store, StoreError},
 };
 
 /// What an operation must have before it can be done.
@@ -54,6 +54,8 @@ pub(crate) enum Need {
     Import(u64),
     /// That the name of a new file is published.
     Entry(u64),
+    /// Room for what is to be written.
+    Room(Shortage, u64),
     /// That all of a file is published; gives up after a while.
     Publication(u64, Duration),
 }
@@ -70,6 +72,7 @@ impl<E: Into<FsError>> From<E> for Fail {
         match error.into() {
             FsError::Namespace(NamespaceError::Missing(nodes)) => Self::Need(Need::Nodes(nodes)),
             FsError::Namespace(NamespaceError::NoHead) => Self::Need(Need::Head),
+            FsError::Store(StoreError::NoRoom { why, bytes }) => Self::Need(Need::Room(why, bytes)),
             error => Self::Error(error),
         }
     }
@@ -270,6 +273,28 @@ impl Core {
                 return Some(act(&mut state));
             }
         }
+    }
+
+    /// The contents that open files show or that are below what is being written; `None` while one is being made of a staging
+    /// file.
+    pub(super) fn contents_in_use(&self) -> Option<HashSet<Object>> {
+        let mut in_use = HashSet::new();
+        let lives: Vec<_> = self.lives.lock().values().cloned().collect();
+        for live in lives {
+            let state = live.state.lock();
+            if state.importing {
+                return None;
+            }
+            in_use.extend([state.base, state.agreed]);
+        }
+        let open: Vec<_> = self.files.lock().values().map(|file| file.number).collect();
+        let inodes = self.inodes.lock();
+        for number in open {
+            if let Some(Kind::File(object)) = inodes.facts(number).map(|facts| &facts.kind) {
+                in_use.insert(*object);
+            }
+        }
+        Some(in_use)
     }
 
     /// Applies edits: visible here at once. Where a folder is being moved, they wait.

@@ -7,7 +7,10 @@ use super::{
     errno::FsError,
     interrupt,
 };
-use crate::awake;
+use crate::{
+    awake,
+    store::{Shortage, StoreError},
+};
 
 /// How often an operation may need yet something else: deep trees take a few rounds, each round makes progress.
 const ROUNDS_MAX: u32 = 256;
@@ -67,6 +70,7 @@ impl Core {
                     error.into()
                 })
             }
+            Need::Room(why, bytes) => self.provide_room(why, bytes).await,
             Need::Move => {
                 self.wait_while(self.options.wait, || !self.moving.lock().is_empty())
                     .await;
@@ -87,6 +91,26 @@ impl Core {
                 self.wait_while(within, is_so).await;
                 Ok(())
             }
+        }
+    }
+
+    /// Makes room. What may go is found out with the other members; if that is nothing, there is no room.
+    async fn provide_room(&self, why: Shortage, bytes: u64) -> Result<(), FsError> {
+        let search = async {
+            loop {
+                let store = self.store.clone();
+                let made = tokio::task::spawn_blocking(move || store.make_room(bytes)).await;
+                if made.map_err(|_| FsError::Stopping)?? {
+                    return Ok(());
+                }
+                if !self.store.search_room().await {
+                    return Err(StoreError::NoRoom { why, bytes }.into());
+                }
+            }
+        };
+        match tokio::time::timeout(self.options.wait, search).await {
+            Ok(made) => made,
+            Err(_) => Err(StoreError::NoRoom { why, bytes }.into()),
         }
     }
 

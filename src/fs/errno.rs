@@ -125,7 +125,7 @@ fn namespace_errno(error: &NamespaceError) -> i32 {
 
 fn store_errno(error: &StoreError) -> i32 {
     match error {
-        StoreError::Full => libc::ENOSPC,
+        StoreError::Full | StoreError::NoRoom { .. } => libc::ENOSPC,
         StoreError::Io { source, .. } => io_errno(source),
         StoreError::Locked { .. }
         | StoreError::Format { .. }

@@ -1,12 +1,13 @@
 //! Mounting, unmounting, and clearing what dead processes left mounted.
 
 use std::{
+    collections::HashSet,
     ffi::OsStr,
     io,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -23,6 +24,7 @@ use super::{
     publish,
 };
 use crate::{
+    content::Object,
     manifest::TreePath,
     node::namespace::{Namespace, RemoteChanges},
     store::{Store, StoreError},
@@ -248,6 +250,17 @@ impl Mounted {
             let state = live.state.lock();
             (state.is_dirty() || state.importing) && !state.unlinked && state.path.is_within(path)
         })
+    }
+
+    /// The contents that open files show or that are below what is being written; `None` while one is being made of a staging
+    /// file, when it can't be said.
+    pub fn contents_in_use(&self) -> Option<HashSet<Object>> {
+        self.core.contents_in_use()
+    }
+
+    /// Counts changes of the folder, here and elsewhere.
+    pub fn changes(&self) -> u64 {
+        self.core.epoch.load(Ordering::Acquire)
     }
 
     #[cfg(test)]

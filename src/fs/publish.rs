@@ -196,7 +196,12 @@ impl Core {
             let label = path.to_string();
             self.bring.ensure(base, hole.clone(), &label).await?;
             let (core, live) = (self.clone(), live.clone());
-            blocking(move || core.fill(&live, base, hole)).await??;
+            match blocking(move || core.fill(&live, base, hole)).await? {
+                Err(FsError::Store(StoreError::NoRoom { why, bytes })) => {
+                    self.provide(Need::Room(why, bytes)).await?;
+                }
+                filled => filled?,
+            }
         }
         let (core, with) = (self.clone(), live.clone());
         let Some((object, version)) = blocking(move || core.import(&with)).await?? else {
@@ -224,7 +229,9 @@ impl Core {
             if source != Source::Base {
                 continue;
             }
-            self.store.copy_to(&base, piece.clone(), &staging)?;
+            let copy = || Ok(self.store.copy_to(&base, piece.clone(), &staging));
+            let bytes = piece.end - piece.start;
+            self.store.grow(&staging, bytes, copy)??;
             // Of blocks that are whole the hashes are known.
             let blocks = piece.start.div_ceil(BLOCK_BYTES)..piece.end / BLOCK_BYTES;
             let hashes = match blocks.is_empty() {

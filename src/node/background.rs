@@ -7,7 +7,11 @@ use libp2p::{Multiaddr, PeerId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{Node, events, keeping::pins, run_blocking};
+use super::{
+    Node, events,
+    keeping::{pins, room},
+    run_blocking,
+};
 use crate::{
     awake,
     net::{
@@ -47,6 +51,7 @@ pub(super) fn start(node: &Arc<Node>) {
         tokio::spawn(events::tell(node.clone())),
         tokio::spawn(pins::follow(node.clone())),
         tokio::spawn(pins::bring_pinned(node.clone())),
+        tokio::spawn(room::keep_room(node.clone())),
     ] {
         let mut ended = node.ended.subscribe();
         tokio::spawn(async move {

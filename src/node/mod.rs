@@ -38,7 +38,7 @@ use crate::{
         Net, NetConfig, NetError,
         proto::{PROTOCOL, PeerHello},
     },
-    store::{Store, StoreError},
+    store::{Limits, Store, StoreError},
     transfer::Transfers,
 };
 use keeping::{Evictions, pins::Pins};
@@ -81,8 +81,10 @@ pub struct NodeConfig {
     pub listen: Vec<Multiaddr>,
     /// Members to connect to.
     pub peers: Vec<Multiaddr>,
-    /// Limit of the cache.
-    pub cache_bytes_max: u64,
+    /// What the cache may take; a third of what is free or its own when this is not said.
+    pub cache_bytes_max: Option<u64>,
+    /// What is left free on the disk.
+    pub free_bytes_min: u64,
     /// Longest time a read waits without progress.
     pub read_timeout: Duration,
     /// Bytes of contents a second that may be sent to all members together.
@@ -170,6 +172,7 @@ impl Node {
     ) -> Result<(Arc<Self>, Started), NodeError> {
         let keys = saved.id.keys();
         let store = open_store(&saved).await?;
+        store.set_limits(limits(&config, &store));
         let late = Arc::new(Late::default());
         let fetcher = Arc::new(PeerFetcher { late: late.clone() });
         let namespace = Namespace::open(
@@ -417,6 +420,22 @@ impl Node {
         {
             tracing::error!(%error, "the store could not be put on disk");
         }
+    }
+}
+
+/// What the store may take. By default a third of the disk's free space, what the cache takes already counted as free: a restart
+/// changes nothing.
+fn limits(config: &NodeConfig, store: &Store) -> Limits {
+    let third = || {
+        let room = store.room();
+        let disk = rustix::fs::statvfs(store.dir());
+        let free = disk.map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+        let own = [room.files_bytes, room.staging_bytes, room.index_bytes];
+        own.into_iter().fold(free, u64::saturating_add) / 3
+    };
+    Limits {
+        cache_bytes_max: config.cache_bytes_max.unwrap_or_else(third),
+        free_bytes_min: config.free_bytes_min,
     }
 }
 

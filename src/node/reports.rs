@@ -26,7 +26,7 @@ use crate::{
     },
     manifest::{Kind, Shown, TreePath},
     net::proto::{BlockAnswer, BlockRequest},
-    store::{Origin, Presence, Store},
+    store::{Limits, Origin, Presence, Store, Usage},
     transfer::{TransferState, TransferStatus},
 };
 
@@ -86,12 +86,7 @@ impl Node {
                 .filter(|peer| peer.connected)
                 .collect(),
             trackers: self.trackers.reports(),
-            cache: CacheReport {
-                used_bytes: usage.objects_bytes + usage.staging_bytes,
-                limit_bytes: self.config.cache_bytes_max,
-                pinned_bytes: usage.pinned_bytes,
-                only_here_bytes: only_here.bytes,
-            },
+            cache: self.cache_report(&usage, only_here.bytes),
             network: NetworkReport {
                 received_bytes: counters.received_bytes,
                 sent_bytes: counters.sent_bytes,
@@ -103,6 +98,26 @@ impl Node {
             transfers: self.transfer_reports(),
             only_here,
         })
+    }
+
+    fn cache_report(&self, usage: &Usage, only_here_bytes: u64) -> CacheReport {
+        let room = self.store.room();
+        let limits = room.limits.unwrap_or(Limits {
+            cache_bytes_max: 0,
+            free_bytes_min: 0,
+        });
+        CacheReport {
+            used_bytes: room.files_bytes + room.staging_bytes + room.index_bytes,
+            files_bytes: room.files_bytes,
+            staging_bytes: room.staging_bytes,
+            index_bytes: room.index_bytes,
+            limit_bytes: limits.cache_bytes_max,
+            min_free_bytes: limits.free_bytes_min,
+            evictable_bytes: room.cleared_bytes,
+            full: room.full.map(|why| why.to_string()),
+            pinned_bytes: usage.pinned_bytes,
+            only_here_bytes,
+        }
     }
 
     pub(super) fn transfer_reports(&self) -> Vec<TransferReport> {

@@ -21,6 +21,7 @@ use super::{
     Origin, Presence, StoreError, Usage, failed,
     index::{IndexFiles, open_index},
     record::{ObjectRecord, object_key},
+    room::{Room, estimate},
     staging::Staging,
     worker::Bell,
 };
@@ -49,6 +50,8 @@ pub(super) struct Core {
     pub(super) restored_copy: AtomicBool,
     pub(super) objects_bytes: AtomicU64,
     pub(super) pinned_bytes: AtomicU64,
+    pub(super) promised_bytes: AtomicU64,
+    pub(super) room: Room,
     pub(super) bell: Bell,
     pub(super) staging: Mutex<Staging>,
     shards: [Mutex<Shard>; SHARDS],
@@ -88,8 +91,10 @@ pub(super) struct Hot {
     /// Held by whoever changes files or record of the object.
     pub(super) change: Mutex<()>,
     pub(super) state: RwLock<State>,
-    /// Newer than the one in the record.
+    /// Newer than the one in the record…
     pub(super) last_use: AtomicU64,
+    /// …which is this one.
+    pub(super) noted_use: AtomicU64,
     /// How often its backing file is lent out.
     pub(super) lent: AtomicU64,
 }
@@ -102,6 +107,8 @@ pub(super) struct State {
     /// Blocks that the disk did not give: absent for everybody, but their bytes are left alone and the record lists them.
     pub(super) withdrawn: BlockSet,
     pub(super) files: Option<Files>,
+    /// What the files take, as it is counted.
+    pub(super) room: u64,
     /// Counts drops: a read that sees it change looks again.
     pub(super) drops: u64,
     /// Whether the record in the index is behind.
@@ -146,6 +153,7 @@ impl State {
             settling: BlockSet::default(),
             withdrawn: BlockSet::default(),
             files: None,
+            room: 0,
             drops: 0,
             dirty: false,
             unrecorded: 0,
@@ -232,6 +240,8 @@ impl Core {
             restored_copy: AtomicBool::new(false),
             objects_bytes: AtomicU64::new(0),
             pinned_bytes: AtomicU64::new(0),
+            promised_bytes: AtomicU64::new(0),
+            room: Room::default(),
             bell: Bell::default(),
             staging: Mutex::default(),
             shards: Default::default(),
@@ -289,12 +299,15 @@ impl Core {
         Ok(self.take_into_use(&mut shard, object, state))
     }
 
-    fn take_into_use(&self, shard: &mut Shard, object: &Object, state: State) -> Arc<Hot> {
-        self.make_room(shard);
+    fn take_into_use(&self, shard: &mut Shard, object: &Object, mut state: State) -> Arc<Hot> {
+        self.forget_idle(shard);
+        // As it was counted while only its record was known.
+        state.room = estimate(object, &state.record.present);
         let hot = Arc::new(Hot {
             object: *object,
             change: Mutex::new(()),
             last_use: AtomicU64::new(state.record.last_use),
+            noted_use: AtomicU64::new(state.record.last_use),
             lent: AtomicU64::new(0),
             state: RwLock::new(state),
         });
@@ -306,7 +319,7 @@ impl Core {
 
     /// Forgets the least recently used objects that nobody holds. More than the maximum remain only while that many are
     /// being worked on.
-    fn make_room(&self, shard: &mut Shard) {
+    fn forget_idle(&self, shard: &mut Shard) {
         while shard.objects.len() >= SHARD_OBJECTS_MAX {
             // Only this map holds it, and the shard is locked: nobody can get at it meanwhile.
             let idle = shard
@@ -321,6 +334,7 @@ impl Core {
                 break;
             }
             // From its record it comes back with all of its blocks.
+            self.count_estimated(&idle.object, &mut idle.state.write());
             let withdrawn = bytes_in(&idle.object, &idle.state.read().withdrawn);
             if self.count_came(&idle.object, withdrawn).is_err() {
                 break;
@@ -360,7 +374,11 @@ impl Core {
             let mut record = state.record.clone();
             record.loose.union(&state.settling);
             record.present.union(&state.withdrawn);
-            self.objects.insert(key, record.encode(&hot.object))
+            let value = record.encode(&hot.object);
+            if state.record.inline.is_none() {
+                self.room.count_index(value.len() as u64);
+            }
+            self.objects.insert(key, value)
         } else {
             self.objects.remove(key)
         };
@@ -403,7 +421,8 @@ impl Core {
     /// What the worker does.
     pub(super) fn catch_up(&self) -> Result<(), StoreError> {
         self.write_records()?;
-        self.unlink_unstaged()
+        self.unlink_unstaged()?;
+        self.count_now_and_then()
     }
 
     pub(super) fn flush(&self) -> Result<(), StoreError> {

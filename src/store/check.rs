@@ -16,7 +16,9 @@ use super::{
     cache::{Core, Files, TreeFile, bytes_in, remove_file},
     failed, folder,
     objects::is_of_the_block,
+    policy::small_room,
     record::{ObjectRecord, object_key, parse_object_key},
+    room::estimate,
 };
 use crate::buffers::Buffer;
 use crate::content::{self, BLOCK_BYTES, BlockSet, INLINE_BYTES_MAX, Object};
@@ -57,6 +59,8 @@ impl Core {
         }
         self.recover_staging(rebooted)?;
         self.recover_origin()?;
+        self.recover_promises()?;
+        self.count_now_and_then()?;
 
         self.meta.insert(BOOT_KEY, boot.as_bytes())?;
         self.meta.remove(CLEAN_KEY)?;
@@ -100,7 +104,7 @@ impl Core {
     /// Counts what is here and, after a reboot, proves what is loose. False if a record was damaged and has been removed.
     fn recover_records(&self, rebooted: bool) -> Result<bool, StoreError> {
         let mut sound = true;
-        let mut bytes = 0;
+        let (mut bytes, mut files, mut small) = (0, 0, 0);
         for pair in self.objects.iter() {
             let (key, value) = pair?;
             let decoded = parse_object_key(&key)
@@ -122,7 +126,12 @@ impl Core {
                 }
             }
             bytes += bytes_in(&object, &record.present);
+            files += estimate(&object, &record.present);
+            if object.size <= INLINE_BYTES_MAX {
+                small += small_room(object.size);
+            }
         }
+        self.room.set_counted(files, small);
         self.objects_bytes.store(bytes, Ordering::Relaxed);
         Ok(sound)
     }
@@ -197,6 +206,7 @@ impl Core {
                 }
                 state.record.present = present;
                 state.dirty = true;
+                self.count_estimated(&object, &mut state);
                 drop(state);
                 self.write_record(&hot, &change)?;
                 adopted += 1;

@@ -92,6 +92,7 @@ impl Core {
     fn write_latest(&self, id: StagingId, encoded: &[u8]) -> Result<(), StoreError> {
         let partial = self.temporary_path(id, "journal-new");
         let path = self.latest_path(id);
+        self.note_beside();
         new_file(&partial)?
             .write_all(encoded)
             .map_err(failed("writing", &partial))?;

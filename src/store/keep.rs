@@ -15,21 +15,27 @@
 //!
 //! Versions that know nothing of these trees leave them alone, and evict nothing.
 
-use std::{os::unix::fs::MetadataExt, sync::atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use super::{
     Origin, Pairs, StoreError, all,
-    cache::{Core, bytes_in, remove_file},
+    cache::{Core, bytes_in, now},
     record::{object_key, parse_object_key},
+    room::forget,
 };
-use crate::content::{BlockSet, Object};
+use crate::content::Object;
 
 const VERSION: u8 = 1;
+/// One part in so many of the cache is promised at most, what would stay anyway apart.
+const PROMISED_DIVISOR: u64 = 4;
 
 impl Core {
     /// Counts bytes of an object that came (or went).
     pub(super) fn count_came(&self, object: &Object, bytes: u64) -> Result<(), StoreError> {
         self.objects_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if bytes > 0 {
+            self.room.count_small(object, true);
+        }
         if self.is_pinned(object)? {
             self.pinned_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
@@ -39,6 +45,9 @@ impl Core {
     /// The opposite of [`Core::count_came`].
     pub(super) fn count_went(&self, object: &Object, bytes: u64) -> Result<(), StoreError> {
         self.objects_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        if bytes > 0 {
+            self.room.count_small(object, false);
+        }
         if self.is_pinned(object)? {
             self.pinned_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
@@ -160,49 +169,68 @@ impl Core {
             return Ok(Some(0));
         };
         let change = hot.change.lock();
-        let path = self.data_path(object);
-        if self.is_pinned(object)? {
-            // A moment ago: who counted it as pinned has seen it whole.
+        // Pinned a moment ago: who counted it as pinned has seen it whole.
+        if self.is_exempt(&hot)? {
             return Ok(None);
         }
-        let in_files = hot.state.read().record.inline.is_none();
-        if in_files && path.metadata().is_ok_and(|file| file.nlink() > 1) {
-            // A staging file that isn't published yet has the same bytes.
-            return Ok(None);
-        }
-        let freed = {
-            let mut state = hot.state.write();
-            let freed = bytes_in(object, &state.record.present);
-            state.record.present = BlockSet::default();
-            state.record.loose = BlockSet::default();
-            state.record.inline = None;
-            state.record.size_proven = false;
-            state.record.origin = Origin::Fetched;
-            state.withdrawn = BlockSet::default();
-            state.settling = BlockSet::default();
-            state.files = None;
-            state.drops += 1;
-            state.dirty = true;
-            freed
-        };
+        let freed = forget(&hot);
         self.count_went(object, freed)?;
         self.write_record(&hot, &change)?;
         // No record may claim what is about to go, not even one that a crash brings back.
         self.flush_index()?;
-        remove_file(&path)?;
-        remove_file(&self.tree_path(object))?;
+        self.unlink(&hot)?;
         Ok(Some(freed))
     }
 
-    pub(super) fn put_promise(&self, object: &Object, until_s: u64) -> Result<(), StoreError> {
+    pub(super) fn promise(&self, object: &Object, until_s: u64) -> Result<bool, StoreError> {
+        let Some(hot) = self.hot(object)? else {
+            return Ok(false);
+        };
+        // Whoever lets a content go holds it too: none is promised and dropped.
+        let _change = hot.change.lock();
+        let (is_whole, origin) = {
+            let state = hot.state.read();
+            (state.record.is_complete(object), state.record.origin)
+        };
         let key = object_key(object);
         let before = self.promises.get(key)?;
+        // What would stay anyway costs nothing.
+        let stays = origin == Origin::Written || before.is_some() || self.is_pinned(object)?;
+        if !is_whole || !(stays || self.may_promise(object)) {
+            return Ok(false);
+        }
         let until_s = before.as_deref().map_or(until_s, |before| {
             promised_until(before).map_or(u64::MAX, |before| before.max(until_s))
         });
         let mut value = vec![VERSION];
         value.extend_from_slice(&until_s.to_le_bytes());
-        self.promises.insert(key, value)?;
+        if self.promises.insert(key, value)?.is_none() {
+            self.promised_bytes
+                .fetch_add(object.size, Ordering::Relaxed);
+        }
+        Ok(true)
+    }
+
+    /// Promises bind room for a month: they get a part of it.
+    fn may_promise(&self, object: &Object) -> bool {
+        let promised = self.promised_bytes.load(Ordering::Relaxed);
+        let limit = self.room.cache_bytes_max();
+        promised.saturating_add(object.size) <= limit / PROMISED_DIVISOR
+    }
+
+    /// Forgets promises that have ended, and counts the others.
+    pub(super) fn recover_promises(&self) -> Result<(), StoreError> {
+        let mut bytes = 0;
+        for pair in self.promises.iter() {
+            let (key, value) = pair?;
+            match promised_until(&value) {
+                Some(until) if until <= now() => {
+                    self.promises.remove(key)?;
+                }
+                _ => bytes += parse_object_key(&key).map_or(0, |object| object.size),
+            }
+        }
+        self.promised_bytes.store(bytes, Ordering::Relaxed);
         Ok(())
     }
 
@@ -213,8 +241,9 @@ impl Core {
             return Ok(false);
         };
         let holds = promised_until(&promise).is_none_or(|until| until > now_s);
-        if !holds {
-            self.promises.remove(key)?;
+        if !holds && self.promises.remove(key)?.is_some() {
+            self.promised_bytes
+                .fetch_sub(object.size, Ordering::Relaxed);
         }
         Ok(holds)
     }

@@ -40,7 +40,10 @@ mod journal;
 mod keep;
 mod lend;
 mod objects;
+mod passing;
+mod policy;
 mod record;
+mod room;
 mod settle;
 mod small;
 mod staging;
@@ -57,8 +60,12 @@ use std::{
 
 use bytes::Bytes;
 
-pub use self::lend::Lent;
 use self::{cache::Core, worker::Worker};
+pub use self::{
+    lend::Lent,
+    policy::{Candidate, Limits, Shortage},
+    room::RoomReport,
+};
 use crate::{
     buffers::Buffer,
     content::{BlockSet, ContentId, LeafHash, Leaves, Object, VerifiedRange},
@@ -89,9 +96,17 @@ pub enum StoreError {
     /// Blocks that are not here.
     #[error("blocks {}..{} are not here", .0.start, .0.end)]
     Absent(Range<u64>),
-    /// No room.
+    /// The disk has no room.
     #[error("the disk is full")]
     Full,
+    /// The limits leave no room, and nothing that is here may go.
+    #[error("{why}, and nothing that is here may go")]
+    NoRoom {
+        /// Which limit.
+        why: Shortage,
+        /// For how many bytes there is no room.
+        bytes: u64,
+    },
     /// The disk failed.
     #[error("{what}: {source}")]
     Io {
@@ -328,6 +343,8 @@ impl Store {
     /// Keeps nodes (already validated by the caller), all of them or, after a crash, none.
     pub fn put_nodes(&self, nodes: &[(NodeHash, Vec<u8>)]) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
+        let bytes = nodes.iter().map(|(_, encoded)| encoded.len() as u64);
+        self.inner.core.make_room_in_index(bytes.sum())?;
         for (hash, encoded) in nodes {
             batch.insert(&hash.0, encoded.as_slice());
         }
@@ -525,15 +542,15 @@ impl Store {
     }
 
     /// Drops all that is here of a content, whoever wrote it; on disk when it returns. The bytes that were here, or `None`
-    /// where it is pinned, or something unpublished has the same content: then it stays. Whether another copy is left is up to the caller.
+    /// where it is pinned, promised to others, lent, or something unpublished has the same content: then it stays. Whether another copy is left is up to the caller.
     pub fn evict(&self, object: &Object) -> Result<Option<u64>, StoreError> {
         self.inner.core.evict(object)
     }
 
     /// Records that members were promised to find a content here until then (seconds since 1970), or longer where that was
-    /// promised before; not flushed by itself.
-    pub fn put_promise(&self, object: &Object, until_s: u64) -> Result<(), StoreError> {
-        self.inner.core.put_promise(object, until_s)
+    /// promised before; not flushed by itself. False, with nothing recorded, where it isn't whole here.
+    pub fn promise(&self, object: &Object, until_s: u64) -> Result<bool, StoreError> {
+        self.inner.core.promise(object, until_s)
     }
 
     /// Whether anybody was promised to find a content here beyond now.
@@ -655,6 +672,92 @@ impl Store {
     /// What could not be synced stays marked as doubtful, to be proven after the next boot.
     pub fn settle(&self) -> Result<(), StoreError> {
         self.inner.core.settle()
+    }
+
+    /// Bounds what is taken from now on. Before, everything fits.
+    pub fn set_limits(&self, limits: Limits) {
+        self.inner.core.room.set_limits(limits);
+    }
+
+    /// What is taken, and what may be.
+    pub fn room(&self) -> RoomReport {
+        self.inner.core.room_report()
+    }
+
+    /// Whether something found no room a moment ago: what is fetched ahead then is fetched for nothing.
+    pub fn is_tight(&self) -> bool {
+        self.inner.core.room.is_tight()
+    }
+
+    /// Has a staging file grow by at most `bytes`, if there is room for them. It waits for nothing but `act`.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRoom`], with nothing done, when there is too little: [`Store::make_room`] may help.
+    pub fn grow<T>(
+        &self,
+        file: &std::fs::File,
+        bytes: u64,
+        act: impl FnOnce() -> io::Result<T>,
+    ) -> Result<T, StoreError> {
+        self.inner.core.grow(file, bytes, act)
+    }
+
+    /// Lets go what may go, until there is room for `bytes`; false if that doesn't suffice: [`Store::search_room`] may find more.
+    /// Waits for the disk.
+    pub fn make_room(&self, bytes: u64) -> Result<bool, StoreError> {
+        self.inner.core.make_room_for(bytes)
+    }
+
+    /// Contents that were used least recently, at most so many small ones and so many others, with who wrote them; without
+    /// those that may not go (pinned, promised to others) or were cleared already. It reads all records.
+    pub fn oldest(&self, max: usize) -> Result<Vec<(Candidate, Origin)>, StoreError> {
+        self.inner.core.oldest(max)
+    }
+
+    /// Lets a content go, when room is needed, until then (seconds since 1970). The caller knows that another copy is
+    /// left, or that none is needed. Writing the same content here takes it back. False if too many are cleared.
+    pub fn clear(&self, candidate: &Candidate, until_s: u64) -> bool {
+        self.inner.core.clear(candidate, until_s)
+    }
+
+    /// Returns when it should be found out what may go.
+    pub async fn room_wanted(&self) {
+        let wanted = self.inner.core.room.wanted.clone();
+        wanted.notified().await;
+    }
+
+    /// Whether so much is taken, and so little cleared, that it should be found out what may go.
+    pub fn wants_room(&self) -> bool {
+        self.inner.core.wants_victims()
+    }
+
+    /// Notes that somebody finds out now what may go.
+    pub fn search_begins(&self) {
+        let searches = &self.inner.core.room.searches;
+        searches.send_modify(|searches| searches.begun += 1);
+    }
+
+    /// Notes that this ended, and whether anything was found.
+    pub fn search_ends(&self, found: bool) {
+        self.inner.core.room.searches.send_modify(|searches| {
+            searches.ended = searches.begun;
+            searches.found = found;
+        });
+    }
+
+    /// Has what may go be found out, by whoever said with [`Store::search_begins`] that he does; true if something was found.
+    /// Bounded by whoever searches.
+    pub async fn search_room(&self) -> bool {
+        let room = &self.inner.core.room;
+        let mut searches = room.searches.subscribe();
+        let before = *searches.borrow_and_update();
+        if before.begun == 0 {
+            return false;
+        }
+        room.wanted.notify_one();
+        // One that has begun already may have passed by what is to be found.
+        let ended = searches.wait_for(|searches| searches.ended > before.begun);
+        ended.await.is_ok_and(|searches| searches.found)
     }
 
     /// Room taken. Objects are counted as they come and go; staging files are looked at, so not for every operation.

@@ -98,8 +98,25 @@ impl Core {
                 source: io::ErrorKind::InvalidInput.into(),
             });
         }
+        let kept = match self.reserve_blocks(range) {
+            Ok(_reserved) => self.keep_blocks(range),
+            Err(error) => Err(error),
+        };
+        match kept {
+            Err(error @ (StoreError::Full | StoreError::NoRoom { .. })) => {
+                self.pass(range, &error);
+                Ok(())
+            }
+            kept => kept,
+        }
+    }
+
+    /// Keeps proven blocks, for which there is room.
+    fn keep_blocks(&self, range: &VerifiedRange<'_>) -> Result<(), StoreError> {
+        let object = range.object;
         if object.size <= INLINE_BYTES_MAX {
-            return self.put_inline(&object, &range.data.concat(), Origin::Fetched);
+            self.put_inline(&object, &range.data.concat(), Origin::Fetched)?;
+            return self.note_index_if_grown();
         }
         let hot = self.hot_or_new(&object)?;
         let change = hot.change.lock();
@@ -114,15 +131,15 @@ impl Core {
             // A file that should be there and isn't is an error, not a reason to make one full of holes.
             let new = hot.state.read().is_vacant();
             let written = self.files(&hot, new).and_then(|files| {
-                write_range(&files, range, &missing)
-                    .map_err(failed("writing", &self.data_path(&object)))
+                let written = write_range(&files, range, &missing)
+                    .map_err(failed("writing", &self.data_path(&object)));
+                self.measure(&hot, &files);
+                written
             });
             if let Err(error) = written {
                 if new {
                     // On a full disk, what nobody knows of must not take room.
-                    hot.state.write().files = None;
-                    remove_file(&self.data_path(&object))?;
-                    remove_file(&self.tree_path(&object))?;
+                    self.unlink(&hot)?;
                 }
                 return Err(error);
             }
@@ -162,6 +179,9 @@ impl Core {
         let hot = self.hot_or_new(object)?;
         let change = hot.change.lock();
         let mut state = hot.state.write();
+        if origin == Origin::Written {
+            self.keep_written(&hot, &mut state);
+        }
         if !state.record.is_complete(object) {
             self.count_came(object, object.size)?;
             state.record.inline = Some(Bytes::copy_from_slice(content));
@@ -191,6 +211,51 @@ impl Core {
         // At most the length of `buf`, so it fits.
         let length = (end - offset) as usize;
         let buf = &mut buf[..length];
+        match self.read_kept(object, offset..end, buf) {
+            Err(absent @ StoreError::Absent(_)) if self.is_any_passing() => {
+                self.read_passing(object, offset, &blocks, buf)
+                    .ok_or(absent)?;
+            }
+            read => read?,
+        }
+        Ok(length)
+    }
+
+    /// Reads block by block, where some of them may only be passing through.
+    fn read_passing(
+        &self,
+        object: &Object,
+        offset: u64,
+        blocks: &Range<u64>,
+        buf: &mut [u8],
+    ) -> Option<()> {
+        let end = offset + buf.len() as u64;
+        for block in blocks.clone() {
+            let bytes = object.bytes_of(block..block + 1);
+            let wanted = bytes.start.max(offset)..bytes.end.min(end);
+            let part = buf.get_mut(
+                usize::try_from(wanted.start - offset).ok()?
+                    ..usize::try_from(wanted.end - offset).ok()?,
+            )?;
+            if self.read_kept(object, wanted.clone(), part).is_ok() {
+                continue;
+            }
+            let data = self.passing(object, block)?;
+            let from = usize::try_from(wanted.start - bytes.start).ok()?;
+            part.copy_from_slice(data.get(from..from + part.len())?);
+        }
+        Some(())
+    }
+
+    /// Fills `buf` with bytes that are kept here.
+    fn read_kept(
+        &self,
+        object: &Object,
+        bytes: Range<u64>,
+        buf: &mut [u8],
+    ) -> Result<(), StoreError> {
+        let Range { start: offset, end } = bytes;
+        let blocks = object.blocks_of(offset..end);
         self.with_blocks(object, &blocks, |source| match source {
             Source::Inline(content) => {
                 let from = content.get(offset as usize..end as usize);
@@ -198,8 +263,7 @@ impl Core {
                 Ok(())
             }
             Source::Files(files) => FileExt::read_exact_at(&*files.data, buf, offset),
-        })?;
-        Ok(length)
+        })
     }
 
     pub(super) fn encode(&self, object: &Object, blocks: Range<u64>) -> Result<Buffer, StoreError> {
@@ -240,13 +304,28 @@ impl Core {
         if bytes.end > object.size {
             return Err(StoreError::Absent(blocks));
         }
-        self.with_blocks(object, &blocks, |source| match source {
+        let copied = self.with_blocks(object, &blocks, |source| match source {
             Source::Inline(content) => {
                 let from = content.get(bytes.start as usize..bytes.end as usize);
                 to.write_all_at(from.ok_or(io::ErrorKind::UnexpectedEof)?, bytes.start)
             }
             Source::Files(files) => copy_bytes(&files.data, to, bytes.clone()),
-        })
+        });
+        match copied {
+            Err(StoreError::Absent(_)) if self.is_any_passing() => {
+                let mut buffer = Vec::new();
+                let mut at = bytes.start;
+                while at < bytes.end {
+                    buffer.resize((bytes.end - at).min(COPY_BYTES) as usize, 0);
+                    self.read(object, at, &mut buffer)?;
+                    to.write_all_at(&buffer, at)
+                        .map_err(failed("writing", &self.staging_dir()))?;
+                    at += buffer.len() as u64;
+                }
+                Ok(())
+            }
+            copied => copied,
+        }
     }
 
     /// See [`super::Store::leaves`].
@@ -307,9 +386,10 @@ impl Core {
 
     pub(super) fn touch(&self, hot: &Hot) {
         let now = now();
-        let before = hot.last_use.load(Ordering::Relaxed);
-        if now.saturating_sub(before) >= LAST_USE_SECONDS {
-            hot.last_use.store(now, Ordering::Relaxed);
+        hot.last_use.store(now, Ordering::Relaxed);
+        let noted = hot.noted_use.load(Ordering::Relaxed);
+        if now.saturating_sub(noted) >= LAST_USE_SECONDS {
+            hot.noted_use.store(now, Ordering::Relaxed);
             hot.state.write().dirty = true;
             self.record_later(&hot.object);
         }
@@ -362,7 +442,7 @@ impl Core {
             } else {
                 remove_file(&path)?;
             }
-            return remove_file(&self.tree_path(object));
+            return self.unlink(&hot);
         }
         if is_written || hot.lent.load(Ordering::Acquire) > 0 {
             // Some of it may be the only copy, or is being read by others: better bytes come over it.
@@ -388,6 +468,7 @@ impl Core {
                 }
             }
         }
+        self.measure(&hot, &files);
         Ok(())
     }
 
@@ -517,9 +598,10 @@ impl Core {
         state.withdrawn = BlockSet::default();
         state.record.size_proven = true;
         state.record.origin = Origin::Written;
-        state.files = Some(files);
+        state.files = Some(files.clone());
         state.dirty = true;
         drop(state);
+        self.measure(hot, &files);
         self.count_came(object, object.size - had)?;
         self.loose.lock().insert(*object);
         self.write_record(hot, change)

@@ -65,6 +65,12 @@ impl ObjectRecord {
         object.blocks() > 0 && self.present.contains(0..object.blocks())
     }
 
+    /// When the object was used last, from its record.
+    pub(super) fn last_use_of(value: &[u8]) -> Option<u64> {
+        let bytes = value.get(2..10)?.try_into().ok()?;
+        Some(u64::from_le_bytes(bytes))
+    }
+
     pub(super) fn encode(&self, object: &Object) -> Vec<u8> {
         let complete = self.is_complete(object);
         let mut flags = 0;

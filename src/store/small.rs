@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::{
     Origin, Presence, StoreError,
     cache::{Core, SHARDS, now, shard_of},
+    policy::{Want, small_room},
     record::{ObjectRecord, object_key},
 };
 use crate::content::{BlockSet, INLINE_BYTES_MAX, Object, VerifiedRange};
@@ -28,9 +29,19 @@ impl Core {
             }
         }
         for ranges in inline {
-            self.insert_inline(&ranges)?;
+            let room = ranges.iter().map(|range| small_room(range.object.size));
+            let kept = match self.reserve(Want::Small(room.sum())) {
+                Ok(_reserved) => self.insert_inline(&ranges),
+                Err(error) => Err(error),
+            };
+            match kept {
+                Err(error @ (StoreError::Full | StoreError::NoRoom { .. })) => {
+                    ranges.iter().for_each(|range| self.pass(range, &error));
+                }
+                kept => kept?,
+            }
         }
-        Ok(())
+        self.note_index_if_grown()
     }
 
     /// Inline contents of one shard.

@@ -14,6 +14,7 @@ use super::{
     cache::{Core, Files, TreeFile, remove_file},
     failed,
     folder::sync_dir,
+    policy::Want,
     record::journal_key,
 };
 use crate::{
@@ -26,7 +27,7 @@ const IDS_RESERVED: u64 = 1024;
 /// Where the end of the reserved ids is kept.
 const RESERVED_KEY: &str = "staging ids";
 /// Size of the unit of `st_blocks`, whatever the filesystem.
-const STAT_BLOCK_BYTES: u64 = 512;
+pub(super) const STAT_BLOCK_BYTES: u64 = 512;
 
 /// What is known of staging files while the process runs.
 #[derive(Default)]
@@ -196,6 +197,7 @@ impl Core {
 
     pub(super) fn import_copy(&self, id: StagingId, size: u64) -> Result<Object, StoreError> {
         let path = self.temporary_path(id, "copy");
+        let _reserved = self.reserve(Want::Files(size))?;
         let copy = copy_file(&open_existing(&self.staging_path(id))?, size, &path)?;
         let imported = self.import_file(id, copy, &path, size, &Leaves::default(), &Placing::Move);
         // Still there unless it became the object.
@@ -255,6 +257,7 @@ impl Core {
         {
             let mut state = hot.state.write();
             if state.record.is_complete(object) {
+                self.keep_written(&hot, &mut state);
                 if state.record.origin != Origin::Written {
                     state.record.origin = Origin::Written;
                     state.dirty = true;
@@ -275,6 +278,7 @@ impl Core {
         } else {
             None
         };
+        let _uncounted = self.while_uncounted();
         let target = self.data_path(object);
         let data = match placing {
             Placing::Move => fs::rename(path, &target).map(|()| data),

@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 mod model;
 mod objects;
+mod room;
 mod staging;
 
 use std::{

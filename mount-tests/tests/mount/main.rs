@@ -22,6 +22,7 @@ mod pushes;
 mod reading;
 mod recovery;
 mod resilience;
+mod room;
 mod scale;
 mod security;
 mod small_files;

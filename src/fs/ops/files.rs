@@ -414,7 +414,8 @@ impl Core {
         let object = self.object(file.number)?;
         // For reports; nearly no read needs it.
         let path = || self.inodes.lock().path(file.number).unwrap_or_default();
-        if first {
+        // Without room, what is fetched ahead would push out of memory what is being read.
+        if first && !self.store.is_tight() {
             let len = buf.len() as u64;
             let fetch = |range| self.bring.prefetch(object, range, &path().to_string());
             file.ahead.lock().on_read(offset, len, object.size, fetch);
@@ -482,7 +483,9 @@ impl Core {
             return Err(FsError::TooLarge.into());
         }
         let written = self.alter(file.number, |live| {
-            live.staging(&self.store)?.write_all_at(data, offset)?;
+            let staging = live.staging(&self.store)?;
+            let write = || staging.write_all_at(data, offset);
+            self.store.grow(&staging, data.len() as u64, write)?;
             live.overlay.write(offset..end);
             if !cached {
                 live.entry.modified = now();
@@ -525,8 +528,8 @@ impl Core {
                     .map_err(std::io::Error::from)?;
                 live.overlay.punch(range.clone());
             } else {
-                rustix::fs::fallocate(&*staging, flags, start, len)
-                    .map_err(std::io::Error::from)?;
+                let allocate = || Ok(rustix::fs::fallocate(&*staging, flags, start, len)?);
+                self.store.grow(&staging, len, allocate)?;
             }
             if !keep_size && range.end > live.overlay.size() {
                 live.overlay.truncate(range.end);

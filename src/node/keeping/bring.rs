@@ -101,8 +101,20 @@ async fn try_window(
                 }
                 tries += 1;
             }
+            Ok(()) => return is_kept(node, &object, window),
             outcome => return outcome,
         }
+    }
+}
+
+/// What there is no room for comes, but does not stay.
+fn is_kept(node: &Node, object: &Object, window: Range<u64>) -> Result<(), TransferError> {
+    match here(node, object) {
+        Ok(here) if here.contains(object.blocks_of(window)) => Ok(()),
+        Ok(_) => Err(TransferError::Store(
+            "the cache has no room for it, and nothing in it may go".to_owned(),
+        )),
+        Err(error) => Err(TransferError::Store(error.to_string())),
     }
 }
 

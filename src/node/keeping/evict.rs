@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// For how long others are asked to keep what is evicted here.
-const LEASE: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(super) const LEASE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Longest promise that is given.
 const PROMISE_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How long a member is given to promise: it writes to its disk first.
@@ -76,7 +76,7 @@ impl Evictions {
     }
 
     /// Whether the content may be asked for; from now on it is promised to nobody but who goes first.
-    fn begin(&self, object: Object) -> Result<bool, StoreError> {
+    pub(super) fn begin(&self, object: Object) -> Result<bool, StoreError> {
         let mut phases = self.phases.lock();
         if phases.contains_key(&object) || self.store.is_promised(&object, now_s())? {
             return Ok(false);
@@ -86,7 +86,7 @@ impl Evictions {
     }
 
     /// Whether it may be dropped now. From now on it is promised to nobody.
-    fn commit(&self, object: &Object) -> bool {
+    pub(super) fn commit(&self, object: &Object) -> bool {
         match self.phases.lock().get_mut(object) {
             Some(phase @ Phase::Asking) => {
                 *phase = Phase::Dropping;
@@ -120,15 +120,10 @@ impl Evictions {
                 Some(Phase::Asking) => own.to_bytes() < peer.to_bytes(),
                 Some(Phase::GivenWay) | None => false,
             };
-            let whole = || {
-                let presence = self.store.presence(object)?;
-                Ok::<_, StoreError>(presence == crate::store::Presence::Complete)
-            };
-            if refused || !whole()? {
+            if refused || !self.store.promise(object, until_s)? {
                 answers.push(false);
                 continue;
             }
-            self.store.put_promise(object, until_s)?;
             if let Some(phase) = phases.get_mut(object) {
                 *phase = Phase::GivenWay;
             }
@@ -139,15 +134,15 @@ impl Evictions {
     }
 }
 
-fn now_s() -> u64 {
+pub(super) fn now_s() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
 }
 
 /// The contents of a batch; whatever happens to the eviction, they are given free at its end.
-struct Running<'a> {
-    evictions: &'a Evictions,
-    objects: Vec<Object>,
+pub(super) struct Running<'a> {
+    pub(super) evictions: &'a Evictions,
+    pub(super) objects: Vec<Object>,
 }
 
 impl Drop for Running<'_> {
@@ -236,7 +231,7 @@ async fn evict_batch(
             reasons.insert(*object, "another member was promised that it stays here");
         }
     }
-    let held = held_elsewhere(node, &running.objects).await;
+    let held = held_elsewhere(node, &running.objects, &|_| true).await;
     for object in &running.objects {
         if !held.contains(object) {
             reasons.insert(*object, "no other member promised to keep it");
@@ -255,7 +250,7 @@ async fn evict_batch(
                 None => {
                     reasons.insert(
                         object,
-                        "it was pinned meanwhile, or something unpublished has the same content",
+                        "it was pinned or promised meanwhile, is open, or something unpublished has the same content",
                     );
                 }
             }
@@ -283,8 +278,12 @@ async fn drop_settled(node: &Arc<Node>, object: Object) -> Result<Option<u64>, S
     }
 }
 
-/// Those of the contents that another member promised to keep, and proved to have.
-async fn held_elsewhere(node: &Arc<Node>, objects: &[Object]) -> Vec<Object> {
+/// Those of the contents that another member promised to keep, and proved to have where that is needed.
+pub(super) async fn held_elsewhere(
+    node: &Arc<Node>,
+    objects: &[Object],
+    needs_proof: &(dyn Fn(&Object) -> bool + Sync),
+) -> Vec<Object> {
     let mut peers = node.net.peers();
     // Who keeps everything anyway comes first. Who does not know of promises cannot be asked for one.
     peers.retain(|peer| peer.hello.promises);
@@ -306,7 +305,7 @@ async fn held_elsewhere(node: &Arc<Node>, objects: &[Object]) -> Vec<Object> {
         let promised = left.iter().zip(promised).filter(|(_, promised)| *promised);
         let promised: Vec<Object> = promised.map(|(object, _)| *object).collect();
         let proofs = stream::iter(promised.into_iter().map(|object| async move {
-            let proven = node.gives_a_block(peer.peer, object).await;
+            let proven = !needs_proof(&object) || node.gives_a_block(peer.peer, object).await;
             proven.then_some(object)
         }));
         let proven: Vec<Object> = proofs

@@ -1,0 +1,293 @@
+//! Limits of the cache, as `du` and `df` see them.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use p2pfs_mount_tests::{LONG, Mount, noise, until};
+use rustix::process::{Signal, kill_process};
+
+use super::{pair, pair_with};
+
+const MIB: usize = 1024 * 1024;
+
+/// What the state folder takes, the logs apart.
+fn taken(state: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(state) else {
+        return 0;
+    };
+    let mut bytes = 0;
+    for entry in entries.flatten() {
+        // What goes meanwhile takes nothing.
+        let Ok(file) = entry.metadata() else { continue };
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with("log") {
+            continue;
+        }
+        // A file that is being published has two names here.
+        let names = if file.is_dir() {
+            1
+        } else {
+            file.nlink().max(1)
+        };
+        bytes += file.blocks() * 512 / names;
+        if file.is_dir() {
+            bytes += taken(&entry.path());
+        }
+    }
+    bytes
+}
+
+fn parts(state: &Path) -> String {
+    let folders = fs::read_dir(state).into_iter().flatten().flatten();
+    let below = folders.flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten());
+    below
+        .flatten()
+        .map(|part| format!(" {:?} {}", part.file_name(), taken(&part.path())))
+        .collect()
+}
+
+/// Looks at a state folder all the time. The process stands still meanwhile: what it takes is what it takes at one moment.
+struct Watch {
+    /// The most that was taken, and by what.
+    peak: Arc<Mutex<(u64, String)>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    fn start(of: &Mount) -> Self {
+        let (state, pid) = (of.host().state(), of.pid());
+        let (peak, stop) = (
+            Arc::<Mutex<(u64, String)>>::default(),
+            Arc::<AtomicBool>::default(),
+        );
+        let (to, stopped) = (peak.clone(), stop.clone());
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let _ = kill_process(pid, Signal::STOP);
+                let bytes = taken(&state);
+                let mut peak = to.lock().unwrap();
+                if bytes > peak.0 {
+                    *peak = (bytes, parts(&state));
+                }
+                drop(peak);
+                let _ = kill_process(pid, Signal::CONT);
+                // As often as it can without keeping it from its work.
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        Self {
+            peak,
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+
+    fn peak(mut self) -> (u64, String) {
+        self.end();
+        self.peak.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Where `open`, `write` or `close` failed.
+fn write(mount: &Mount, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    let bytes = bytes.to_vec();
+    mount.with_within(LONG, name, move |path| fs::write(path, bytes))
+}
+
+#[test]
+fn the_cache_stays_within_its_limit_while_many_times_as_much_is_read_and_written() {
+    const LIMIT: usize = 48 * MIB;
+    const FILES: usize = 40;
+    let pair = pair();
+    let content = |number: usize| noise(number as u64, 4 * MIB + number * 1000);
+    pair.a.with("small", |path| fs::create_dir(path)).unwrap();
+    for number in 0..FILES {
+        pair.a.write(&format!("f{number}"), content(number));
+    }
+    for number in 0..2000 {
+        pair.a
+            .write(&format!("small/{number}"), noise(number, 4096));
+    }
+    pair.a.publishes();
+    let c = pair.another("c", &format!("--cache-size {LIMIT} --min-free 0"));
+    c.meets(2);
+    until(LONG, "all files are seen", || {
+        c.list("small").is_ok_and(|names| names.len() == 2000)
+    });
+    let watch = Watch::start(&c);
+    thread::scope(|scope| {
+        for reader in 0..3 {
+            let c = &c;
+            scope.spawn(move || {
+                for round in 0..FILES * 2 {
+                    let number = (round * 7 + reader * 13) % FILES;
+                    let offset = (round * 12_345) % (3 * MIB);
+                    let length = MIB + 5;
+                    let name = format!("f{number}");
+                    let read = c.read_at(&name, offset as u64, length).unwrap();
+                    assert!(read == content(number)[offset..offset + length]);
+                }
+            });
+        }
+        let c = &c;
+        scope.spawn(move || {
+            for round in 0..12 {
+                // One name: earlier versions are nobody's.
+                write(c, "own", &noise(1000 + round, 3 * MIB)).unwrap();
+            }
+        });
+        scope.spawn(move || {
+            for number in 0..2000 {
+                c.shows(&format!("small/{number}"), noise(number, 4096));
+            }
+        });
+    });
+    for number in 0..FILES {
+        c.shows(&format!("f{number}"), content(number));
+    }
+    let (peak, parts) = watch.peak();
+    assert!(peak <= LIMIT as u64, "{peak} bytes were taken:{parts}");
+    assert!(peak > LIMIT as u64 / 2, "only {peak} bytes were taken");
+    let cache = &c.status()["cache"];
+    assert!(
+        cache["used_bytes"].as_u64().unwrap() <= LIMIT as u64,
+        "{cache}"
+    );
+    assert_eq!(c.json("verify")["damaged"], 0);
+}
+
+#[test]
+fn with_nothing_that_may_go_writers_hear_of_it_and_readers_go_on() {
+    let pair = pair_with("--cache-size 24M --min-free 0");
+    let (a, b) = (&pair.a, &pair.b);
+    a.write("a", noise(1, 6 * MIB));
+    a.publishes();
+    // Nobody else has these, so none of them may go.
+    let mut written = Vec::new();
+    let refused = loop {
+        let number = written.len() as u64;
+        let name = format!("b{number}");
+        match write(b, &name, &noise(100 + number, 2 * MIB)) {
+            Ok(()) => written.push(name),
+            Err(error) => break error,
+        }
+        assert!(written.len() < 20, "the limit is passed");
+    };
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC));
+    assert!(written.len() >= 5, "{written:?}");
+    let cache = &b.status()["cache"];
+    assert!(
+        cache["full"].as_str().unwrap().contains("--cache-size"),
+        "{cache}"
+    );
+    assert!(b.ask("status").ok().contains("cache full"));
+    b.shows_within(LONG, "a", noise(1, 6 * MIB));
+    for (number, name) in written.iter().enumerate() {
+        b.shows(name, noise(100 + number as u64, 2 * MIB));
+    }
+    // What is removed is nobody's any more, and makes room.
+    for name in &written[..3] {
+        b.with(name, |path| fs::remove_file(path)).unwrap();
+    }
+    b.with("b-refused", |path| {
+        let _ = fs::remove_file(path);
+    });
+    write(b, "again", &noise(7, 3 * MIB)).unwrap();
+    b.publishes_within(LONG);
+    // So does what somebody else has and promises to keep.
+    a.host()
+        .p2pfs(&format!("fetch {}", a.path("b4").display()))
+        .ok();
+    a.shows_within(LONG, "b4", noise(104, 2 * MIB));
+    a.shows_within(LONG, "again", noise(7, 3 * MIB));
+}
+
+/// A small filesystem of its own, mounted where a host's state folders are.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(host: &p2pfs_mount_tests::Host, size: &str) -> Self {
+        let state = host.state().display().to_string();
+        host.sh(&format!(
+            "truncate -s {size} disk && mkfs.ext4 -q -m 0 disk && mkdir -p {state} && mount -o loop disk {state} && chmod 700 {state}"
+        ));
+        Self(host.state())
+    }
+
+    fn fill(&self) -> PathBuf {
+        let path = self.0.join("somebody-elses");
+        let mut file = fs::File::create(&path).unwrap();
+        let block = vec![1; 64 * 1024];
+        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn on_a_disk_that_others_fill_readers_go_on_and_all_is_well_when_there_is_room_again() {
+    let pair = pair();
+    pair.a.write("a", noise(1, 6 * MIB));
+    pair.a.write("later", noise(2, 3 * MIB));
+    pair.a.publishes();
+    let host = pair.lab.host("c");
+    let disk = SmallDisk::mount(&host, "96M");
+    let c = host.mount(&pair.id, "--cache-size 64M --min-free 8M");
+    c.meets(2);
+    write(&c, "kept", &noise(3, MIB)).unwrap();
+    c.publishes();
+    let foreign = disk.fill();
+    c.shows_within(LONG, "a", noise(1, 6 * MIB));
+    c.shows("kept", noise(3, MIB));
+    let refused = write(&c, "refused", &noise(4, 2 * MIB)).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC));
+    assert!(
+        c.status()["cache"]["full"]
+            .as_str()
+            .unwrap()
+            .contains("--min-free")
+    );
+    fs::remove_file(foreign).unwrap();
+    write(&c, "again", &noise(5, 2 * MIB)).unwrap();
+    c.publishes_within(LONG);
+    pair.a.shows_within(LONG, "again", noise(5, 2 * MIB));
+    c.shows_within(LONG, "later", noise(2, 3 * MIB));
+    until(LONG, "what is read is kept again", || {
+        c.read("later").is_ok()
+            && c.attribute("later", "state")
+                .is_ok_and(|state| state == "cached")
+    });
+    c.kill();
+    let c = host.mount(&pair.id, "--cache-size 64M --min-free 8M");
+    c.shows("kept", noise(3, MIB));
+    c.shows("again", noise(5, 2 * MIB));
+    c.unmount();
+}

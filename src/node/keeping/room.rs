@@ -1,0 +1,243 @@
+//! Finds out what may go when the cache needs room, ahead of the need.
+//!
+//! The store lets go only what was cleared, the least recently used first (`store::policy`). Cleared is
+//! - what another member durably promised to keep for [`LEASE`]: asked for as for `p2pfs evict`. Of what was written here it must
+//!   give a block as well: a word is not enough for what may be the only copy;
+//! - what no name of the folder, no open file and nothing that is being written refers to any more: earlier versions. That is
+//!   looked for only when nobody promises enough, since it takes a walk through the whole folder, and counts only if nothing
+//!   changed meanwhile.
+//!
+//! Everything else stays: what is pinned, promised to others, unpublished, lent to the kernel, or nobody else's.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    evict::{Evictions, LEASE, Running, held_elsewhere, now_s},
+    walk::{Step, Walk},
+};
+use crate::{
+    content::{INLINE_BYTES_MAX, Object},
+    manifest::TreePath,
+    net::proto::KEPT_MAX,
+    node::{Node, run_blocking},
+    store::{Candidate, Origin, StoreError},
+};
+
+/// How much shorter than a promise what it clears stays cleared: clocks differ.
+const LEASE_SLACK: Duration = Duration::from_secs(24 * 3600);
+/// Contents of each kind that are looked at in one search.
+const OLDEST_MAX: usize = 4096;
+/// What is cleared at a time at most: a part of the limit.
+const CLEARED_DIVISOR: u64 = 4;
+/// Longest search; what it found until then counts.
+const SEARCHED_WITHIN: Duration = Duration::from_secs(20);
+/// How long the count of what is pinned is waited for.
+const COUNTED_WITHIN: Duration = Duration::from_secs(5);
+/// How often it is looked whether there is a need, unasked.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Pause after a search that found nothing.
+const FRUITLESS_PAUSE: Duration = Duration::from_millis(500);
+/// What nothing refers to stays cleared for so long. Seconds.
+const UNREFERENCED_FOR: u64 = 10;
+/// It must have been so for a moment: what was just written may be about to get its name. Seconds.
+const UNREFERENCED_SINCE: u64 = 2;
+/// How often a walk is repeated because something changed meanwhile.
+const WALKS_MAX: usize = 3;
+
+/// Finds out what may go whenever there is a need; ends with the node.
+pub(in crate::node) async fn keep_room(node: Arc<Node>) {
+    // From now on it may be waited for.
+    node.store.search_begins();
+    node.store.search_ends(false);
+    loop {
+        let asked = tokio::time::timeout(LOOK_EVERY, node.store.room_wanted()).await;
+        if asked.is_err() && !node.store.wants_room() {
+            give_back(&node).await;
+            continue;
+        }
+        node.store.search_begins();
+        let found = match search(&node).await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!(%error, "it could not be found out what may go from the cache");
+                false
+            }
+        };
+        node.store.search_ends(found);
+        give_back(&node).await;
+        if !found {
+            tokio::time::sleep(FRUITLESS_PAUSE).await;
+        }
+    }
+}
+
+/// Lets go what is beyond the limits: after they were lowered, or when others filled the disk.
+async fn give_back(node: &Arc<Node>) {
+    let store = node.store.clone();
+    if let Err(error) = run_blocking(move || store.make_room(0)).await {
+        tracing::warn!(%error, "room could not be made");
+    }
+}
+
+/// What a search is after, and how far it is.
+struct Search {
+    deadline: Instant,
+    /// Bytes of each kind that are enough.
+    enough: u64,
+}
+
+/// True if anything was cleared.
+async fn search(node: &Arc<Node>) -> Result<bool, StoreError> {
+    if !node.pins.wait_counted(COUNTED_WITHIN).await {
+        tracing::warn!("nothing goes from the cache: it is not known yet what is pinned");
+        return Ok(false);
+    }
+    let store = node.store.clone();
+    let oldest = run_blocking(move || store.oldest(OLDEST_MAX)).await?;
+    let (small, files): (Vec<_>, Vec<_>) = oldest
+        .into_iter()
+        .partition(|(candidate, _)| candidate.object.size <= INLINE_BYTES_MAX);
+    let limits = node.store.room().limits;
+    let limit = limits.map_or(u64::MAX, |limits| limits.cache_bytes_max);
+    let search = Search {
+        deadline: Instant::now() + SEARCHED_WITHIN,
+        enough: limit / CLEARED_DIVISOR,
+    };
+    let mut found = false;
+    for candidates in [files, small] {
+        found |= search.among(node, candidates).await?;
+    }
+    Ok(found)
+}
+
+impl Search {
+    async fn among(
+        &self,
+        node: &Arc<Node>,
+        candidates: Vec<(Candidate, Origin)>,
+    ) -> Result<bool, StoreError> {
+        let mut cleared = 0;
+        let mut left = Vec::new();
+        for batch in candidates.chunks(KEPT_MAX) {
+            if cleared >= self.enough || Instant::now() >= self.deadline {
+                break;
+            }
+            let (room, kept) = clear_promised(node, batch).await?;
+            cleared += room;
+            left.extend(kept);
+        }
+        if cleared == 0 && !left.is_empty() {
+            cleared = clear_unreferenced(node, &left).await;
+        }
+        Ok(cleared > 0)
+    }
+}
+
+/// Clears those that another member promises to keep; returns their room, and the others.
+async fn clear_promised(
+    node: &Arc<Node>,
+    batch: &[(Candidate, Origin)],
+) -> Result<(u64, Vec<Candidate>), StoreError> {
+    let evictions: &Evictions = &node.evictions;
+    let mut running = Running {
+        evictions,
+        objects: Vec::new(),
+    };
+    for (candidate, _) in batch {
+        if evictions.begin(candidate.object)? {
+            running.objects.push(candidate.object);
+        }
+    }
+    let written: BTreeSet<Object> = batch
+        .iter()
+        .filter(|(_, origin)| *origin == Origin::Written)
+        .map(|(candidate, _)| candidate.object)
+        .collect();
+    let needs_proof = |object: &Object| written.contains(object);
+    let held = held_elsewhere(node, &running.objects, &needs_proof).await;
+    let held: BTreeSet<Object> = held.into_iter().collect();
+    let until_s = now_s() + LEASE.saturating_sub(LEASE_SLACK).as_secs();
+    let (mut room, mut left) = (0, Vec::new());
+    for (candidate, _) in batch {
+        let object = &candidate.object;
+        // Whoever was promised it meanwhile relies on this node.
+        let may_go = held.contains(object) && evictions.commit(object);
+        if may_go && node.store.clear(candidate, until_s) {
+            room += candidate.room;
+        } else if running.objects.contains(object) {
+            left.push(*candidate);
+        }
+    }
+    Ok((room, left))
+}
+
+/// Clears those that nothing refers to any more; returns their room.
+async fn clear_unreferenced(node: &Arc<Node>, candidates: &[Candidate]) -> u64 {
+    for _ in 0..WALKS_MAX {
+        let young = |candidate: &&Candidate| candidate.last_use + UNREFERENCED_SINCE > now_s();
+        let mut wanted: BTreeMap<Object, Candidate> = candidates
+            .iter()
+            .filter(|candidate| !young(candidate))
+            .map(|candidate| (candidate.object, *candidate))
+            .collect();
+        let before = state_of(node);
+        let (Some(in_use), Ok(mut walk)) = (
+            in_use(node),
+            Walk::start(node.clone(), &[TreePath::root()]).await,
+        ) else {
+            continue;
+        };
+        wanted.retain(|object, _| !in_use.contains(object));
+        let whole = loop {
+            match walk.next().await {
+                Some(Step::File(_, object)) => {
+                    wanted.remove(&object);
+                }
+                // What can't be looked at may refer to anything.
+                Some(Step::Failed(..)) => break false,
+                None => break true,
+            }
+        };
+        if !whole {
+            return 0;
+        }
+        if wanted.is_empty() {
+            if !candidates.iter().any(|candidate| young(&candidate)) {
+                return 0;
+            }
+            tokio::time::sleep(Duration::from_secs(UNREFERENCED_SINCE)).await;
+            continue;
+        }
+        let Some(in_use) = self::in_use(node) else {
+            continue;
+        };
+        wanted.retain(|object, _| !in_use.contains(object));
+        if state_of(node) != before {
+            continue;
+        }
+        let until_s = now_s() + UNREFERENCED_FOR;
+        return wanted
+            .values()
+            .filter(|candidate| node.store.clear(candidate, until_s))
+            .map(|candidate| candidate.room)
+            .sum();
+    }
+    0
+}
+
+/// Changes with every change of the folder, here or elsewhere.
+fn state_of(node: &Node) -> (Option<crate::manifest::NodeHash>, Option<u64>) {
+    let changes = node.mounted().map(|mounted| mounted.changes());
+    (node.namespace.status().root, changes)
+}
+
+/// What open files show, and what is being written; `None` while that can't be said.
+fn in_use(node: &Node) -> Option<std::collections::HashSet<Object>> {
+    node.mounted()?.contents_in_use()
+}

@@ -1,0 +1,435 @@
+//! Who gets room, and what goes first: pure, with times and figures as arguments.
+//!
+//! [`Limits::lacks`] says what is missing for something that wants room. [`Oldest`] picks, of all that is here, what was not
+//! used for longest. [`Pool`] keeps what has been *cleared*: what another member promised to keep, or what nothing refers to
+//! any more. Only from there anything is taken, the least recently used first; what was used since it was cleared
+//! goes behind all that was not.
+
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
+
+use crate::content::Object;
+
+/// Room for the 256 folders of the objects (1 MiB) and for what the index grows by before that is seen: it does so by half a
+/// mebibyte at a time.
+const OVERHEAD_BYTES: u64 = 3 * 1024 * 1024;
+/// One part in so many of the limit is left for what a filesystem adds later (extent trees, folders).
+const MARGIN_DIVISOR: u64 = 128;
+/// What is set aside in the index for a small content: so many times its bytes…
+const SMALL_FACTOR: u64 = 3;
+/// …and so much for its record. Measured: sled takes up to 2.8 times what lives in it for values of 4 KiB, and 730 bytes a
+/// record for the smallest.
+const SMALL_RECORD_BYTES: u64 = 768;
+/// The index may become one part in so many of the limit for the sake of small contents: what it once took it does not give
+/// back…
+const INDEX_SHARE: u64 = 2;
+/// …of which so much is what sled takes however little lives in it (measured: 12 MiB).
+const INDEX_IDLE_BYTES: u64 = 16 * 1024 * 1024;
+/// Small contents get one part in so many of the limit in any case.
+const SMALL_SHARE: u64 = 16;
+
+/// What may be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// By backing files, staging files and the index together.
+    pub cache_bytes_max: u64,
+    /// What is left free on the disk.
+    pub free_bytes_min: u64,
+}
+
+/// What is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// By backing files.
+    pub(super) files: u64,
+    /// By staging files.
+    pub(super) staging: u64,
+    /// By what is about to be written.
+    pub(super) reserved: u64,
+    /// By the index, when it was last looked at…
+    pub(super) index: u64,
+    /// …and what may have been added since.
+    pub(super) index_since: u64,
+    /// Set aside for small contents, as [`small_room`] counts it.
+    pub(super) small: u64,
+}
+
+/// Something that wants room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Want {
+    /// Bytes of files.
+    Files(u64),
+    /// Room for small contents, as [`small_room`] counts it.
+    Small(u64),
+}
+
+/// What there is too little of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// The cache may not become larger.
+    CacheSize,
+    /// What is left on the disk is to be left.
+    MinFree,
+}
+
+/// What has to go before there is room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lack {
+    /// Bytes of files.
+    pub(super) files: u64,
+    /// Room of small contents.
+    pub(super) small: u64,
+    pub(super) why: Shortage,
+}
+
+/// What a small content takes in the index at most.
+pub(super) fn small_room(size: u64) -> u64 {
+    size.saturating_mul(SMALL_FACTOR)
+        .saturating_add(SMALL_RECORD_BYTES)
+}
+
+impl Want {
+    pub(super) fn bytes(self) -> u64 {
+        match self {
+            Self::Files(bytes) | Self::Small(bytes) => bytes,
+        }
+    }
+}
+
+impl Taken {
+    /// All that counts.
+    pub(super) fn all(&self) -> u64 {
+        [
+            self.files,
+            self.staging,
+            self.reserved,
+            self.index,
+            self.index_since,
+        ]
+        .into_iter()
+        .fold(OVERHEAD_BYTES, u64::saturating_add)
+    }
+}
+
+impl Limits {
+    /// What the cache may take, the margin apart.
+    fn usable(&self) -> u64 {
+        self.cache_bytes_max - self.cache_bytes_max / MARGIN_DIVISOR
+    }
+
+    /// What is set aside for small contents at most.
+    fn small_max(&self) -> u64 {
+        (self.cache_bytes_max / INDEX_SHARE)
+            .saturating_sub(INDEX_IDLE_BYTES)
+            .max(self.cache_bytes_max / SMALL_SHARE)
+    }
+
+    /// What has to go before there is room; `None` if there is. `disk_free`: bytes free on the disk now, of which `reserved`
+    /// are about to be taken.
+    pub(super) fn lacks(&self, taken: &Taken, disk_free: u64, want: Want) -> Option<Lack> {
+        let bytes = want.bytes();
+        let over = |has: u64, may: u64| has.saturating_add(bytes).saturating_sub(may);
+        let of_cache = over(taken.all(), self.usable());
+        let of_disk = over(
+            taken.reserved.saturating_add(self.free_bytes_min),
+            disk_free,
+        );
+        let of_share = match want {
+            Want::Files(_) => 0,
+            Want::Small(_) => over(taken.small, self.small_max()),
+        };
+        let why = match of_disk > of_cache.max(of_share) {
+            true => Shortage::MinFree,
+            false => Shortage::CacheSize,
+        };
+        (of_cache > 0 || of_disk > 0 || of_share > 0).then_some(Lack {
+            files: of_cache.max(of_disk),
+            small: of_share,
+            why,
+        })
+    }
+
+    /// Whether so much is taken that it should be known what may go.
+    pub(super) fn is_pressed(&self, taken: &Taken, disk_free: u64) -> bool {
+        let quarter = self.cache_bytes_max / 4;
+        let files = self.lacks(taken, disk_free, Want::Files(quarter));
+        let small = taken.small > self.small_max() / 4 * 3;
+        files.is_some() || small
+    }
+}
+
+/// Something that is here, as far as what goes first is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Candidate {
+    /// When it was used last, seconds since 1970.
+    pub last_use: u64,
+    /// What it is.
+    pub object: Object,
+    /// Bytes that it takes.
+    pub room: u64,
+}
+
+/// The least recently used of all that is looked at, at most so many.
+pub(super) struct Oldest {
+    max: usize,
+    /// The most recently used comes first.
+    found: BinaryHeap<Candidate>,
+}
+
+impl Oldest {
+    pub(super) fn new(max: usize) -> Self {
+        Self {
+            max,
+            found: BinaryHeap::new(),
+        }
+    }
+
+    pub(super) fn look_at(&mut self, candidate: Candidate) {
+        self.found.push(candidate);
+        if self.found.len() > self.max {
+            self.found.pop();
+        }
+    }
+
+    /// In the order of their last use.
+    pub(super) fn into_sorted(self) -> Vec<Candidate> {
+        self.found.into_sorted_vec()
+    }
+}
+
+/// What may go, the least recently used first.
+#[derive(Default)]
+pub(super) struct Pool {
+    cleared: HashMap<Object, Cleared>,
+    order: BTreeSet<(u64, Object)>,
+    room: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Cleared {
+    last_use: u64,
+    room: u64,
+    until_s: u64,
+}
+
+/// Most contents that are cleared at a time: about 2 MiB of memory.
+pub(super) const CLEARED_MAX: usize = 16_384;
+
+impl Pool {
+    /// Adds a content that may go until then (seconds since 1970). False, with nothing changed, if there are too many.
+    pub(super) fn offer(&mut self, candidate: &Candidate, until_s: u64) -> bool {
+        if self.cleared.len() >= CLEARED_MAX && !self.cleared.contains_key(&candidate.object) {
+            return false;
+        }
+        self.take(&candidate.object);
+        let cleared = Cleared {
+            last_use: candidate.last_use,
+            room: candidate.room,
+            until_s,
+        };
+        self.put(candidate.object, cleared);
+        true
+    }
+
+    fn put(&mut self, object: Object, cleared: Cleared) {
+        self.room = self.room.saturating_add(cleared.room);
+        self.order.insert((cleared.last_use, object));
+        self.cleared.insert(object, cleared);
+    }
+
+    /// The one that goes first; it stays in the pool until [`Pool::take`]. `last_use` says when a content was used last, as far
+    /// as that is known better than from when it was cleared.
+    pub(super) fn first(
+        &mut self,
+        now_s: u64,
+        last_use: impl Fn(&Object) -> Option<u64>,
+    ) -> Option<Object> {
+        // Each is put behind at most once in a call, so this ends.
+        for _ in 0..=self.order.len() {
+            let &(was_used, object) = self.order.first()?;
+            let cleared = *self.cleared.get(&object)?;
+            if cleared.until_s <= now_s {
+                self.take(&object);
+                continue;
+            }
+            match last_use(&object) {
+                Some(last_use) if last_use > was_used => self.put_behind(&object, last_use),
+                _ => return Some(object),
+            }
+        }
+        None
+    }
+
+    /// Notes a later use.
+    pub(super) fn put_behind(&mut self, object: &Object, last_use: u64) {
+        if let Some(cleared) = self.cleared.get(object).copied() {
+            self.take(object);
+            self.put(
+                *object,
+                Cleared {
+                    last_use,
+                    ..cleared
+                },
+            );
+        }
+    }
+
+    /// Takes a content out; false if it isn't there, and so may not go.
+    pub(super) fn take(&mut self, object: &Object) -> bool {
+        let Some(cleared) = self.cleared.remove(object) else {
+            return false;
+        };
+        self.order.remove(&(cleared.last_use, *object));
+        self.room = self.room.saturating_sub(cleared.room);
+        true
+    }
+
+    pub(super) fn contains(&self, object: &Object) -> bool {
+        self.cleared.contains_key(object)
+    }
+
+    /// What all that may go takes.
+    pub(super) fn room(&self) -> u64 {
+        self.room
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::content::ContentId;
+
+    fn object(number: u8) -> Object {
+        Object {
+            content: ContentId([number; 32]),
+            size: 5000,
+        }
+    }
+
+    fn candidate((number, last_use, room): (u8, u64, u64)) -> Candidate {
+        Candidate {
+            last_use,
+            object: object(number),
+            room,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_lacks_nothing_stays_within_both_limits(
+            max in 0u64..1 << 40,
+            min in 0u64..1 << 40,
+            parts in prop::array::uniform6(0u64..1 << 38),
+            free in 0u64..1 << 41,
+            bytes in 0u64..1 << 38,
+            is_small: bool,
+        ) {
+            let limits = Limits { cache_bytes_max: max, free_bytes_min: min };
+            let [files, staging, reserved, index, index_since, small] = parts;
+            let taken = Taken { files, staging, reserved, index, index_since, small };
+            let want = if is_small { Want::Small(bytes) } else { Want::Files(bytes) };
+            let fits = taken.all() + bytes <= limits.usable()
+                && reserved + bytes + min <= free
+                && (!is_small || small + bytes <= limits.small_max());
+            match limits.lacks(&taken, free, want) {
+                None => prop_assert!(fits),
+                Some(lack) => {
+                    prop_assert!(!fits);
+                    // Once that much is gone there is room, if there was that much.
+                    let after = Taken {
+                        files: files.saturating_sub(lack.files),
+                        small: small.saturating_sub(lack.small),
+                        ..taken
+                    };
+                    let left = limits.lacks(&after, free + lack.files, want);
+                    prop_assert!(left.is_none() || files < lack.files || small < lack.small);
+                }
+            }
+        }
+
+        #[test]
+        fn the_oldest_are_those_that_were_not_used_for_longest(
+            all in prop::collection::vec((any::<u8>(), 0u64..100, 1u64..9), 0..60),
+            max in 0usize..20,
+        ) {
+            let all: Vec<_> = all.into_iter().map(candidate).collect();
+            let mut oldest = Oldest::new(max);
+            all.iter().for_each(|candidate| oldest.look_at(*candidate));
+            let mut sorted = all.clone();
+            sorted.sort_unstable();
+            sorted.truncate(max);
+            prop_assert_eq!(oldest.into_sorted(), sorted);
+        }
+
+        /// Whatever is offered, used, taken back and let go: only what is cleared goes, while it is, in the order of use.
+        #[test]
+        fn only_what_is_cleared_goes_and_what_was_used_goes_last(
+            steps in prop::collection::vec((0u8..6, 0u8..8, 0u64..50), 0..200),
+        ) {
+            let mut pool = Pool::default();
+            let mut cleared: HashMap<Object, (u64, u64)> = HashMap::new();
+            let mut used: HashMap<Object, u64> = HashMap::new();
+            let mut now = 100;
+            for (step, number, value) in steps {
+                let it = object(number);
+                match step {
+                    0 | 1 => {
+                        let candidate = candidate((number, value, 7));
+                        prop_assert!(pool.offer(&candidate, now + value));
+                        cleared.insert(it, (value, now + value));
+                        used.remove(&it);
+                    }
+                    2 => {
+                        let last = used.entry(it).or_insert(0);
+                        *last = value.max(*last);
+                    }
+                    3 => now += value / 10,
+                    4 => prop_assert_eq!(pool.take(&it), cleared.remove(&it).is_some()),
+                    _ => {
+                        let first = pool.first(now, |object| used.get(object).copied());
+                        // What had ended may have been found out, or not yet.
+                        let later = |object: &Object, since: u64| {
+                            used.get(object).map_or(since, |used| since.max(*used))
+                        };
+                        for (object, (since, _)) in &mut cleared {
+                            *since = later(object, *since);
+                        }
+                        let expected = cleared
+                            .iter()
+                            .filter(|(_, (_, until))| *until > now)
+                            .map(|(object, (since, _))| (*since, *object))
+                            .min();
+                        prop_assert_eq!(first, expected.map(|(_, object)| object));
+                        if let Some(object) = first {
+                            prop_assert!(pool.take(&object));
+                            prop_assert!(!pool.take(&object));
+                            cleared.remove(&object);
+                        }
+                        cleared.retain(|object, _| pool.contains(object));
+                    }
+                }
+                let held = cleared.keys().filter(|object| pool.contains(object)).count();
+                prop_assert_eq!(pool.room(), 7 * held as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn the_pool_is_bounded() {
+        let mut pool = Pool::default();
+        let numbered = |number: usize| Candidate {
+            last_use: 1,
+            object: Object {
+                content: ContentId([0; 32]),
+                size: number as u64,
+            },
+            room: 1,
+        };
+        for number in 0..CLEARED_MAX {
+            assert!(pool.offer(&numbered(number), 2));
+        }
+        assert!(!pool.offer(&numbered(CLEARED_MAX), 2));
+        assert!(pool.offer(&numbered(0), 3));
+    }
+}

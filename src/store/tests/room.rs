@@ -1,0 +1,236 @@
+//! Limits: never passed, whatever comes, and nothing goes that may not.
+
+use std::collections::HashMap;
+
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+
+use super::*;
+
+const MIB: u64 = 1024 * 1024;
+
+fn limited(cache_bytes_max: u64) -> (TempDir, Store) {
+    let (dir, store) = new_store();
+    store.set_limits(Limits {
+        cache_bytes_max,
+        free_bytes_min: 0,
+    });
+    (dir, store)
+}
+
+/// As `du` counts it, the log and the files of the cluster apart, which a store alone doesn't have.
+fn du(store: &Store) -> u64 {
+    walkdir::WalkDir::new(store.dir())
+        .into_iter()
+        // What goes meanwhile takes nothing.
+        .filter_map(|entry| entry.ok()?.metadata().ok())
+        // One that is being published has two names.
+        .map(|file| match file.is_dir() {
+            true => file.blocks() * 512,
+            false => file.blocks() * 512 / file.nlink().max(1),
+        })
+        .sum()
+}
+
+/// Clears all that may be, as if others kept it.
+fn clear_all(store: &Store) {
+    for (candidate, _) in store.oldest(10_000).unwrap() {
+        store.clear(&candidate, u64::MAX);
+    }
+}
+
+fn whole(store: &Store, sample: &Sample) -> bool {
+    store.presence(&sample.object).unwrap() == Presence::Complete
+}
+
+fn read_all(store: &Store, sample: &Sample) -> bool {
+    match read_blocks(store, &sample.object, 0..sample.object.blocks()) {
+        Ok(data) => {
+            assert!(data == sample.data);
+            true
+        }
+        Err(StoreError::Absent(_)) => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn under_random_load_the_limit_holds_at_every_moment_and_what_comes_can_be_read() {
+    const LIMIT: u64 = 24 * MIB;
+    let (_dir, mut store) = limited(LIMIT);
+    let mut random = StdRng::seed_from_u64(7);
+    let samples: Vec<_> = (0..120)
+        .map(|seed| {
+            let size = match seed % 4 {
+                0 => random.random_range(1..=INLINE_BYTES_MAX),
+                1 => random.random_range(INLINE_BYTES_MAX..200_000),
+                _ => random.random_range(200_000..3 * MIB),
+            };
+            Sample::new(size, seed)
+        })
+        .collect();
+    let mut staged = Vec::new();
+    let mut peak = 0;
+    for step in 0..600 {
+        let sample = samples.choose(&mut random).unwrap();
+        let blocks = sample.object.blocks();
+        match random.random_range(0..20) {
+            0 if step > 100 => {
+                staged.clear();
+                store = reopen(store);
+                store.set_limits(Limits {
+                    cache_bytes_max: LIMIT,
+                    free_bytes_min: 0,
+                });
+            }
+            1 => {
+                let (id, file) = store.stage().unwrap();
+                let data = vec![step as u8; random.random_range(1..300_000)];
+                let write = || file.write_all_at(&data, random.random_range(0..100_000));
+                match store.grow(&file, data.len() as u64, write) {
+                    Ok(()) => staged.push(id),
+                    Err(StoreError::NoRoom { .. }) => store.unstage(id).unwrap(),
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            2 if !staged.is_empty() => {
+                let id = staged.swap_remove(random.random_range(0..staged.len()));
+                store.unstage(id).unwrap();
+            }
+            3..10 if blocks > 1 => {
+                let start = random.random_range(0..blocks);
+                let end = random.random_range(start + 1..=blocks);
+                store.insert(&sample.range(start..end)).unwrap();
+            }
+            _ => {
+                clear_all(&store);
+                store.insert(&sample.all()).unwrap();
+                assert!(read_all(&store, sample));
+            }
+        }
+        peak = peak.max(du(&store));
+        assert!(peak <= LIMIT, "step {step}: {peak} {:?}", store.room());
+    }
+    assert!(damage(&store).is_empty());
+    assert!(peak > LIMIT / 2, "the limit was never reached: {peak}");
+}
+
+#[test]
+fn what_may_not_go_stays_and_what_comes_then_passes_through_memory() {
+    let (_dir, store) = limited(16 * MIB);
+    let samples: Vec<_> = (0..12).map(|seed| Sample::new(2 * MIB, seed)).collect();
+    for sample in &samples {
+        store.insert(&sample.all()).unwrap();
+        assert!(read_all(&store, sample));
+    }
+    let kept: Vec<_> = samples
+        .iter()
+        .filter(|sample| whole(&store, sample))
+        .collect();
+    assert_eq!(kept.len(), 6);
+    assert!(store.is_tight() && store.room().full == Some(Shortage::CacheSize));
+    let (_, file) = store.stage().unwrap();
+    let write = || file.write_all_at(&[1; 2 << 20], 0);
+    let refused = store.grow(&file, 2 * MIB, write);
+    assert!(matches!(refused, Err(StoreError::NoRoom { .. })));
+    assert!(!store.make_room(2 * MIB).unwrap());
+    // Of what is cleared, only what may go goes: one is pinned, one promised, one lent.
+    clear_all(&store);
+    store.count_pinned(&kept[0].object, b"a", true).unwrap();
+    assert!(store.promise(&kept[1].object, u64::MAX).unwrap());
+    let lent = store.lend(&kept[2].object).unwrap();
+    assert!(store.make_room(5 * MIB).unwrap());
+    let left = kept.iter().filter(|sample| whole(&store, sample)).count();
+    assert!((3..kept.len()).contains(&left));
+    assert!(!store.make_room(15 * MIB).unwrap());
+    for sample in &kept[..3] {
+        assert!(whole(&store, sample) && read_all(&store, sample));
+    }
+    drop(lent);
+}
+
+#[test]
+fn what_was_read_last_goes_last() {
+    let (_dir, store) = limited(16 * MIB);
+    let samples: Vec<_> = (0..6).map(|seed| Sample::new(2 * MIB, seed)).collect();
+    for sample in &samples {
+        store.insert(&sample.all()).unwrap();
+    }
+    clear_all(&store);
+    // A second is how finely uses are told apart.
+    thread::sleep(Duration::from_millis(1100));
+    assert!(read_all(&store, &samples[0]) && read_all(&store, &samples[3]));
+    assert!(store.make_room(8 * MIB).unwrap());
+    let left: Vec<_> = (0..6)
+        .filter(|&number| whole(&store, &samples[number]))
+        .collect();
+    assert!(
+        left.contains(&0) && left.contains(&3) && left.len() < 6,
+        "{left:?}"
+    );
+}
+
+#[test]
+fn what_was_cleared_and_is_written_again_stays() {
+    let (_dir, store) = limited(16 * MIB);
+    let (large, small) = (Sample::new(4 * MIB, 1), Sample::new(100, 2));
+    for sample in [&large, &small] {
+        store.insert(&sample.all()).unwrap();
+    }
+    clear_all(&store);
+    for sample in [&large, &small] {
+        written(&store, sample);
+    }
+    assert!(!store.make_room(15 * MIB).unwrap());
+    assert!(whole(&store, &large) && whole(&store, &small));
+}
+
+#[test]
+fn small_contents_turned_over_many_times_stay_within_the_limit() {
+    const LIMIT: u64 = 64 * MIB;
+    let (_dir, store) = limited(LIMIT);
+    let mut peak = 0;
+    // Three times the limit, as they come in batches.
+    for batch in 0..192 {
+        let samples: Vec<_> = (0..256)
+            .map(|number| Sample::new(INLINE_BYTES_MAX, batch * 256 + number))
+            .collect();
+        let ranges: Vec<_> = samples.iter().map(Sample::all).collect();
+        store.insert_all(&ranges).unwrap();
+        assert!(samples.iter().all(|sample| read_all(&store, sample)));
+        clear_all(&store);
+        peak = peak.max(du(&store));
+        assert!(peak <= LIMIT, "batch {batch}: {peak}");
+    }
+    let kept = store.usage().unwrap().objects_bytes;
+    assert!(kept > LIMIT / 20, "only {kept} bytes are kept");
+}
+
+#[test]
+fn figures_agree_with_the_disk_after_a_restart() {
+    let (_dir, store) = limited(64 * MIB);
+    let mut present = HashMap::new();
+    for seed in 0..10 {
+        let sample = Sample::new(3 * MIB + seed, seed);
+        store.insert(&sample.range(seed..seed + 20)).unwrap();
+        present.insert(sample.object, sample);
+    }
+    let on_disk = |store: &Store| -> u64 {
+        let paths = present.keys().map(|object| data_path(store, object));
+        let files = paths.flat_map(|path| [path.with_extension("tree"), path]);
+        files
+            .map(|path| fs::metadata(path).unwrap().blocks() * 512)
+            .sum()
+    };
+    let counted = store.room().files_bytes;
+    let taken = on_disk(&store);
+    assert!(
+        (taken..taken + taken / 50).contains(&counted),
+        "{counted} {taken}"
+    );
+    let store = reopen(store);
+    let counted = store.room().files_bytes;
+    assert!(
+        (taken..taken + taken / 20).contains(&counted),
+        "{counted} {taken}"
+    );
+}
