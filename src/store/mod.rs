@@ -64,7 +64,7 @@ use self::{cache::Core, worker::Worker};
 pub use self::{
     lend::Lent,
     policy::{Candidate, Limits, Shortage},
-    room::RoomReport,
+    room::{RoomReport, Size},
 };
 use crate::{
     buffers::Buffer,
@@ -708,10 +708,15 @@ impl Store {
         self.inner.core.make_room_for(bytes)
     }
 
-    /// Contents that were used least recently, at most so many small ones and so many others, with who wrote them; without
-    /// those that may not go (pinned, promised to others) or were cleared already. It reads all records.
-    pub fn oldest(&self, max: usize) -> Result<Vec<(Candidate, Origin)>, StoreError> {
-        self.inner.core.oldest(max)
+    /// Contents of a kind that were used least recently, in that order, with who wrote them: at most so many, those after one.
+    /// Without those that may not go (pinned, promised to others) or were cleared already. It reads all records.
+    pub fn oldest(
+        &self,
+        size: Size,
+        after: Option<Candidate>,
+        max: usize,
+    ) -> Result<Vec<(Candidate, Origin)>, StoreError> {
+        self.inner.core.oldest(size, after, max)
     }
 
     /// Lets a content go, when room is needed, until then (seconds since 1970). The caller knows that another copy is

@@ -171,19 +171,25 @@ pub struct Candidate {
 /// The least recently used of all that is looked at, at most so many.
 pub(super) struct Oldest {
     max: usize,
+    after: Option<Candidate>,
     /// The most recently used comes first.
     found: BinaryHeap<Candidate>,
 }
 
 impl Oldest {
-    pub(super) fn new(max: usize) -> Self {
+    /// Of those that come after one, in the order of their last use.
+    pub(super) fn after(after: Option<Candidate>, max: usize) -> Self {
         Self {
             max,
+            after,
             found: BinaryHeap::new(),
         }
     }
 
     pub(super) fn look_at(&mut self, candidate: Candidate) {
+        if self.after.is_some_and(|after| candidate <= after) {
+            return;
+        }
         self.found.push(candidate);
         if self.found.len() > self.max {
             self.found.pop();
@@ -351,15 +357,22 @@ mod tests {
         #[test]
         fn the_oldest_are_those_that_were_not_used_for_longest(
             all in prop::collection::vec((any::<u8>(), 0u64..100, 1u64..9), 0..60),
-            max in 0usize..20,
+            max in 1usize..20,
         ) {
             let all: Vec<_> = all.into_iter().map(candidate).collect();
-            let mut oldest = Oldest::new(max);
-            all.iter().for_each(|candidate| oldest.look_at(*candidate));
             let mut sorted = all.clone();
             sorted.sort_unstable();
-            sorted.truncate(max);
-            prop_assert_eq!(oldest.into_sorted(), sorted);
+            sorted.dedup();
+            let mut left = &sorted[..];
+            let mut after = None;
+            while !left.is_empty() {
+                let mut oldest = Oldest::after(after, max);
+                sorted.iter().for_each(|candidate| oldest.look_at(*candidate));
+                let found = oldest.into_sorted();
+                let (first, rest) = left.split_at(left.len().min(max));
+                prop_assert_eq!(&found, first);
+                (after, left) = (found.last().copied(), rest);
+            }
         }
 
         /// Whatever is offered, used, taken back and let go: only what is cleared goes, while it is, in the order of use.

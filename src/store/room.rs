@@ -644,21 +644,24 @@ impl Core {
         !self.room.passing.lock().is_empty()
     }
 
-    /// What was used least recently, of files and of small contents, apart from what may not go or is known to be allowed
-    /// to. It reads all records.
-    pub(super) fn oldest(&self, max: usize) -> Result<Vec<(Candidate, Origin)>, StoreError> {
+    /// See [`super::Store::oldest`].
+    pub(super) fn oldest(
+        &self,
+        size: Size,
+        after: Option<Candidate>,
+        max: usize,
+    ) -> Result<Vec<(Candidate, Origin)>, StoreError> {
         self.write_records()?;
-        let (mut files, mut small) = (Oldest::new(max), Oldest::new(max));
+        let pool = match size {
+            Size::Small => &self.room.small,
+            Size::Large => &self.room.files,
+        };
+        let mut oldest = Oldest::after(after, max);
         for pair in self.objects.iter() {
             let (key, value) = pair?;
             let object = parse_object_key(&key)?;
-            let is_small = object.size <= INLINE_BYTES_MAX;
-            let pool = if is_small {
-                &self.room.small
-            } else {
-                &self.room.files
-            };
-            if pool.lock().contains(&object)
+            if Size::of(&object) != size
+                || pool.lock().contains(&object)
                 || self.is_pinned(&object)?
                 || self.is_promised(&object, now())?
             {
@@ -667,25 +670,21 @@ impl Core {
             let Some(last_use) = ObjectRecord::last_use_of(&value) else {
                 continue;
             };
-            let room = match is_small {
-                true => small_room(object.size),
-                false => {
+            let room = match size {
+                Size::Small => small_room(object.size),
+                Size::Large => {
                     let record = ObjectRecord::decode(&object, &value)?;
                     estimate(&object, &record.present)
                 }
             };
-            let candidate = Candidate {
+            oldest.look_at(Candidate {
                 last_use,
                 object,
                 room,
-            };
-            match is_small {
-                true => small.look_at(candidate),
-                false => files.look_at(candidate),
-            }
+            });
         }
         let mut found = Vec::new();
-        for candidate in files.into_sorted().into_iter().chain(small.into_sorted()) {
+        for candidate in oldest.into_sorted() {
             let origin = self.look(&candidate.object, |state| state.record.origin)?;
             found.extend(origin.map(|origin| (candidate, origin)));
         }
@@ -713,6 +712,24 @@ impl Core {
             small_bytes: taken.small,
             cleared_bytes: self.room.files.lock().room(),
             full: full.why.filter(|_| now() < full.until),
+        }
+    }
+}
+
+/// Small contents are in the index, others have files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// In the index.
+    Small,
+    /// In files.
+    Large,
+}
+
+impl Size {
+    fn of(object: &Object) -> Self {
+        match object.size <= INLINE_BYTES_MAX {
+            true => Self::Small,
+            false => Self::Large,
         }
     }
 }

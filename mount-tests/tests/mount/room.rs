@@ -291,3 +291,56 @@ fn on_a_disk_that_others_fill_readers_go_on_and_all_is_well_when_there_is_room_a
     c.shows("again", noise(5, 2 * MIB));
     c.unmount();
 }
+
+#[test]
+fn open_and_mapped_files_stay_readable_while_their_contents_go_and_are_replaced() {
+    let pair = pair();
+    let content = |number: usize| noise(number as u64, 3 * MIB);
+    for number in 0..12 {
+        pair.a.write(&format!("f{number}"), content(number));
+    }
+    pair.a.publishes();
+    for options in ["", "--no-passthrough"] {
+        let name = format!("c{}", options.len());
+        let c = pair.another(&name, &format!("--cache-size 24M --min-free 0 {options}"));
+        c.meets(1);
+        until(LONG, "all files are seen", || c.has("f11"));
+        for first in ["partly", "wholly"] {
+            let read = if first == "wholly" { 3 * MIB } else { 4096 };
+            c.read_at("f0", 0, read).unwrap();
+            let file = c.with("f0", |path| fs::File::open(path)).unwrap();
+            // SAFETY: a private mapping of a file that is read only through it.
+            let mapped = unsafe {
+                rustix::mm::mmap(
+                    std::ptr::null_mut(),
+                    3 * MIB,
+                    rustix::mm::ProtFlags::READ,
+                    rustix::mm::MapFlags::PRIVATE,
+                    &file,
+                    0,
+                )
+            }
+            .unwrap()
+            .expose_provenance();
+            for number in 1..12 {
+                c.shows(&format!("f{number}"), content(number));
+            }
+            let bytes = c.with_within(LONG, "f0", move |_| {
+                let mut bytes = vec![0; 3 * MIB];
+                std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
+                let at = std::ptr::with_exposed_provenance::<u8>(mapped);
+                // SAFETY: it was mapped above with this length, and is unmapped below.
+                let through = unsafe { std::slice::from_raw_parts(at, 3 * MIB) }.to_vec();
+                // SAFETY: nothing refers to it any more.
+                unsafe {
+                    rustix::mm::munmap(std::ptr::with_exposed_provenance_mut(mapped), 3 * MIB)
+                }
+                .unwrap();
+                assert!(through == bytes);
+                bytes
+            });
+            assert!(bytes == content(0));
+        }
+        c.unmount();
+    }
+}

@@ -5,7 +5,7 @@
 //!   give a block as well: a word is not enough for what may be the only copy;
 //! - what no name of the folder, no open file and nothing that is being written refers to any more: earlier versions. That is
 //!   looked for only when nobody promises enough, since it takes a walk through the whole folder, and counts only if nothing
-//!   changed meanwhile.
+//!   changed meanwhile and there are no hard links: of a file with several names a version may stand that none of them shows.
 //!
 //! Everything else stays: what is pinned, promised to others, unpublished, lent to the kernel, or nobody else's.
 
@@ -22,17 +22,19 @@ use super::{
     walk::{Step, Walk},
 };
 use crate::{
-    content::{INLINE_BYTES_MAX, Object},
+    content::Object,
     manifest::TreePath,
     net::proto::KEPT_MAX,
     node::{Node, run_blocking},
-    store::{Candidate, Origin, StoreError},
+    store::{Candidate, Origin, Size, StoreError},
 };
 
 /// How much shorter than a promise what it clears stays cleared: clocks differ.
 const LEASE_SLACK: Duration = Duration::from_secs(24 * 3600);
-/// Contents of each kind that are looked at in one search.
+/// Contents that are looked at with one pass over the records.
 const OLDEST_MAX: usize = 4096;
+/// Contents, the oldest of those that nobody promises to keep, that are looked for in the folder: 5 MiB of memory.
+const LEFT_MAX: usize = 65_536;
 /// What is cleared at a time at most: a part of the limit.
 const CLEARED_DIVISOR: u64 = 4;
 /// Longest search; what it found until then counts.
@@ -41,8 +43,9 @@ const SEARCHED_WITHIN: Duration = Duration::from_secs(20);
 const COUNTED_WITHIN: Duration = Duration::from_secs(5);
 /// How often it is looked whether there is a need, unasked.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Pause after a search that found nothing.
+/// Pause after a search that found nothing, and after many of them: whoever waits for room waits for that as well.
 const FRUITLESS_PAUSE: Duration = Duration::from_millis(500);
+const FRUITLESS_PAUSE_MAX: Duration = Duration::from_secs(4);
 /// What nothing refers to stays cleared for so long. Seconds.
 const UNREFERENCED_FOR: u64 = 10;
 /// It must have been so for a moment: what was just written may be about to get its name. Seconds.
@@ -55,6 +58,7 @@ pub(in crate::node) async fn keep_room(node: Arc<Node>) {
     // From now on it may be waited for.
     node.store.search_begins();
     node.store.search_ends(false);
+    let mut pause = FRUITLESS_PAUSE;
     loop {
         let asked = tokio::time::timeout(LOOK_EVERY, node.store.room_wanted()).await;
         if asked.is_err() && !node.store.wants_room() {
@@ -71,8 +75,11 @@ pub(in crate::node) async fn keep_room(node: Arc<Node>) {
         };
         node.store.search_ends(found);
         give_back(&node).await;
-        if !found {
-            tokio::time::sleep(FRUITLESS_PAUSE).await;
+        if found {
+            pause = FRUITLESS_PAUSE;
+        } else {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(FRUITLESS_PAUSE_MAX);
         }
     }
 }
@@ -98,39 +105,39 @@ async fn search(node: &Arc<Node>) -> Result<bool, StoreError> {
         tracing::warn!("nothing goes from the cache: it is not known yet what is pinned");
         return Ok(false);
     }
-    let store = node.store.clone();
-    let oldest = run_blocking(move || store.oldest(OLDEST_MAX)).await?;
-    let (small, files): (Vec<_>, Vec<_>) = oldest
-        .into_iter()
-        .partition(|(candidate, _)| candidate.object.size <= INLINE_BYTES_MAX);
     let limits = node.store.room().limits;
     let limit = limits.map_or(u64::MAX, |limits| limits.cache_bytes_max);
     let search = Search {
         deadline: Instant::now() + SEARCHED_WITHIN,
         enough: limit / CLEARED_DIVISOR,
     };
-    let mut found = false;
-    for candidates in [files, small] {
-        found |= search.among(node, candidates).await?;
-    }
-    Ok(found)
+    let large = search.among(node, Size::Large).await?;
+    let small = search.among(node, Size::Small).await?;
+    Ok(large || small)
 }
 
 impl Search {
-    async fn among(
-        &self,
-        node: &Arc<Node>,
-        candidates: Vec<(Candidate, Origin)>,
-    ) -> Result<bool, StoreError> {
-        let mut cleared = 0;
+    async fn among(&self, node: &Arc<Node>, size: Size) -> Result<bool, StoreError> {
+        let is_over = |cleared| cleared >= self.enough || Instant::now() >= self.deadline;
+        let (mut cleared, mut after) = (0, None);
         let mut left = Vec::new();
-        for batch in candidates.chunks(KEPT_MAX) {
-            if cleared >= self.enough || Instant::now() >= self.deadline {
+        // Nobody may promise the oldest of all: then it is one of those that were used later.
+        while !is_over(cleared) {
+            let store = node.store.clone();
+            let page = run_blocking(move || store.oldest(size, after, OLDEST_MAX)).await?;
+            for batch in page.chunks(KEPT_MAX) {
+                if is_over(cleared) {
+                    break;
+                }
+                let (room, kept) = clear_promised(node, batch).await?;
+                cleared += room;
+                left.extend(kept);
+            }
+            left.truncate(LEFT_MAX);
+            after = page.last().map(|(candidate, _)| *candidate);
+            if page.len() < OLDEST_MAX {
                 break;
             }
-            let (room, kept) = clear_promised(node, batch).await?;
-            cleared += room;
-            left.extend(kept);
         }
         if cleared == 0 && !left.is_empty() {
             cleared = clear_unreferenced(node, &left).await;
@@ -201,7 +208,7 @@ async fn clear_unreferenced(node: &Arc<Node>, candidates: &[Candidate]) -> u64 {
                 }
                 // What can't be looked at may refer to anything.
                 Some(Step::Failed(..)) => break false,
-                None => break true,
+                None => break !walk.met_links(),
             }
         };
         if !whole {

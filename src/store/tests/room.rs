@@ -33,8 +33,10 @@ fn du(store: &Store) -> u64 {
 
 /// Clears all that may be, as if others kept it.
 fn clear_all(store: &Store) {
-    for (candidate, _) in store.oldest(10_000).unwrap() {
-        store.clear(&candidate, u64::MAX);
+    for size in [Size::Large, Size::Small] {
+        for (candidate, _) in store.oldest(size, None, 10_000).unwrap() {
+            store.clear(&candidate, u64::MAX);
+        }
     }
 }
 
