@@ -125,10 +125,11 @@ impl<D: Disk> Replica<D> {
         let mut step = Step::Done;
         let attempt = |pending: &Changes| {
             let edits = plan::plan(&self.nodes, base, pending, dot)?;
-            manifest::apply(&self.nodes, base, &edits)
+            manifest::apply(&self.nodes, base, &edits)?;
+            Ok(edits)
         };
-        match attempt(&pending) {
-            Ok(_) => {}
+        let mut edits = match attempt(&pending) {
+            Ok(edits) => edits,
             Err(TreeError::Missing(nodes)) if extent == Extent::All => {
                 return Ok(Step::Missing(nodes));
             }
@@ -141,11 +142,11 @@ impl<D: Disk> Replica<D> {
                 if pending.is_empty() && !joins {
                     return Ok(step);
                 }
+                plan::plan(&self.nodes, base, &pending, dot)?
             }
             Err(error) => return Err(error.into()),
-        }
+        };
         renames.retain(|rename| !left.iter().any(|(path, _)| rename.is_of(path)));
-        let mut edits = plan::plan(&self.nodes, base, &pending, dot)?;
         if !edits.is_empty() {
             plan::add_hints(&self.nodes, base, &mut edits, &renames, &covers, dot)?;
             self.drop_old_hints(base, &mut edits, now)?;
