@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use p2pfs_mount_tests::{LONG, Mount, SOON, eventually, noise, until};
+use p2pfs_mount_tests::{LONG, Mount, SOON, eventually, hash, noise, until};
 use rustix::fs::{FallocateFlags, RenameFlags, SeekFrom, XattrFlags};
 
 use super::{pair, pair_with};
@@ -369,4 +369,208 @@ fn links_that_tools_make_survive_a_kill_and_a_remount() {
             _ => Err(check),
         }
     });
+}
+
+#[test]
+fn programs_of_one_machine_share_files_as_on_a_disk() {
+    for options in ["", "--no-passthrough"] {
+        let pair = pair_with(options);
+        let a = &pair.a;
+        // Several append at once, and several count under a lock.
+        a.host().sh(
+            "for p in 1 2 3 4; do (for n in $(seq 100); do echo \"$p $n\" >> mnt/log; done) & done; wait; \\
+             test $(sort -u mnt/log | wc -l) = 400 && test $(wc -l < mnt/log) = 400; \\
+             echo 0 > mnt/count; \\
+             for p in 1 2 3 4; do (for n in $(seq 10); do \\
+               flock mnt/lock sh -c 'n=$(cat mnt/count); echo $((n + 1)) > mnt/count'; done) & done; wait; \\
+             test $(cat mnt/count) = 40",
+        );
+        // Databases, with a rollback journal and with a log in shared memory, by several programs.
+        for mode in ["delete", "wal"] {
+            a.host().sh(&format!(
+                "sqlite3 mnt/{mode}.db 'pragma journal_mode={mode}; create table t (p, n);' > said && \\
+                 for p in 1 2 3; do (for n in $(seq 15); do echo \"insert into t values ($p, $n);\"; done | \\
+                   sqlite3 -cmd '.timeout 30000' mnt/{mode}.db) & done; wait; \\
+                 test $(sqlite3 mnt/{mode}.db 'select count(*) from t') = 45 && \\
+                 test $(sqlite3 mnt/{mode}.db 'pragma integrity_check') = ok"
+            ));
+        }
+        a.with("", |dir| {
+            // An open file goes on through a rename and a removal.
+            let file = fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(dir.join("open"))
+                .unwrap();
+            file.write_all_at(b"before", 0).unwrap();
+            fs::rename(dir.join("open"), dir.join("renamed")).unwrap();
+            file.write_all_at(b" and after", 6).unwrap();
+            assert_eq!(fs::read(dir.join("renamed")).unwrap(), b"before and after");
+            fs::remove_file(dir.join("renamed")).unwrap();
+            file.write_all_at(b"BEFORE", 0).unwrap();
+            let mut bytes = [0; 16];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            assert_eq!(&bytes, b"BEFORE and after");
+            assert_eq!(file.metadata().unwrap().nlink(), 0);
+        });
+        a.publishes();
+        eventually(SOON, "the databases are whole at the other member", || {
+            let check = pair.b.host().try_sh(
+                "cp mnt/delete.db copy.db && test $(sqlite3 copy.db 'select count(*) from t') = 45 && \\
+                 test $(sqlite3 copy.db 'pragma integrity_check') = ok && test $(wc -l < mnt/log) = 400",
+            );
+            match check.code() {
+                Some(0) => Ok(()),
+                _ => Err(check),
+            }
+        });
+    }
+}
+
+/// What random work is done with: one thing at a time, the same in a mount and in a plain folder.
+struct Work {
+    random: u64,
+    done: Vec<String>,
+}
+
+impl Work {
+    fn below(&mut self, limit: u64) -> u64 {
+        // Marsaglia's xorshift: a test must come out the same again.
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % limit
+    }
+
+    fn path(&mut self) -> &'static str {
+        const PATHS: [&str; 9] = ["a", "b", "c", "d", "d/a", "d/b", "e", "e/a", "d/e"];
+        PATHS[self.below(PATHS.len() as u64) as usize]
+    }
+
+    /// Does the next thing in both folders: they must answer alike.
+    fn step(&mut self, mounted: &Path, plain: &Path) {
+        let (one, other) = (self.path(), self.path());
+        let (kind, number) = (self.below(12), self.below(100_000));
+        self.done.push(format!("{kind} {one} {other} {number}"));
+        let outcomes = [mounted, plain].map(|dir| {
+            let (one, other) = (dir.join(one), dir.join(other));
+            let outcome = act(kind, &one, &other, number);
+            outcome.map_err(|error| error.raw_os_error())
+        });
+        assert_eq!(outcomes[0], outcomes[1], "{:#?}", self.done);
+    }
+}
+
+fn act(kind: u64, one: &Path, other: &Path, number: u64) -> io::Result<()> {
+    let bytes = || noise(number, number as usize % 70_000);
+    let existing = |path: &Path| fs::OpenOptions::new().read(true).write(true).open(path);
+    match kind {
+        0 | 1 => fs::write(one, bytes()),
+        2 => existing(one)?.write_all_at(&bytes()[..number as usize % 50], number % 90_000),
+        3 => {
+            use io::Write;
+            let mut file = fs::OpenOptions::new().append(true).open(one)?;
+            file.write_all(&bytes()[..number as usize % 5000])
+        }
+        4 => existing(one)?.set_len(number),
+        5 => fs::create_dir(one),
+        6 => fs::remove_file(one),
+        7 => fs::remove_dir(one),
+        8 => fs::rename(one, other),
+        9 => fs::hard_link(one, other),
+        10 => symlink("nowhere", one),
+        _ => {
+            let mode = fs::Permissions::from_mode(0o700 | (number as u32 % 0o100));
+            fs::set_permissions(one, mode)
+        }
+    }
+}
+
+/// All that is below a folder: kind, mode, number of names, and content.
+fn tree(dir: &Path) -> Vec<String> {
+    let mut folders = vec![dir.to_owned()];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let data = path.symlink_metadata().unwrap();
+            let links = if data.is_dir() { 0 } else { data.nlink() };
+            let content = match data.file_type() {
+                kind if kind.is_dir() => String::new(),
+                kind if kind.is_symlink() => format!("{:?}", fs::read_link(&path).unwrap()),
+                _ => hash(&fs::read(&path).unwrap()),
+            };
+            let name = path.strip_prefix(dir).unwrap().display().to_string();
+            let mode = if data.is_symlink() { 0 } else { data.mode() };
+            found.push(format!("{name} {mode:o} {links} {content}"));
+            if data.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn random_work_at_two_members_comes_out_as_in_a_plain_folder() {
+    let seed: u64 = std::env::var("P2PFS_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let pair = pair();
+    let (a, b) = (&pair.a, &pair.b);
+    let plain = a.host().path("plain");
+    let folders = ["0", "1", "2", "3"];
+    for folder in folders {
+        fs::create_dir_all(plain.join(folder)).unwrap();
+        a.with(folder, |path| fs::create_dir(path).unwrap());
+        until(SOON, "the folder is seen", || b.has(folder));
+    }
+    let mut works: Vec<Work> = (1..)
+        .zip(folders)
+        .map(|(number, _)| Work {
+            random: seed
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .wrapping_add(number),
+            done: vec![format!("P2PFS_SEED={seed}")],
+        })
+        .collect();
+    for round in 0..6 {
+        // Each works in its folder, at one member and then at the other.
+        std::thread::scope(|scope| {
+            for (index, (work, folder)) in works.iter_mut().zip(folders).enumerate() {
+                let mount = if (index + round) % 2 == 0 { a } else { b };
+                let (mounted, plain) = (mount.path(folder), plain.join(folder));
+                scope.spawn(move || {
+                    for _ in 0..40 {
+                        work.step(&mounted, &plain);
+                    }
+                });
+            }
+        });
+        a.publishes();
+        b.publishes();
+        until(LONG, "both come to the same state", || {
+            a.status()["manifest"]["hash"] == b.status()["manifest"]["hash"]
+        });
+        let expected = tree(&plain);
+        for mount in [a, b] {
+            eventually(SOON, "all is as in the plain folder", || {
+                let there = mount.with("", tree);
+                if there == expected {
+                    return Ok(());
+                }
+                let differs = |one: &[String], other: &[String]| {
+                    one.iter()
+                        .filter(|line| !other.contains(line))
+                        .cloned()
+                        .collect::<Vec<_>>()
+                };
+                Err(format!(
+                    "seed {seed}, round {round}: only here {:#?}, missing {:#?}",
+                    differs(&there, &expected),
+                    differs(&expected, &there)
+                ))
+            });
+        }
+    }
 }
