@@ -88,7 +88,8 @@ fn a_whole_file_arrives_equal_once_and_from_then_on_from_the_cache() {
     assert_eq!(hash(&pair.b.read("data").unwrap()), hash(&bytes));
     let network = pair.b.status()["network"].clone();
     let received = network["block_bytes_received"].as_u64().unwrap();
-    assert!((40 << 20..42 << 20).contains(&received), "{network}");
+    // On a busy machine a request or two may be given up and made again.
+    assert!((40 << 20..44 << 20).contains(&received), "{network}");
     assert_eq!(network["blocks_rejected"], 0);
     pair.a.unmount();
     assert_eq!(hash(&pair.b.read("data").unwrap()), hash(&bytes));
