@@ -7,18 +7,19 @@
 //!
 //! It is a preference and no promise: what somebody waits for is fetched from a source after all when it doesn't come in the time
 //! that its member should take, or where a source answers so fast that waiting is not worth it. That member is excused for a while,
-//! and its part falls to others.
+//! and its part falls to others. Only who fetches ahead shares the work: who reads here and there waits for no
+//! other member.
 
 use std::{cell::RefCell, collections::BTreeMap, ops::Range, time::Duration};
 
 use libp2p::PeerId;
 
-use super::{Held, Scheduler, peer::Peer, select::Asking};
+use super::{Held, Priority, Scheduler, peer::Peer, select::Asking};
 use crate::content::Object;
 
 /// Who was not heard of for this long fetches no more. Members ask what others have every five seconds.
 const FETCHES_FOR: Duration = Duration::from_secs(6);
-/// How long a member that was late has no part.
+/// How long a member that was late has no part. One that reads here and there never fetches its part.
 const EXCUSED_FOR: Duration = Duration::from_secs(2);
 /// Units of an object, at most twice as many, as long as they are no smaller than a block.
 const UNITS: u64 = 1024;
@@ -129,10 +130,14 @@ pub(super) enum Turn {
 }
 
 impl Scheduler {
-    /// Who else fetches the object; `None` where nobody does.
+    /// Who else fetches the object; `None` where nobody does, or nothing of it is fetched ahead here.
     pub(super) fn crowd(&self, now: Duration, object: &Object) -> Option<Crowd> {
         let local = self.local?;
         let work = self.works.get(object)?;
+        let mut wishes = work.wishes.iter().filter_map(|id| self.wishes.get(id));
+        if !wishes.any(|wish| wish.priority == Priority::Prefetch) {
+            return None;
+        }
         let mut members: Vec<(u64, Option<PeerId>)> = work
             .holders
             .iter()

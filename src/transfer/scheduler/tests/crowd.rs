@@ -87,3 +87,51 @@ fn what_is_waited_for_comes_from_the_source_when_its_member_is_late() {
     h.pass(Duration::from_secs(3));
     assert!(!lacks(&h, theirs), "nobody waits for long");
 }
+
+#[test]
+fn who_reads_here_and_there_waits_for_no_other_member() {
+    let mut h = Harness::with_known_holders(&[0]);
+    h.scheduler.take_part(peer(1));
+    let file = object(1, BLOCKS);
+    h.scheduler.handle_peer_up(h.now, peer(2), Some(ms(10)));
+    h.demand(file, 0..1);
+    h.scheduler.handle_interest(h.now, peer(2), &file);
+    h.has(2, file, Held::No);
+    h.has(0, file, Held::Whole);
+    h.answer_all();
+    for block in (7..BLOCKS).step_by(50) {
+        h.asked.clear();
+        h.demand(file, block..block + 1);
+        let asked: Vec<_> = h.asked.iter().map(|asked| asked.peer).collect();
+        assert_eq!(asked, [peer(0)], "at once");
+        h.answer_all();
+    }
+}
+
+#[test]
+fn a_member_that_never_fetches_its_part_holds_up_nobody_for_long() {
+    let (mut h, file) = member(1, &[1, 2]);
+    h.has(0, file, Held::Whole);
+    let begun = h.now;
+    let mut waits = 0;
+    let mut lacks: BTreeSet<u64> = (0..BLOCKS).collect();
+    while !lacks.is_empty() {
+        if h.asked.is_empty() {
+            waits += 1;
+            h.pass(ms(100));
+            h.scheduler.handle_interest(h.now, peer(2), &file);
+            h.drain();
+            continue;
+        }
+        let asked = h.asked.remove(0);
+        // A block in 50 ms: the whole takes half a minute.
+        h.pass(ms(50) * (asked.blocks.end - asked.blocks.start) as u32);
+        lacks.retain(|block| !asked.blocks.contains(block));
+        h.answer(&asked, Answer::Blocks);
+    }
+    let took = h.now - begun;
+    assert!(
+        ms(100) * waits < took / 5,
+        "{waits} waits of 0.1 s in {took:?}"
+    );
+}
