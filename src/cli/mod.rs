@@ -124,7 +124,11 @@ fn dispatch(args: Args) -> Outcome {
             if !matches!(command, Command::Demo(_)) {
                 end_with_reader();
             }
-            let runtime = runtime()?;
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .on_thread_start(outlive_sockets)
+                .build()
+                .what("starting failed")?;
             let outcome = runtime.block_on(ask(&common, command));
             // A blocking read of standard input or of a slow disk must not keep the program from ending.
             runtime.shutdown_background();
@@ -139,6 +143,18 @@ fn end_with_reader() {
     // SAFETY: the default disposition runs no code of this process; no other thread has been started yet.
     unsafe {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+/// A thread that talks to a mount gets an error when that ends meanwhile, not the signal: `unmount` waits for just that. Reports
+/// are printed by the main thread.
+fn outlive_sockets() {
+    // SAFETY: the set is initialised before it is used, and the mask is this thread's own.
+    unsafe {
+        let mut signals = std::mem::zeroed();
+        libc::sigemptyset(&mut signals);
+        libc::sigaddset(&mut signals, libc::SIGPIPE);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &signals, std::ptr::null_mut());
     }
 }
 

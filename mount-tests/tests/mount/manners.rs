@@ -1,6 +1,10 @@
 //! The command line: reports, errors that say what to do, secrets that stay secret.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
+    thread,
+};
 
 use p2pfs_mount_tests::{Host, Lab, Mount, SOON, files_below, until};
 use serde_json::Value;
@@ -489,4 +493,16 @@ fn the_environment_stands_in_for_the_config_file_and_the_command_line_for_both()
     fs::write(host.path("config.toml"), "no-such-key = 1\n").unwrap();
     let refused = host.try_sh("P2PFS_CONFIG=config.toml $P2PFS mount c mnt");
     assert!(refused.fails(2).contains("no-such-key"), "{refused}");
+}
+
+#[test]
+fn a_command_whose_mount_ends_while_it_asks_says_so_and_is_not_ended_by_a_signal() {
+    let lab = Lab::new();
+    let a = lab.host("a");
+    a.create("");
+    let socket = UnixListener::bind(a.state().join("c/control.sock")).unwrap();
+    thread::spawn(move || socket.incoming().for_each(drop));
+    for _ in 0..20 {
+        a.p2pfs("status -C c").fails(1);
+    }
 }
