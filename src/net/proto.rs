@@ -39,7 +39,7 @@ pub const BATCH_BYTES_MAX: u64 = 1024 * 1024;
 pub const HAVE_RANGES_MAX: usize = 1024;
 
 /// The protocol version that [`PeerHello`] carries.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 /// Most addresses told of one member.
 pub const ADDRESSES_MAX: usize = 16;
 /// Most members told in one status.
