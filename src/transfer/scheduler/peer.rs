@@ -211,10 +211,9 @@ impl Peer {
         if self.unheard_bytes < HEARD_BYTES {
             return false;
         }
+        // A row of failures ends with an answer that is one, not with bytes of which nobody knows yet what they are.
         self.unheard_bytes = 0;
         self.heard_at = Some(now);
-        self.failures = 0;
-        self.failed_at = None;
         true
     }
 

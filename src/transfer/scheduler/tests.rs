@@ -1055,3 +1055,28 @@ fn claims_of_peers_are_cut_to_the_object_and_bounded() {
         Held::No
     );
 }
+
+#[test]
+fn a_peer_that_trickles_for_ever_does_not_keep_a_read_for_ever() {
+    let mut h = Harness::with_known_holders(&[1]);
+    let file = object(1, 100);
+    let begun = h.now;
+    let wish = h.demand(file, 0..2);
+    h.has(1, file, Held::Whole);
+    let mut received = 0;
+    while !h.ended.contains_key(&wish) {
+        assert!(h.now - begun < Duration::from_secs(3600));
+        // What it sends never comes to an answer; the network gives each up in the end.
+        for asked in std::mem::take(&mut h.asked) {
+            for _ in 0..128 {
+                received += 5000;
+                h.pass(Duration::from_secs(2));
+                h.scheduler.handle_progress(h.now, peer(1), received);
+                h.drain();
+            }
+            h.answer(&asked, Answer::TimedOut);
+        }
+        h.pass(Duration::from_secs(1));
+    }
+    assert!(matches!(h.ended[&wish], Err(TransferError::Stalled { .. })));
+}
