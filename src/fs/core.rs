@@ -12,8 +12,9 @@ use std::{
     ops::Range,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::SyncSender,
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -28,6 +29,7 @@ use super::{
     inodes::{Facts, Inodes},
     live::{Live, LiveState},
     modes::Modes,
+    notify::LeftPages,
     ops::{OpenFile, OpenFolder},
     parts::{Bring, Tree},
     publish::AT_ONCE,
@@ -137,6 +139,8 @@ pub(crate) struct Core {
     pub(crate) order: RwLock<()>,
     /// Whether the kernel can be given backing files to read by itself.
     pub(super) may_pass: AtomicBool,
+    /// Where pages go that nobody needs any more; see [`super::behind`]. Not set without a mount.
+    pub(super) left: OnceLock<SyncSender<LeftPages>>,
     pub(super) modes: Mutex<Modes>,
     pub(super) lives: Mutex<HashMap<u64, Arc<Live>>>,
     pub(super) inodes: Mutex<Inodes>,
@@ -182,6 +186,7 @@ impl Core {
             options,
             order: RwLock::new(()),
             may_pass: AtomicBool::new(false),
+            left: OnceLock::new(),
             modes: Mutex::default(),
             lives: Mutex::new(HashMap::new()),
             inodes: Mutex::new(Inodes::new()),

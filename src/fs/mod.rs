@@ -3,8 +3,9 @@
 //! * `core.rs` and `ops/` are the filesystem itself: operations on inode numbers and names, free of kernel types, tested
 //!   without a mount. An operation is a plain function over what is on this machine. Where something is missing it changes
 //!   nothing and returns a `Need`; `drive.rs` waits for that (with a deadline, and an eye on signals) and calls it again.
-//! * `inodes.rs`, `overlay.rs`, `hashed.rs` and `modes.rs` are pure: the table of inode numbers, which bytes of a file that
-//!   is being written come from where, which of its blocks are hashed, and how open files reach their bytes.
+//! * `inodes.rs`, `overlay.rs`, `hashed.rs`, `modes.rs` and `behind.rs` are pure: the table of inode numbers, which bytes of a
+//!   file that is being written come from where, which of its blocks are hashed, how open files reach their bytes, and which
+//!   of the kernel's pages have served their purpose.
 //! * `ahead.rs` notices who reads the files of a folder one after the other, and has them fetched ahead.
 //! * `live.rs` holds files that are being written, `publish.rs` hands them to the cluster, `recovery.rs` does so after a crash.
 //! * `fuse.rs` only translates between the kernel and the core; `notify.rs` tells the kernel what changed elsewhere;
@@ -15,6 +16,7 @@
 
 mod ahead;
 mod attributes;
+mod behind;
 mod convert;
 mod core;
 mod drive;

@@ -79,6 +79,11 @@ impl Modes {
         matches!(self.by_number.get(&number), Some(Opens::Passed(..)))
     }
 
+    /// Whether one open is all there is, and a cached one.
+    pub(crate) fn is_alone(&self, number: u64) -> bool {
+        matches!(self.by_number.get(&number), Some(Opens::Cached(1)))
+    }
+
     /// An open has ended. Returns what it was passed through to if that has no user left, to be dropped outside of locks.
     pub(crate) fn close(&mut self, number: u64) -> Option<Through> {
         let users = match self.by_number.get_mut(&number)? {
@@ -138,6 +143,9 @@ mod tests {
         assert!(modes.is_passed(5) && !modes.is_passed(6));
         assert!(!modes.cache(5));
         assert!(modes.cache(6));
+        assert!(modes.is_alone(6) && !modes.is_alone(5));
+        assert!(modes.cache(6));
+        assert!(!modes.is_alone(6));
         assert!(modes.close(5).is_none(), "one user is left");
         assert!(modes.close(5).is_some());
         assert!(modes.close(5).is_none(), "there is none");

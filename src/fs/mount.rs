@@ -173,6 +173,7 @@ pub(super) fn mount_parts(
         .map_err(|error| refused(&mountpoint, &config, error))?;
     let notices =
         Notices::start(&core, &session.notifier()).map_err(io_error("starting a thread"))?;
+    notify::give_up_pages(&core, session.notifier()).map_err(io_error("starting a thread"))?;
     let (ends, ended) = watch::channel(false);
     std::thread::Builder::new()
         .name("p2pfs-session".into())

@@ -3,7 +3,7 @@
 //! An invalidation of a name waits for operations in its folder that are under way, which may wait for the network. So it is
 //! sent from threads of their own that hold no lock, never from a callback.
 
-use std::{collections::BTreeSet, ffi::OsStr, os::unix::ffi::OsStrExt, sync::Arc};
+use std::{collections::BTreeSet, ffi::OsStr, ops::Range, os::unix::ffi::OsStrExt, sync::Arc};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::broadcast;
@@ -29,6 +29,16 @@ pub(crate) enum Notice {
     /// A folder's attributes and listing.
     Folder(u64),
 }
+
+/// Pages of a file that nobody needs any more.
+#[derive(Debug)]
+pub(super) struct LeftPages {
+    pub(super) number: u64,
+    pub(super) range: Range<u64>,
+}
+
+/// As many wait at most; more are not worth a wait, and stay with the kernel.
+const LEFT_MAX: usize = 16;
 
 impl Notice {
     fn folder(&self) -> u64 {
@@ -166,6 +176,30 @@ fn send(notifier: &fuser::Notifier, notice: &Notice) {
         // The mount is gone, or the kernel doesn't know what it should forget.
         tracing::debug!(?notice, %error, "the kernel did not take a notice");
     }
+}
+
+/// Has the kernel give up the pages that are left behind from now on, by a thread that ends with the core. It has a queue of its
+/// own, as pages that are being read make it wait.
+pub(super) fn give_up_pages(core: &Core, notifier: fuser::Notifier) -> std::io::Result<()> {
+    let (sender, pages) = std::sync::mpsc::sync_channel::<LeftPages>(LEFT_MAX);
+    let give_up = move || {
+        for LeftPages { number, range } in pages {
+            let len = range.end.saturating_sub(range.start);
+            let (Ok(start), Ok(len)) = (i64::try_from(range.start), i64::try_from(len)) else {
+                continue;
+            };
+            if let Err(error) = notifier.inval_inode(fuser::INodeNo(number), start, len) {
+                // The mount is gone, or the kernel has forgotten the file: the pages went with it.
+                tracing::debug!(number, %error, "the kernel did not give up pages");
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("p2pfs-pages".into())
+        .spawn(give_up)?;
+    // Set once, when it is mounted.
+    let _ = core.left.set(sender);
+    Ok(())
 }
 
 /// Turns changes from elsewhere into notices, for as long as the mount lives.

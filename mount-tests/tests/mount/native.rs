@@ -105,16 +105,16 @@ fn without_passthrough_a_second_read_causes_no_request() {
 fn a_file_that_is_partly_here_is_read_once_through_requests() {
     let pair = pair();
     let b = &pair.b;
-    let bytes = noise(1, 32 << 20);
+    let bytes = noise(1, 16 << 20);
     pair.a.write("big", &bytes);
     until(LONG, "the size is seen", || {
         b.with("big", |path| {
-            fs::metadata(path).is_ok_and(|data| data.len() == 32 << 20)
+            fs::metadata(path).is_ok_and(|data| data.len() == 16 << 20)
         })
     });
     let open = b.with("big", |path| fs::File::open(path).unwrap());
     let read = || {
-        let mut read = vec![0; 32 << 20];
+        let mut read = vec![0; 16 << 20];
         b.with("big", |_| open.read_exact_at(&mut read, 0).unwrap());
         hash(&read)
     };
@@ -125,6 +125,52 @@ fn a_file_that_is_partly_here_is_read_once_through_requests() {
     assert_eq!(second, hash(&bytes));
     assert!(answered < MIB, "{answered} bytes were answered");
     assert_eq!(hash(&b.with("big", |_| mapped(&again))), hash(&bytes));
+}
+
+#[test]
+fn pages_of_a_large_file_that_is_read_or_written_once_are_given_up_as_it_goes_on() {
+    let pair = pair();
+    let bytes = noise(2, 96 << 20);
+    // What the kernel keeps of the mount's own file, while somebody has it open.
+    let kept = |mount: &Mount| {
+        let kept = mount
+            .host()
+            .sh("fincore --bytes --noheadings --output RES mnt/big");
+        kept.trim().parse::<u64>().unwrap()
+    };
+    let few = 40 * MIB;
+    let writer = pair.a.with("big", |path| {
+        let mut file = fs::File::create(path).unwrap();
+        for part in bytes.chunks(1 << 20) {
+            file.write_all(part).unwrap();
+        }
+        file
+    });
+    until(SOON, "the writer's pages are given up", || {
+        kept(&pair.a) < few
+    });
+    drop(writer);
+    until(LONG, "the size is seen", || {
+        pair.b.with("big", |path| {
+            fs::metadata(path).is_ok_and(|data| data.len() == 96 << 20)
+        })
+    });
+    let open = pair.b.with("big", |path| fs::File::open(path).unwrap());
+    let mut read = vec![0; 96 << 20];
+    pair.b.with("big", |_| {
+        for (part, at) in read.chunks_mut(1 << 20).zip((0..).step_by(1 << 20)) {
+            open.read_exact_at(part, at).unwrap();
+        }
+    });
+    assert_eq!(hash(&read), hash(&bytes));
+    until(SOON, "the reader's pages are given up", || {
+        kept(&pair.b) < few
+    });
+    // They are read again where somebody wants them.
+    let mut read = vec![0; 96 << 20];
+    pair.b
+        .with("big", |_| open.read_exact_at(&mut read, 0).unwrap());
+    assert_eq!(hash(&read), hash(&bytes));
 }
 
 #[test]

@@ -15,11 +15,13 @@ use parking_lot::Mutex;
 use crate::{
     content::Object,
     fs::{
+        behind::Behind,
         core::{Attr, Caller, Core, Fail, Need, now, now_hybrid},
         errno::FsError,
         inodes::Facts,
         live::{Live, LiveState, Staging, plain_entry},
         modes::Through,
+        notify::LeftPages,
         overlay::{FILE_BYTES_MAX, Source},
     },
     manifest::{Kind, TreePath},
@@ -38,6 +40,18 @@ pub(crate) struct OpenFile {
     /// Something was written through it.
     wrote: AtomicBool,
     ahead: Mutex<Ahead>,
+    /// It is open cached, and later opens will most likely be passed through.
+    is_passing: AtomicBool,
+    behind: Mutex<Behind>,
+}
+
+/// Whether the kernel may read a content by itself.
+enum Lending {
+    /// From this file: it is all here, isn't being written, and is not likely to be soon.
+    Now(Lent),
+    /// Not all of it is here yet.
+    Later,
+    No,
 }
 
 /// What is fetched ahead for a handle, by the streams in which it is read. It goes with the stream, or the handle.
@@ -155,10 +169,16 @@ impl Core {
             return Ok(None);
         }
         let mut modes = self.modes.lock();
-        let through = modes.pass(file.number, || {
-            let lent = self.lend(file.number)?;
-            let token = register(lent.file())?;
-            Some(Through::new(lent, token))
+        let through = modes.pass(file.number, || match self.lend(file.number) {
+            Lending::Now(lent) => {
+                let token = register(lent.file())?;
+                Some(Through::new(lent, token))
+            }
+            Lending::Later => {
+                file.is_passing.store(true, Ordering::Relaxed);
+                None
+            }
+            Lending::No => None,
         });
         match through {
             Some(through) => Ok(Some(through.token)),
@@ -170,28 +190,51 @@ impl Core {
         }
     }
 
-    /// The backing file of a file that is all here, isn't being written, and is not likely to be soon.
-    fn lend(&self, number: u64) -> Option<Lent> {
+    /// Whether the kernel may read a file's content by itself.
+    fn lend(&self, number: u64) -> Lending {
         if !self.may_pass.load(Ordering::Relaxed) || self.live(number).is_some() {
-            return None;
+            return Lending::No;
         }
         let (object, changed) = {
             let inodes = self.inodes.lock();
-            let facts = inodes.facts(number)?;
-            let Kind::File(object) = facts.kind else {
-                return None;
-            };
-            (object, facts.changed)
+            match inodes
+                .facts(number)
+                .map(|facts| (&facts.kind, facts.changed))
+            {
+                Some((Kind::File(object), changed)) => (*object, changed),
+                _ => return Lending::No,
+            }
         };
         let lent = match self.store.lend(&object) {
-            Ok(lent) => lent?,
+            Ok(Some(lent)) => lent,
+            Ok(None) => return Lending::Later,
             Err(error) => {
                 tracing::debug!(%error, "a content can't be lent to the kernel");
-                return None;
+                return Lending::No;
             }
         };
         let age = Duration::from_nanos(now_hybrid().0.saturating_sub(changed.0));
-        (lent.origin() == Origin::Fetched || age >= MAY_CHANGE).then_some(lent)
+        match lent.origin() == Origin::Fetched || age >= MAY_CHANGE {
+            true => Lending::Now(lent),
+            false => Lending::No,
+        }
+    }
+
+    /// Notes how far the only user of a file has come, and has the kernel give up the pages that are left behind.
+    fn leave_behind(&self, file: &OpenFile, done: Range<u64>) {
+        if !file.is_passing.load(Ordering::Relaxed) {
+            return;
+        }
+        let Some(range) = file.behind.lock().on(done) else {
+            return;
+        };
+        if self.modes.lock().is_alone(file.number)
+            && let Some(left) = self.left.get()
+        {
+            let number = file.number;
+            // Where it is full, the pages stay: that is but a waste.
+            let _ = left.try_send(LeftPages { number, range });
+        }
     }
 
     fn opened(&self, number: u64, write: bool) -> u64 {
@@ -208,6 +251,8 @@ impl Core {
             counted,
             wrote: AtomicBool::new(false),
             ahead: Mutex::default(),
+            is_passing: AtomicBool::new(write && self.may_pass.load(Ordering::Relaxed)),
+            behind: Mutex::default(),
         };
         self.files.lock().insert(handle, Arc::new(file));
         handle
@@ -419,6 +464,7 @@ impl Core {
             let len = buf.len() as u64;
             let fetch = |range| self.bring.prefetch(object, range, &path().to_string());
             file.ahead.lock().on_read(offset, len, object.size, fetch);
+            self.leave_behind(&file, offset..offset.saturating_add(len));
         }
         if offset >= object.size {
             return Ok(0);
@@ -496,6 +542,7 @@ impl Core {
             Ok(live.overlay.hashed.is_ripe())
         });
         file.note_written();
+        self.leave_behind(&file, offset..end);
         if written? {
             self.ripe.lock().insert(file.number);
             self.ripened.notify_one();
