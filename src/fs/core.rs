@@ -16,7 +16,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::SyncSender,
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -153,6 +153,8 @@ pub(crate) struct Core {
     next_handle: AtomicU64,
     /// Counts changes of names and entries, here and elsewhere: what was listed before is old after.
     pub(super) epoch: AtomicU64,
+    /// Since when it is known that there is no room.
+    pub(super) no_room: Mutex<Option<Instant>>,
     /// As many files may be published at a time.
     pub(super) publications: Semaphore,
     /// Files that are being written of which something is to be hashed.
@@ -196,6 +198,7 @@ impl Core {
             following: Following::default(),
             next_handle: AtomicU64::new(1),
             epoch: AtomicU64::new(0),
+            no_room: Mutex::default(),
             publications: Semaphore::new(AT_ONCE),
             ripe: Mutex::default(),
             ripened: Notify::new(),
@@ -310,6 +313,10 @@ impl Core {
         };
         if self.moving.lock().iter().any(meets) {
             return Err(Fail::Need(Need::Move));
+        }
+        if edits.iter().any(|edit| edit.entry.is_none()) {
+            // That may make room.
+            *self.no_room.lock() = None;
         }
         self.tree.change(edits)?;
         self.note_change();

@@ -1,6 +1,9 @@
 //! Waits for what operations need, then has them done: the only place where an operation meets the network.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     core::{Core, Fail, Need},
@@ -14,6 +17,8 @@ use crate::{
 
 /// How often an operation may need yet something else: deep trees take a few rounds, each round makes progress.
 const ROUNDS_MAX: u32 = 256;
+/// For how long it holds that there is no room, unless something is removed here.
+const NO_ROOM_FOR: Duration = Duration::from_secs(2);
 
 /// Provides what an operation needs, repeats it, and so on until it answers. Each wait has the mount's deadline; a fatal
 /// signal to the process `pid` ends it at once.
@@ -94,8 +99,11 @@ impl Core {
         }
     }
 
-    /// Makes room. What may go is found out with the other members; if that is nothing, there is no room.
+    /// Makes room. What may go is found out with the other members; if that is nothing, there is no room, and for a while none
+    /// is looked for: the kernel may have many pages left that it is to write.
     async fn provide_room(&self, why: Shortage, bytes: u64) -> Result<(), FsError> {
+        let is_recent = |at: Instant| at.elapsed() < NO_ROOM_FOR;
+        let no_room = || FsError::from(StoreError::NoRoom { why, bytes });
         let search = async {
             loop {
                 let store = self.store.clone();
@@ -103,15 +111,21 @@ impl Core {
                 if made.map_err(|_| FsError::Stopping)?? {
                     return Ok(());
                 }
-                if !self.store.search_room().await {
-                    return Err(StoreError::NoRoom { why, bytes }.into());
+                let is_known = self.no_room.lock().is_some_and(is_recent);
+                if is_known || !self.store.search_room().await {
+                    return Err(no_room());
                 }
             }
         };
-        match tokio::time::timeout(self.options.wait, search).await {
-            Ok(made) => made,
-            Err(_) => Err(StoreError::NoRoom { why, bytes }.into()),
-        }
+        let made = tokio::time::timeout(self.options.wait, search).await;
+        let made = made.unwrap_or_else(|_| Err(no_room()));
+        let mut since = self.no_room.lock();
+        *since = match made {
+            Ok(()) => None,
+            Err(_) => since.filter(|at| is_recent(*at)).or(Some(Instant::now())),
+        };
+        drop(since);
+        made
     }
 
     /// Puts a file (and all changes of names, if there is nothing of the file itself to put) on disk.

@@ -176,7 +176,12 @@ impl Core {
                     let wait = RETRY_FIRST * 2u32.saturating_pow(state.failures.min(6));
                     state.failures += 1;
                     state.retry_at = Some(Instant::now() + wait.min(RETRY_MAX));
-                    tracing::warn!(path = %state.path, %error, "the file stays unpublished for now");
+                    if matches!(error, FsError::Store(StoreError::NoRoom { .. })) {
+                        // May hold for many files, and the store says it.
+                        tracing::debug!(path = %state.path, %error, "the file stays unpublished for now");
+                    } else {
+                        tracing::warn!(path = %state.path, %error, "the file stays unpublished for now");
+                    }
                 }
             }
             if !state.done && self.may_end(live.number, &state) {

@@ -220,6 +220,8 @@ impl Core {
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
         let index = dir.join("index");
         let db = open_index(&index)?;
+        // Before anything is put into it.
+        let index_files = IndexFiles::open(&index)?;
         // What an earlier process counted may not hold any more.
         db.drop_tree("pinned")?;
         Ok(Self {
@@ -234,7 +236,7 @@ impl Core {
             pins: db.open_tree("pins")?,
             pinned: db.open_tree("pinned")?,
             promises: db.open_tree("promises")?,
-            index_files: IndexFiles::open(&index)?,
+            index_files,
             db,
             dir: dir.to_owned(),
             restored_copy: AtomicBool::new(false),
@@ -378,9 +380,10 @@ impl Core {
             if state.record.inline.is_none() {
                 self.room.count_index(value.len() as u64);
             }
-            self.objects.insert(key, value)
+            let takes = self.index_takes(value.len() as u64);
+            takes.and_then(|()| Ok(self.objects.insert(key, value)?))
         } else {
-            self.objects.remove(key)
+            self.objects.remove(key).map_err(StoreError::from)
         };
         match written {
             Ok(_) => {
@@ -392,7 +395,7 @@ impl Core {
             Err(error) => {
                 drop(state);
                 self.record_later(&hot.object);
-                Err(error.into())
+                Err(error)
             }
         }
     }
@@ -420,9 +423,11 @@ impl Core {
 
     /// What the worker does.
     pub(super) fn catch_up(&self) -> Result<(), StoreError> {
-        self.write_records()?;
-        self.unlink_unstaged()?;
-        self.count_now_and_then()
+        // Each whatever became of the others: on a full disk, records wait for the room that the others give back.
+        let written = self.write_records();
+        let unlinked = self.unlink_unstaged();
+        let counted = self.count_now_and_then();
+        written.and(unlinked).and(counted)
     }
 
     pub(super) fn flush(&self) -> Result<(), StoreError> {

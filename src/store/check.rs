@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io,
     ops::Range,
+    os::unix::fs::MetadataExt,
     path::Path,
     sync::{Arc, atomic::Ordering},
 };
@@ -19,6 +20,7 @@ use super::{
     policy::small_room,
     record::{ObjectRecord, object_key, parse_object_key},
     room::estimate,
+    staging::STAT_BLOCK_BYTES,
 };
 use crate::buffers::Buffer;
 use crate::content::{self, BLOCK_BYTES, BlockSet, INLINE_BYTES_MAX, Object};
@@ -178,8 +180,13 @@ impl Core {
                     tracing::warn!(path = %path.display(), "not a file of ours; left alone");
                     continue;
                 };
-                if self.presence(&object)? != Presence::Absent {
-                    continue;
+                match self.presence(&object)? {
+                    Presence::Absent => {}
+                    Presence::Partial(present) if moment != Moment::Running => {
+                        self.trim_unrecorded(&object, &present, &path)?;
+                        continue;
+                    }
+                    _ => continue,
                 }
                 let hot = self.hot_or_new(&object)?;
                 let change = hot.change.lock();
@@ -213,6 +220,26 @@ impl Core {
             }
         }
         Ok(adopted)
+    }
+
+    /// Gives back what a killed process had put into a file and no record names: it would take room that nobody counts.
+    fn trim_unrecorded(
+        &self,
+        object: &Object,
+        present: &BlockSet,
+        path: &Path,
+    ) -> Result<(), StoreError> {
+        let taken = fs::metadata(path).map_or(0, |file| file.blocks() * STAT_BLOCK_BYTES);
+        if path != self.data_path(object) || taken <= estimate(object, present) + BLOCK_BYTES {
+            return Ok(());
+        }
+        let Some(hot) = self.hot(object)? else {
+            return Ok(());
+        };
+        let _change = hot.change.lock();
+        // Of what was written here the bytes may be the only ones there are.
+        let is_written = hot.state.read().record.origin == Origin::Written;
+        if is_written { Ok(()) } else { self.trim(&hot) }
     }
 
     /// Which blocks of a backing file prove themselves. A hash tree that is missing or damaged is made anew if the file is

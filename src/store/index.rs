@@ -3,26 +3,48 @@
 //! sled's flush hands its buffer to the log file and waits for these pages, by `sync_file_range`: that flushes neither the
 //! drive's cache nor what the filesystem has to know to find the pages again, and not the files at all into which sled puts
 //! what is larger than 128 KiB. Here both are synced as well.
+//!
+//! sled doesn't survive a full disk: once it could not write it never writes again, and whoever waits for it may wait for ever.
+//! So room is set aside behind the end of its log (`fallocate`, which leaves the length alone): that is what it grows into. What
+//! would make it grow is refused, as on a full disk, before that room is used up; then there is still enough for what lets
+//! contents go, and all is well again once the disk has room. Filesystems that can't set room aside do without.
 
 use std::{
     collections::HashSet,
     ffi::OsString,
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
+use rustix::{fs::FallocateFlags, io::Errno};
 
-use super::{StoreError, cache::Core, failed, folder::sync_dir};
+use super::{
+    StoreError, cache::Core, failed, folder::sync_dir, is_full, staging::STAT_BLOCK_BYTES,
+};
 
 /// Bounds sled's page cache; it would take a third of a gigabyte for a million records with its default.
 const INDEX_CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// How often sled syncs by itself.
 const INDEX_FLUSH_MS: u64 = 500;
+/// What is set aside behind the end of the log…
+const AHEAD_BYTES: u64 = 2 * 1024 * 1024;
+/// …in steps of so much at least…
+const AHEAD_STEP_BYTES: u64 = 256 * 1024;
+/// …and what of it is left to what can't be refused: two of the segments that sled writes.
+const AHEAD_LEFT_BYTES: u64 = 1024 * 1024;
+/// How much is put into the index before that is looked at again.
+const LOOK_AFTER_BYTES: u64 = 128 * 1024;
+/// What putting something into the index makes sled write: so many times its bytes, and so much for each.
+const WRITTEN_FACTOR: u64 = 3;
+const WRITTEN_EACH: u64 = 512;
+/// From this size on a value may get a file of its own.
+const BLOB_BYTES_MIN: u64 = 64 * 1024;
 /// How long an index that this process has just closed may take to let go of its file.
 const INDEX_REOPEN_MAX: Duration = Duration::from_secs(5);
 
@@ -36,6 +58,12 @@ pub(super) struct IndexFiles {
     pub(super) blobs: Mutex<HashSet<OsString>>,
     /// Syncing failed: the next time it would succeed without proving anything.
     broken: AtomicBool,
+    /// Bytes that sled may have written since it was looked at what is set aside; much, if that was too little.
+    unseen: AtomicU64,
+    /// The filesystem can't set room aside.
+    without: AtomicBool,
+    /// What was last to be put into the index was refused.
+    short: AtomicBool,
 }
 
 impl IndexFiles {
@@ -43,15 +71,97 @@ impl IndexFiles {
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
         let log_path = dir.join("db");
         let files = Self {
-            log: File::open(&log_path).map_err(failed("opening", &log_path))?,
+            log: OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&log_path)
+                .map_err(failed("opening", &log_path))?,
             log_path,
             blobs_dir: dir.join("blobs"),
             blobs: Mutex::default(),
             broken: AtomicBool::new(false),
+            unseen: AtomicU64::new(0),
+            without: AtomicBool::new(false),
+            short: AtomicBool::new(false),
         };
+        // Nor may sled meet a hole where it never wrote. What there is no room for is seen below.
+        let length = files.log.metadata().map_or(0, |file| file.len()).max(1);
+        let _ = rustix::fs::fallocate(&files.log, FallocateFlags::KEEP_SIZE, 0, length);
+        files.set_aside(0)?;
         // The names of the files above, which sled may just have made.
         sync_dir(dir)?;
         Ok(files)
+    }
+
+    /// To be called before something of so many bytes is put into the index. Bytes that the index takes more than before.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`], when it is not to be put there.
+    fn takes(&self, bytes: u64) -> Result<u64, StoreError> {
+        let writes = bytes
+            .saturating_mul(WRITTEN_FACTOR)
+            .saturating_add(WRITTEN_EACH);
+        let before = self.unseen.fetch_add(writes, Ordering::Relaxed);
+        if before.saturating_add(writes) < LOOK_AFTER_BYTES {
+            return Ok(0);
+        }
+        self.unseen.store(0, Ordering::Relaxed);
+        let outcome = self.set_aside(writes).and_then(|grown| match bytes {
+            BLOB_BYTES_MIN.. => self.has_room_for_blobs(writes).map(|()| grown),
+            _ => Ok(grown),
+        });
+        self.short.store(outcome.is_err(), Ordering::Relaxed);
+        if outcome.is_err() {
+            // The next one looks at once.
+            self.unseen.store(LOOK_AFTER_BYTES, Ordering::Relaxed);
+        }
+        outcome
+    }
+
+    /// Sets room aside behind the end of the log, for `writes` bytes and as much as is always there. Bytes that it takes more
+    /// than before.
+    fn set_aside(&self, writes: u64) -> Result<u64, StoreError> {
+        let wanted = writes.saturating_add(AHEAD_BYTES);
+        let look = || {
+            let file = self.log.metadata();
+            let file = file.map_err(failed("looking at", &self.log_path))?;
+            Ok::<_, StoreError>((file.len(), file.blocks() * STAT_BLOCK_BYTES))
+        };
+        // All of the log has its place on disk, so what the file takes beyond its length lies ahead.
+        let (length, before) = look()?;
+        let ahead = before.saturating_sub(length);
+        if ahead.saturating_add(AHEAD_STEP_BYTES) >= wanted || self.without.load(Ordering::Relaxed)
+        {
+            return Ok(0);
+        }
+        let set = rustix::fs::fallocate(&self.log, FallocateFlags::KEEP_SIZE, length, wanted);
+        let (length, after) = look()?;
+        match set {
+            Ok(()) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.without.store(true, Ordering::Relaxed),
+            Err(Errno::NOSPC | Errno::DQUOT | Errno::INTR) => {
+                let ahead = after.saturating_sub(length);
+                if ahead < writes.saturating_add(AHEAD_LEFT_BYTES) {
+                    return Err(StoreError::Full);
+                }
+            }
+            Err(error) => {
+                return Err(failed("setting room aside in", &self.log_path)(
+                    error.into(),
+                ));
+            }
+        }
+        Ok(after.saturating_sub(before))
+    }
+
+    /// Large values get files of their own, for which no room can be set aside.
+    fn has_room_for_blobs(&self, bytes: u64) -> Result<(), StoreError> {
+        match rustix::fs::statvfs(&self.blobs_dir) {
+            Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) < bytes => {
+                Err(StoreError::Full)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn sync(&self) -> Result<(), StoreError> {
@@ -96,6 +206,22 @@ impl IndexFiles {
 }
 
 impl Core {
+    /// To be called before something of so many bytes is put into the index, unless it is what can't be refused: what removes
+    /// something, and a few bytes at a start and an end.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`], when it is not to be put there.
+    pub(super) fn index_takes(&self, bytes: u64) -> Result<(), StoreError> {
+        let grown = self.index_files.takes(bytes)?;
+        self.count_index_grown(grown);
+        Ok(())
+    }
+
+    /// Whether the index takes nothing at present that can be refused.
+    pub(super) fn is_index_short(&self) -> bool {
+        self.index_files.short.load(Ordering::Relaxed)
+    }
+
     /// Everything that was put into the index is on disk, whatever happens to the machine, when this returns.
     pub(super) fn flush_index(&self) -> Result<(), StoreError> {
         self.db.flush()?;
@@ -107,6 +233,7 @@ impl Core {
 /// can have it, since the folder's lock is ours.
 pub(super) fn open_index(path: &Path) -> Result<sled::Db, StoreError> {
     let deadline = Instant::now() + INDEX_REOPEN_MAX;
+    let mut given_back = false;
     loop {
         let opened = sled::Config::new()
             .path(path)
@@ -120,7 +247,19 @@ pub(super) fn open_index(path: &Path) -> Result<sled::Db, StoreError> {
             {
                 thread::sleep(Duration::from_millis(10));
             }
+            // sled writes a file when it opens: for that, what was set aside for it may go.
+            Err(sled::Error::Io(error)) if is_full(&error) && !given_back => {
+                give_back(&path.join("db"))?;
+                given_back = true;
+            }
             other => return Ok(other?),
         }
     }
+}
+
+/// Gives back what was set aside behind the end of the log.
+fn give_back(log: &Path) -> Result<(), StoreError> {
+    let file = OpenOptions::new().write(true).open(log);
+    file.and_then(|file| file.set_len(file.metadata()?.len()))
+        .map_err(failed("giving back room behind", log))
 }

@@ -55,6 +55,7 @@ impl Core {
         if let Some(base) = &record.base {
             self.make_durable(base)?;
         }
+        self.index_takes(encoded.len() as u64)?;
         self.journal.insert(journal_key(id), encoded)?;
         self.flush_index()
     }

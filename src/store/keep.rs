@@ -3,7 +3,7 @@
 //! ```text
 //! tree pins       path, as `a/b`                                   → 1 (version)
 //! tree pinned     hash (32) ‖ size (8, big-endian)                 → 1 (version) ‖ names (4, little-endian) ‖ one of the paths
-//! tree promises   hash (32) ‖ size (8, big-endian)                 → 1 (version) ‖ until, seconds since 1970 (8, little-endian)
+//! tree promises   hash (32) ‖ size (8, big-endian)                 → 1 (version) ‖ until, seconds since 1970 (8, little-endian) ‖ bound (1)
 //! ```
 //!
 //! `pinned` counts under how many names below pinned paths a content stands; it is made anew by every process, and empty
@@ -11,7 +11,8 @@
 //! `change`.
 //!
 //! `promises` has one record for a content, whoever was promised it: the latest end counts. So there are no more of them than
-//! there are contents here.
+//! there are contents here. `bound` is 0 where the content would have stayed anyway, so that it takes nothing of what may be
+//! promised; it is absent in records of earlier versions.
 //!
 //! Versions that know nothing of these trees leave them alone, and evict nothing.
 
@@ -60,6 +61,7 @@ impl Core {
     }
 
     pub(super) fn set_pin(&self, path: &[u8], pinned: bool) -> Result<(), StoreError> {
+        self.index_takes(path.len() as u64)?;
         match pinned {
             true => self.pins.insert(path, &[VERSION])?,
             false => self.pins.remove(path)?,
@@ -95,6 +97,7 @@ impl Core {
             let mut value = vec![VERSION];
             value.extend_from_slice(&after.to_le_bytes());
             value.extend_from_slice(before.as_deref().and_then(path_of).unwrap_or(path));
+            self.index_takes(value.len() as u64)?;
             self.pinned.insert(key, value)?;
         }
         let here = bytes_in(object, &hot.state.read().record.present);
@@ -153,6 +156,11 @@ fn promised_until(value: &[u8]) -> Option<u64> {
     (value.first() == Some(&VERSION)).then_some(u64::from_le_bytes(until))
 }
 
+/// Whether a promise takes something of what may be promised.
+fn is_bound(value: &[u8]) -> bool {
+    value.get(9) != Some(&0)
+}
+
 fn names_of(value: &[u8]) -> u32 {
     let names = value.get(1..5).and_then(|names| names.try_into().ok());
     names.map_or(0, u32::from_le_bytes)
@@ -187,7 +195,7 @@ impl Core {
             return Ok(false);
         };
         // Whoever lets a content go holds it too: none is promised and dropped.
-        let _change = hot.change.lock();
+        let change = hot.change.lock();
         let (is_whole, origin) = {
             let state = hot.state.read();
             (state.record.is_complete(object), state.record.origin)
@@ -195,20 +203,44 @@ impl Core {
         let key = object_key(object);
         let before = self.promises.get(key)?;
         // What would stay anyway costs nothing.
-        let stays = origin == Origin::Written || before.is_some() || self.is_pinned(object)?;
-        if !is_whole || !(stays || self.may_promise(object)) {
+        let stays = origin == Origin::Written || self.is_pinned(object)?;
+        if !is_whole || !(stays || before.is_some() || self.may_promise(object)) {
             return Ok(false);
         }
+        let is_bound = before.as_deref().map_or(!stays, is_bound);
         let until_s = before.as_deref().map_or(until_s, |before| {
             promised_until(before).map_or(u64::MAX, |before| before.max(until_s))
         });
         let mut value = vec![VERSION];
         value.extend_from_slice(&until_s.to_le_bytes());
-        if self.promises.insert(key, value)?.is_none() {
+        value.push(u8::from(is_bound));
+        self.index_takes(value.len() as u64)?;
+        if self.promises.insert(key, value)?.is_none() && is_bound {
             self.promised_bytes
                 .fetch_add(object.size, Ordering::Relaxed);
         }
+        if origin != Origin::Written {
+            // Others drop it because it is here: once the promise has ended, it may be the only copy all the same.
+            let mut state = hot.state.write();
+            state.record.origin = Origin::Written;
+            state.dirty = true;
+            drop(state);
+            self.write_record(&hot, &change)?;
+        }
         Ok(true)
+    }
+
+    /// See [`super::Store::make_durable`].
+    pub(super) fn make_all_durable(&self, objects: &[Object]) -> Result<Vec<bool>, StoreError> {
+        if let Err(error) = self.settle_objects(objects) {
+            tracing::warn!(%error, "what is here could not be put on disk");
+        }
+        self.flush()?;
+        // What could not be put there stays loose.
+        let objects = objects.iter();
+        Ok(objects
+            .map(|object| self.make_durable(object).is_ok())
+            .collect())
     }
 
     /// Promises bind room for a month: they get a part of it.
@@ -227,6 +259,7 @@ impl Core {
                 Some(until) if until <= now() => {
                     self.promises.remove(key)?;
                 }
+                _ if !is_bound(&value) => {}
                 _ => bytes += parse_object_key(&key).map_or(0, |object| object.size),
             }
         }
@@ -241,7 +274,7 @@ impl Core {
             return Ok(false);
         };
         let holds = promised_until(&promise).is_none_or(|until| until > now_s);
-        if !holds && self.promises.remove(key)?.is_some() {
+        if !holds && self.promises.remove(key)?.is_some() && is_bound(&promise) {
             self.promised_bytes
                 .fetch_sub(object.size, Ordering::Relaxed);
         }

@@ -327,9 +327,13 @@ impl Store {
 
     /// Sets or, with `None`, removes it.
     pub fn set_setting(&self, name: &str, value: Option<&[u8]>) -> Result<(), StoreError> {
+        let core = &self.inner.core;
         match value {
-            Some(value) => self.inner.core.settings.insert(name, value)?,
-            None => self.inner.core.settings.remove(name)?,
+            Some(value) => {
+                core.index_takes(value.len() as u64)?;
+                core.settings.insert(name, value)?
+            }
+            None => core.settings.remove(name)?,
         };
         Ok(())
     }
@@ -343,8 +347,9 @@ impl Store {
     /// Keeps nodes (already validated by the caller), all of them or, after a crash, none.
     pub fn put_nodes(&self, nodes: &[(NodeHash, Vec<u8>)]) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
-        let bytes = nodes.iter().map(|(_, encoded)| encoded.len() as u64);
-        self.inner.core.make_room_in_index(bytes.sum())?;
+        let bytes = nodes.iter().map(|(_, encoded)| encoded.len() as u64).sum();
+        self.inner.core.make_room_in_index(bytes)?;
+        self.inner.core.index_takes(bytes)?;
         for (hash, encoded) in nodes {
             batch.insert(&hash.0, encoded.as_slice());
         }
@@ -358,6 +363,7 @@ impl Store {
 
     /// Keeps a head.
     pub fn put_head(&self, key: &[u8], head: &[u8]) -> Result<(), StoreError> {
+        self.inner.core.index_takes(head.len() as u64)?;
         self.inner.core.heads.insert(key, head)?;
         Ok(())
     }
@@ -372,6 +378,7 @@ impl Store {
     /// a few are dropped each time, so that they become no more.
     pub fn put_root(&self, minute: u64, record: &[u8], oldest: u64) -> Result<(), StoreError> {
         let roots = &self.inner.core.roots;
+        self.inner.core.index_takes(record.len() as u64)?;
         roots.insert(minute.to_be_bytes(), record)?;
         for old in roots.range(..oldest.to_be_bytes()).take(ROOTS_DROPPED_MAX) {
             roots.remove(old?.0)?;
@@ -396,6 +403,7 @@ impl Store {
 
     /// Remembers a peer.
     pub fn put_peer(&self, peer: &[u8], record: &[u8]) -> Result<(), StoreError> {
+        self.inner.core.index_takes(record.len() as u64)?;
         self.inner.core.peers.insert(peer, record)?;
         Ok(())
     }
@@ -548,9 +556,19 @@ impl Store {
     }
 
     /// Records that members were promised to find a content here until then (seconds since 1970), or longer where that was
-    /// promised before; not flushed by itself. False, with nothing recorded, where it isn't whole here.
+    /// promised before; not on disk before [`Store::make_durable`]. False, with nothing recorded, where it isn't whole here. From now on the content counts as written
+    /// here: it may be the only copy once the promise has ended.
     pub fn promise(&self, object: &Object, until_s: u64) -> Result<bool, StoreError> {
         self.inner.core.promise(object, until_s)
+    }
+
+    /// Puts what is here of these contents on disk, records, promises and all else that the index has along with it. Of which
+    /// that is true.
+    ///
+    /// # Errors
+    /// Of the index: of none.
+    pub fn make_durable(&self, objects: &[Object]) -> Result<Vec<bool>, StoreError> {
+        self.inner.core.make_all_durable(objects)
     }
 
     /// Whether anybody was promised to find a content here beyond now.
@@ -645,6 +663,9 @@ impl Store {
     /// Hashes a complete staging file, cut or extended with zeros to `size` bytes, and makes it an object: small ones go
     /// into the index, larger ones are linked into place. Not durable by itself; made so by [`Store::settle`].
     ///
+    /// # Errors
+    /// [`StoreError::NoRoom`] for a small one, with nothing done, when small ones take all that is set aside for them.
+    ///
     /// Published bytes are never overwritten: from this call on nobody may write through a descriptor of the staging file.
     /// Whoever goes on writing uses [`Store::import_copy`].
     ///
@@ -704,6 +725,9 @@ impl Store {
 
     /// Lets go what may go, until there is room for `bytes`; false if that doesn't suffice: [`Store::search_room`] may find more.
     /// Waits for the disk.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRoom`] when there can't be so much room, whatever goes.
     pub fn make_room(&self, bytes: u64) -> Result<bool, StoreError> {
         self.inner.core.make_room_for(bytes)
     }
@@ -723,6 +747,11 @@ impl Store {
     /// left, or that none is needed. Writing the same content here takes it back. False if too many are cleared.
     pub fn clear(&self, candidate: &Candidate, until_s: u64) -> bool {
         self.inner.core.clear(candidate, until_s)
+    }
+
+    /// Room of what of a kind goes when room is needed; `None` if no more may be cleared.
+    pub fn cleared(&self, size: Size) -> Option<u64> {
+        self.inner.core.cleared(size)
     }
 
     /// Returns when it should be found out what may go.

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::MutexGuard;
-use rustix::{fs::FallocateFlags, io::Errno};
+use rustix::io::Errno;
 
 use super::{
     Origin, Presence, StoreError,
@@ -388,7 +388,8 @@ impl Core {
         let now = now();
         hot.last_use.store(now, Ordering::Relaxed);
         let noted = hot.noted_use.load(Ordering::Relaxed);
-        if now.saturating_sub(noted) >= LAST_USE_SECONDS {
+        // One whose record can't be written stays in use: nothing is to wait for that because it was read.
+        if now.saturating_sub(noted) >= LAST_USE_SECONDS && !self.is_index_short() {
             hot.noted_use.store(now, Ordering::Relaxed);
             hot.state.write().dirty = true;
             self.record_later(&hot.object);
@@ -457,17 +458,7 @@ impl Core {
             // A staging file that isn't published yet has the same bytes.
             return Ok(());
         }
-        for blocks in dropped {
-            let bytes = object.bytes_of(blocks);
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            match rustix::fs::fallocate(&*files.data, flags, bytes.start, bytes.end - bytes.start) {
-                // Where holes can't be punched, the room is given back with the last block.
-                Ok(()) | Err(Errno::OPNOTSUPP) => {}
-                Err(error) => {
-                    return Err(failed("punching", &self.data_path(object))(error.into()));
-                }
-            }
-        }
+        self.punch(object, &files, &dropped)?;
         self.measure(&hot, &files);
         Ok(())
     }

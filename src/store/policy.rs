@@ -9,9 +9,9 @@ use std::collections::{BTreeSet, BinaryHeap, HashMap};
 
 use crate::content::Object;
 
-/// Room for the 256 folders of the objects (1 MiB) and for what the index grows by before that is seen: it does so by half a
-/// mebibyte at a time.
-const OVERHEAD_BYTES: u64 = 3 * 1024 * 1024;
+/// Room for the 256 folders of the objects (1 MiB), and for what else the index takes before that is seen: it grows into room
+/// that it has set aside and that is counted.
+const OVERHEAD_BYTES: u64 = 3 * 1024 * 1024 / 2;
 /// One part in so many of the limit is left for what a filesystem adds later (extent trees, folders).
 const MARGIN_DIVISOR: u64 = 128;
 /// What is set aside in the index for a small content: so many times its bytes…
@@ -26,6 +26,11 @@ const INDEX_SHARE: u64 = 2;
 const INDEX_IDLE_BYTES: u64 = 16 * 1024 * 1024;
 /// Small contents get one part in so many of the limit in any case.
 const SMALL_SHARE: u64 = 16;
+/// Those that were written here, which nobody else may have yet, may make the index become larger: the limit without one part
+/// in so many, which is left to files…
+const FILES_SHARE: u64 = 4;
+/// …and get this part in any case.
+const WRITTEN_SHARE: u64 = 4;
 
 /// What may be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +50,8 @@ pub(super) struct Taken {
     pub(super) staging: u64,
     /// By what is about to be written.
     pub(super) reserved: u64,
+    /// Of the share of small contents, by those that are about to be put into the index.
+    pub(super) reserved_small: u64,
     /// By the index, when it was last looked at…
     pub(super) index: u64,
     /// …and what may have been added since.
@@ -58,8 +65,11 @@ pub(super) struct Taken {
 pub(super) enum Want {
     /// Bytes of files.
     Files(u64),
-    /// Room for small contents, as [`small_room`] counts it.
+    /// Room for small contents that were fetched, as [`small_room`] counts it.
     Small(u64),
+    /// Room for small contents that were written here. Their staging files are in the cache already, so only the share of
+    /// small contents counts: of what goes beyond it, the index would never give the room back.
+    Written(u64),
 }
 
 /// What there is too little of.
@@ -90,12 +100,35 @@ pub(super) fn small_room(size: u64) -> u64 {
 impl Want {
     pub(super) fn bytes(self) -> u64 {
         match self {
-            Self::Files(bytes) | Self::Small(bytes) => bytes,
+            Self::Files(bytes) | Self::Small(bytes) | Self::Written(bytes) => bytes,
+        }
+    }
+
+    /// Bytes of the cache and of the disk, and of the share of small contents.
+    fn parts(self) -> (u64, u64) {
+        match self {
+            Self::Files(bytes) => (bytes, 0),
+            Self::Small(bytes) => (bytes, bytes),
+            Self::Written(bytes) => (0, bytes),
         }
     }
 }
 
 impl Taken {
+    /// Sets room aside.
+    pub(super) fn reserve(&mut self, want: Want) {
+        let (bytes, small) = want.parts();
+        self.reserved = self.reserved.saturating_add(bytes);
+        self.reserved_small = self.reserved_small.saturating_add(small);
+    }
+
+    /// Gives back what was set aside.
+    pub(super) fn release(&mut self, want: Want) {
+        let (bytes, small) = want.parts();
+        self.reserved = self.reserved.saturating_sub(bytes);
+        self.reserved_small = self.reserved_small.saturating_sub(small);
+    }
+
     /// All that counts.
     pub(super) fn all(&self) -> u64 {
         [
@@ -116,26 +149,45 @@ impl Limits {
         self.cache_bytes_max - self.cache_bytes_max / MARGIN_DIVISOR
     }
 
-    /// What is set aside for small contents at most.
+    /// What is set aside for small contents at most, as long as all of them were fetched.
     fn small_max(&self) -> u64 {
         (self.cache_bytes_max / INDEX_SHARE)
             .saturating_sub(INDEX_IDLE_BYTES)
             .max(self.cache_bytes_max / SMALL_SHARE)
     }
 
+    /// What is set aside for small contents at most, for the sake of those that were written here.
+    fn written_max(&self) -> u64 {
+        (self.cache_bytes_max - self.cache_bytes_max / FILES_SHARE)
+            .saturating_sub(INDEX_IDLE_BYTES)
+            .max(self.cache_bytes_max / WRITTEN_SHARE)
+    }
+
+    /// Whether so much fits once all has gone but the index, which does not become smaller.
+    pub(super) fn ever_fits(&self, taken: &Taken, want: Want) -> bool {
+        let left = Taken {
+            index: taken.index,
+            ..Taken::default()
+        };
+        self.lacks(&left, u64::MAX, want).is_none()
+    }
+
     /// What has to go before there is room; `None` if there is. `disk_free`: bytes free on the disk now, of which `reserved`
     /// are about to be taken.
     pub(super) fn lacks(&self, taken: &Taken, disk_free: u64, want: Want) -> Option<Lack> {
-        let bytes = want.bytes();
-        let over = |has: u64, may: u64| has.saturating_add(bytes).saturating_sub(may);
-        let of_cache = over(taken.all(), self.usable());
+        let (bytes, small) = want.parts();
+        let over = |has: u64, wants: u64, may: u64| has.saturating_add(wants).saturating_sub(may);
+        let of_cache = over(taken.all(), bytes, self.usable());
         let of_disk = over(
             taken.reserved.saturating_add(self.free_bytes_min),
+            bytes,
             disk_free,
         );
-        let of_share = match want {
-            Want::Files(_) => 0,
-            Want::Small(_) => over(taken.small, self.small_max()),
+        let share = taken.small.saturating_add(taken.reserved_small);
+        let (of_cache, of_disk, of_share) = match want {
+            Want::Files(_) => (of_cache, of_disk, 0),
+            Want::Small(_) => (of_cache, of_disk, over(share, small, self.small_max())),
+            Want::Written(_) => (0, 0, over(share, small, self.written_max())),
         };
         let why = match of_disk > of_cache.max(of_share) {
             true => Shortage::MinFree,
@@ -148,12 +200,12 @@ impl Limits {
         })
     }
 
-    /// Whether so much is taken that it should be known what may go.
-    pub(super) fn is_pressed(&self, taken: &Taken, disk_free: u64) -> bool {
+    /// Whether so much is taken that it should be known which larger contents, and which small ones, may go.
+    pub(super) fn is_pressed(&self, taken: &Taken, disk_free: u64) -> (bool, bool) {
         let quarter = self.cache_bytes_max / 4;
         let files = self.lacks(taken, disk_free, Want::Files(quarter));
         let small = taken.small > self.small_max() / 4 * 3;
-        files.is_some() || small
+        (files.is_some(), small)
     }
 }
 
@@ -223,7 +275,7 @@ pub(super) const CLEARED_MAX: usize = 16_384;
 impl Pool {
     /// Adds a content that may go until then (seconds since 1970). False, with nothing changed, if there are too many.
     pub(super) fn offer(&mut self, candidate: &Candidate, until_s: u64) -> bool {
-        if self.cleared.len() >= CLEARED_MAX && !self.cleared.contains_key(&candidate.object) {
+        if self.is_full() && !self.cleared.contains_key(&candidate.object) {
             return false;
         }
         self.take(&candidate.object);
@@ -293,6 +345,11 @@ impl Pool {
         self.cleared.contains_key(object)
     }
 
+    /// Whether no more may be cleared before some of it goes.
+    pub(super) fn is_full(&self) -> bool {
+        self.cleared.len() >= CLEARED_MAX
+    }
+
     /// What all that may go takes.
     pub(super) fn room(&self) -> u64 {
         self.room
@@ -326,18 +383,21 @@ mod tests {
         fn what_lacks_nothing_stays_within_both_limits(
             max in 0u64..1 << 40,
             min in 0u64..1 << 40,
-            parts in prop::array::uniform6(0u64..1 << 38),
+            parts in prop::array::uniform7(0u64..1 << 38),
             free in 0u64..1 << 41,
             bytes in 0u64..1 << 38,
-            is_small: bool,
+            kind in 0u8..3,
         ) {
             let limits = Limits { cache_bytes_max: max, free_bytes_min: min };
-            let [files, staging, reserved, index, index_since, small] = parts;
-            let taken = Taken { files, staging, reserved, index, index_since, small };
-            let want = if is_small { Want::Small(bytes) } else { Want::Files(bytes) };
-            let fits = taken.all() + bytes <= limits.usable()
-                && reserved + bytes + min <= free
-                && (!is_small || small + bytes <= limits.small_max());
+            let [files, staging, reserved, index, index_since, small, reserved_small] = parts;
+            let taken = Taken { files, staging, reserved, reserved_small, index, index_since, small };
+            let want = [Want::Files(bytes), Want::Small(bytes), Want::Written(bytes)][usize::from(kind)];
+            let fits_files = taken.all() + bytes <= limits.usable() && reserved + bytes + min <= free;
+            let fits = match want {
+                Want::Files(_) => fits_files,
+                Want::Small(_) => fits_files && small + reserved_small + bytes <= limits.small_max(),
+                Want::Written(_) => small + reserved_small + bytes <= limits.written_max(),
+            };
             match limits.lacks(&taken, free, want) {
                 None => prop_assert!(fits),
                 Some(lack) => {

@@ -13,6 +13,7 @@
 use std::{
     fs::{self, File},
     io,
+    ops::Range,
     os::unix::fs::MetadataExt,
     path::Path,
     sync::{
@@ -24,6 +25,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use rustix::{fs::FallocateFlags, io::Errno};
 use tokio::sync::{Notify, watch};
 
 use super::{
@@ -55,6 +57,12 @@ const RECOUNT_SOON: Duration = Duration::from_millis(50);
 const INDEX_FACTOR: u64 = 3;
 /// Additions to the index after which it is looked at again.
 const INDEX_SINCE_MAX: u64 = 1024 * 1024;
+/// For so long after nothing was found that may go, that is not looked for again: whoever writes into a full cache, or has what
+/// is read pass by it, waits for the disk each time otherwise.
+const BARREN_FOR: Duration = Duration::from_millis(100);
+/// Counting staging files takes at most one part in so many of the time, and while there is too little room.
+const RECOUNT_PART: u32 = 20;
+const RECOUNT_PART_SOON: u32 = 5;
 /// How long reports say that something found no room, and how often the log does. Seconds.
 const FULL_FOR: u64 = 30;
 const SAID_EVERY: u64 = 60;
@@ -67,13 +75,15 @@ pub(super) struct Room {
     /// None before [`super::Store::set_limits`]: then everything fits.
     limits: RwLock<Option<Limits>>,
     taken: Mutex<Taken>,
-    files: Mutex<Pool>,
+    pub(super) files: Mutex<Pool>,
     small: Mutex<Pool>,
     /// One makes room at a time.
     evicting: Mutex<()>,
     /// Held by those who make staging files grow; by who counts them anew, alone.
     staging: RwLock<()>,
-    counted_at: Mutex<Option<Instant>>,
+    counted: Mutex<Option<Counted>>,
+    /// Until when it need not be looked for what may go.
+    barren_until: Mutex<Option<Instant>>,
     passing: Mutex<Passing>,
     tight_until: AtomicU64,
     /// Why, for how long (seconds since 1970), and when it was last said.
@@ -92,6 +102,12 @@ struct Full {
     said: u64,
 }
 
+/// The last count of staging files.
+struct Counted {
+    at: Instant,
+    took: Duration,
+}
+
 /// How far the searches for what may go are.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Searches {
@@ -100,16 +116,30 @@ pub(super) struct Searches {
     pub(super) found: bool,
 }
 
+/// Contents that were let go.
+pub(super) struct Gone {
+    pub(super) contents: Vec<Arc<Hot>>,
+    /// Whether any was looked at: then there may be more.
+    is_any: bool,
+    pub(super) outcome: Result<(), StoreError>,
+}
+
+/// What became of a content that might have gone.
+enum One {
+    Stays,
+    /// With the room that it had.
+    Goes(Arc<Hot>, u64),
+}
+
 /// Room that was set aside for what is about to be written; given back when dropped.
 pub(super) struct Reserved<'a> {
     room: &'a Room,
-    bytes: u64,
+    want: Want,
 }
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        let mut taken = self.room.taken.lock();
-        taken.reserved = taken.reserved.saturating_sub(self.bytes);
+        self.room.taken.lock().release(self.want);
     }
 }
 
@@ -160,7 +190,7 @@ fn tree_room(object: &Object, blocks: &BlockSet) -> u64 {
 }
 
 /// The most that adding these blocks takes.
-fn room_to_add(object: &Object, blocks: std::ops::Range<u64>) -> u64 {
+fn room_to_add(object: &Object, blocks: Range<u64>) -> u64 {
     let data = (blocks.end - blocks.start) * BLOCK_BYTES;
     // A tree extent block of the filesystem for each of the files.
     data + tree_room(object, &BlockSet::of(blocks)) + NAME_BYTES + 2 * PAGE_BYTES
@@ -183,6 +213,7 @@ impl Lack {
 impl Room {
     pub(super) fn set_limits(&self, limits: Limits) {
         *self.limits.write() = Some(limits);
+        *self.barren_until.lock() = None;
         self.wanted.notify_one();
     }
 
@@ -230,11 +261,14 @@ impl Room {
 
     /// The content is not what it was when it was cleared: it was written here again.
     pub(super) fn keep(&self, object: &Object) {
-        let pool = match object.size <= INLINE_BYTES_MAX {
-            true => &self.small,
-            false => &self.files,
-        };
-        pool.lock().take(object);
+        self.pool(Size::of(object)).lock().take(object);
+    }
+
+    fn pool(&self, size: Size) -> &Mutex<Pool> {
+        match size {
+            Size::Small => &self.small,
+            Size::Large => &self.files,
+        }
     }
 
     pub(super) fn is_tight(&self) -> bool {
@@ -251,32 +285,27 @@ impl Core {
 
     /// Sets room aside, or says what is lacking.
     fn try_reserve(&self, want: Want) -> Result<Reserved<'_>, Lack> {
-        let bytes = want.bytes();
-        if let Some(limits) = *self.room.limits.read() {
+        let limits = *self.room.limits.read();
+        let mut taken = self.room.taken.lock();
+        let mut pressed = (false, false);
+        if let Some(limits) = limits {
+            // Under the lock: what others took of the disk before is either reserved or not free any more.
             let disk_free = self.disk_free();
-            let mut taken = self.room.taken.lock();
             if let Some(lack) = limits.lacks(&taken, disk_free, want) {
                 return Err(lack);
             }
-            taken.reserved = taken.reserved.saturating_add(bytes);
-            if limits.is_pressed(&taken, disk_free) {
-                drop(taken);
-                self.search_if_few();
-            }
-        } else {
-            let mut taken = self.room.taken.lock();
-            taken.reserved = taken.reserved.saturating_add(bytes);
+            pressed = limits.is_pressed(&taken, disk_free);
+        }
+        taken.reserve(want);
+        let after = *taken;
+        drop(taken);
+        if self.knows_few(&after, pressed) {
+            self.room.wanted.notify_one();
         }
         Ok(Reserved {
             room: &self.room,
-            bytes,
+            want,
         })
-    }
-
-    fn search_if_few(&self) {
-        if self.wants_victims() {
-            self.room.wanted.notify_one();
-        }
     }
 
     /// Whether so much is taken, and so little known that may go, that it should be searched for.
@@ -285,11 +314,18 @@ impl Core {
             return false;
         };
         let taken = *self.room.taken.lock();
-        let few = |pool: &Mutex<Pool>, part: u64| pool.lock().room() < part;
-        let eighth = limits.cache_bytes_max / 8;
-        limits.is_pressed(&taken, self.disk_free())
-            && (few(&self.room.files, eighth.min(taken.files / 4))
-                || few(&self.room.small, taken.small / 4))
+        self.knows_few(&taken, limits.is_pressed(&taken, self.disk_free()))
+    }
+
+    /// Whether too little is known that may go, of those kinds that take much.
+    fn knows_few(&self, taken: &Taken, (files, small): (bool, bool)) -> bool {
+        let few = |pool: &Mutex<Pool>, part: u64| {
+            let pool = pool.lock();
+            !pool.is_full() && pool.room() < part
+        };
+        let eighth = self.room.cache_bytes_max() / 8;
+        files && few(&self.room.files, eighth.min(taken.files / 4))
+            || small && few(&self.room.small, taken.small / 4)
     }
 
     /// Sets room aside, after what may go went. Not to be called with anything of an object locked.
@@ -301,28 +337,37 @@ impl Core {
             return Ok(reserved);
         }
         let _one = self.room.evicting.lock();
-        self.note_index();
-        self.recount_staging(RECOUNT_SOON)?;
         let mut lack = match self.try_reserve(want) {
             Ok(reserved) => return Ok(reserved),
             Err(lack) => lack,
         };
-        if want.bytes() > self.room.cache_bytes_max() {
+        let is_barren = |until: Instant| Instant::now() < until;
+        if self.room.barren_until.lock().is_some_and(is_barren) || !self.ever_fits(want) {
             // Nothing is to go for what won't fit anyway.
             return Err(lack.error(want));
         }
+        self.note_index();
+        self.recount_staging(RECOUNT_SOON, RECOUNT_PART_SOON)?;
         for _ in 0..ROUNDS_MAX {
-            if !self.make_room(&lack)? {
-                break;
-            }
             lack = match self.try_reserve(want) {
                 Ok(reserved) => return Ok(reserved),
                 Err(lack) => lack,
             };
+            if !self.make_room(&lack)? {
+                break;
+            }
         }
+        *self.room.barren_until.lock() = Some(Instant::now() + BARREN_FOR);
         self.room.wanted.notify_one();
         self.note_full(lack.why);
         Err(lack.error(want))
+    }
+
+    /// Whether there can be so much room at all.
+    fn ever_fits(&self, want: Want) -> bool {
+        let taken = *self.room.taken.lock();
+        let limits = *self.room.limits.read();
+        want.bytes() == 0 || limits.is_none_or(|limits| limits.ever_fits(&taken, want))
     }
 
     /// Remembers that there is no room, for reports, and says so now and then.
@@ -348,14 +393,20 @@ impl Core {
     /// Lets go what may go; false if there was nothing.
     fn make_room(&self, lack: &Lack) -> Result<bool, StoreError> {
         let batch = (self.room.cache_bytes_max() / BATCH_DIVISOR).min(BATCH_BYTES_MAX);
-        let mut gone = false;
+        let mut is_any = false;
         if lack.small > 0 {
-            gone |= self.drop_small(lack.small.max(batch / 4))?;
+            // In the index they make room for others: its file does not become smaller.
+            let gone = self.let_go(&self.room.small, lack.small.max(batch / 4));
+            is_any |= gone.is_any;
+            gone.outcome?;
         }
         if lack.files > 0 {
-            gone |= self.drop_files(lack.files.max(batch))?;
+            let gone = self.let_go(&self.room.files, lack.files.max(batch));
+            is_any |= gone.is_any;
+            self.remove_files(&gone.contents)?;
+            gone.outcome?;
         }
-        Ok(gone)
+        Ok(is_any)
     }
 
     fn last_use(&self, object: &Object) -> Option<u64> {
@@ -363,84 +414,116 @@ impl Core {
         hot.map(|hot| hot.last_use.load(Ordering::Relaxed))
     }
 
-    /// Drops small contents that may go. In the index they make room for others: its file does not become smaller.
-    fn drop_small(&self, bytes: u64) -> Result<bool, StoreError> {
-        let mut dropped = 0;
-        let mut count = 0;
-        while dropped < bytes && count < BATCH_MAX {
-            let first = self
-                .room
-                .small
-                .lock()
-                .first(now(), |object| self.last_use(object));
-            let Some(object) = first else { break };
-            count += 1;
-            let Some(hot) = self.hot(&object)? else {
-                self.room.small.lock().take(&object);
-                continue;
-            };
-            let Some(change) = hot.change.try_lock() else {
-                self.room.small.lock().put_behind(&object, now());
-                continue;
-            };
-            let cleared = self.room.small.lock().take(&object);
-            if !cleared || self.is_exempt(&hot)? {
-                continue;
+    /// Lets contents of a pool go, from memory and from the index, until they had so much room.
+    pub(super) fn let_go(&self, pool: &Mutex<Pool>, bytes: u64) -> Gone {
+        let mut gone = Gone {
+            contents: Vec::new(),
+            is_any: false,
+            outcome: Ok(()),
+        };
+        let mut room = 0;
+        for _ in 0..BATCH_MAX {
+            if room >= bytes {
+                break;
             }
-            let freed = forget(&hot);
-            self.count_went(&object, freed)?;
-            self.write_record(&hot, &change)?;
-            dropped += small_room(object.size);
+            match self.let_one_go(pool) {
+                Ok(None) => break,
+                Ok(Some(One::Stays)) => gone.is_any = true,
+                Ok(Some(One::Goes(hot, its_room))) => {
+                    gone.is_any = true;
+                    room += its_room;
+                    gone.contents.push(hot);
+                }
+                Err(error) => {
+                    gone.outcome = Err(error);
+                    break;
+                }
+            }
         }
-        Ok(dropped > 0)
+        gone
     }
 
-    /// Drops larger contents that may go.
-    fn drop_files(&self, bytes: u64) -> Result<bool, StoreError> {
-        let mut going: Vec<Arc<Hot>> = Vec::new();
-        let mut room = 0;
-        let mut looked = 0;
-        while room < bytes && looked < BATCH_MAX {
-            let first = self
-                .room
-                .files
-                .lock()
-                .first(now(), |object| self.last_use(object));
-            let Some(object) = first else { break };
-            looked += 1;
-            let Some(hot) = self.hot(&object)? else {
-                self.room.files.lock().take(&object);
-                continue;
-            };
-            let Some(change) = hot.change.try_lock() else {
-                // Somebody is at it.
-                self.room.files.lock().put_behind(&object, now());
-                continue;
-            };
-            let cleared = self.room.files.lock().take(&object);
-            if !cleared || self.is_exempt(&hot)? {
-                continue;
-            }
-            room += hot.state.read().room;
-            let freed = forget(&hot);
-            self.count_went(&object, freed)?;
-            self.write_record(&hot, &change)?;
-            drop(change);
-            going.push(hot);
+    /// Lets the first of a pool go, unless it is to stay by now; `None` if the pool is empty.
+    fn let_one_go(&self, pool: &Mutex<Pool>) -> Result<Option<One>, StoreError> {
+        let first = pool.lock().first(now(), |object| self.last_use(object));
+        let Some(object) = first else { return Ok(None) };
+        let Some(hot) = self.hot(&object)? else {
+            pool.lock().take(&object);
+            return Ok(Some(One::Stays));
+        };
+        let Some(change) = hot.change.try_lock() else {
+            // Somebody is at it.
+            pool.lock().put_behind(&object, now());
+            return Ok(Some(One::Stays));
+        };
+        let cleared = pool.lock().take(&object);
+        if !cleared || self.is_exempt(&hot)? {
+            return Ok(Some(One::Stays));
         }
+        let room = match object.size <= INLINE_BYTES_MAX {
+            true => small_room(object.size),
+            false => hot.state.read().room,
+        };
+        let freed = forget(&hot);
+        self.count_went(&object, freed)?;
+        self.write_record(&hot, &change)?;
+        drop(change);
+        Ok(Some(One::Goes(hot, room)))
+    }
+
+    /// Removes the files of contents that were let go.
+    pub(super) fn remove_files(&self, going: &[Arc<Hot>]) -> Result<(), StoreError> {
         if going.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
         // No record may claim what is about to go, not even one that a crash brings back.
         self.flush_index()?;
+        let mut outcome = Ok(());
         for hot in going {
             let _change = hot.change.lock();
-            // Fetched again meanwhile, into the same files: then they stay.
-            if hot.state.read().is_vacant() {
-                self.unlink(&hot)?;
+            let is_vacant = hot.state.read().is_vacant();
+            // Fetched again meanwhile, into the same files: then they stay, but not what else is in them.
+            outcome = outcome.and(match is_vacant {
+                true => self.unlink(hot),
+                false => self.trim(hot),
+            });
+        }
+        outcome
+    }
+
+    /// Gives back what is in the backing file of an object beside the blocks that are here. With its `change` held, and no
+    /// record that claims more on disk.
+    pub(super) fn trim(&self, hot: &Hot) -> Result<(), StoreError> {
+        let files = self.files(hot, false)?;
+        let mut wanted = hot.state.read().record.present.clone();
+        wanted.union(&hot.state.read().withdrawn);
+        let is_shared = files.data.metadata().is_ok_and(|file| file.nlink() > 1);
+        if hot.lent.load(Ordering::Acquire) == 0 && !is_shared {
+            let rest = wanted.missing(0..hot.object.blocks());
+            self.punch(&hot.object, &files, &rest)?;
+        }
+        self.measure(hot, &files);
+        Ok(())
+    }
+
+    /// Makes holes of blocks that nobody wants; where holes can't be punched, their room is given back with the last block.
+    pub(super) fn punch(
+        &self,
+        object: &Object,
+        files: &Files,
+        blocks: &[Range<u64>],
+    ) -> Result<(), StoreError> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        for blocks in blocks {
+            let bytes = object.bytes_of(blocks.clone());
+            match rustix::fs::fallocate(&*files.data, flags, bytes.start, bytes.end - bytes.start) {
+                Ok(()) | Err(Errno::OPNOTSUPP) => {}
+                Err(error) => {
+                    return Err(failed("punching", &self.data_path(object))(error.into()));
+                }
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Removes the files of an object of which nothing is here. With its `change` held.
@@ -511,7 +594,7 @@ impl Core {
         if want == Want::Files(0) {
             return Ok(Reserved {
                 room: &self.room,
-                bytes: 0,
+                want,
             });
         }
         self.reserve(want)
@@ -519,9 +602,10 @@ impl Core {
 
     /// See [`super::Store::make_room`].
     pub(super) fn make_room_for(&self, bytes: u64) -> Result<bool, StoreError> {
-        match self.reserve(Want::Files(bytes)) {
+        let want = Want::Files(bytes);
+        match self.reserve(want) {
             Ok(_reserved) => Ok(true),
-            Err(StoreError::NoRoom { .. }) => Ok(false),
+            Err(StoreError::NoRoom { .. }) if self.ever_fits(want) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -553,17 +637,27 @@ impl Core {
     }
 
     /// Counts staging files anew if that was last done so long ago: those that were unlinked, or became objects, are still in
-    /// the count.
-    pub(super) fn recount_staging(&self, after: Duration) -> Result<(), StoreError> {
-        let mut counted_at = self.room.counted_at.lock();
-        if counted_at.is_some_and(|at| at.elapsed() < after) {
+    /// the count. Nor is it done for more than one part in `part` of the time: nobody writes meanwhile.
+    pub(super) fn recount_staging(&self, after: Duration, part: u32) -> Result<(), StoreError> {
+        let mut counted = self.room.counted.lock();
+        let is_new = |last: &Counted| last.at.elapsed() < after.max(last.took * part);
+        if counted.as_ref().is_some_and(is_new) {
             return Ok(());
         }
+        let begun = Instant::now();
         let _nobody_writes = self.room.staging.write();
         let bytes = self.staging_bytes()? + folder_bytes(&self.dir.join("lost"));
         self.room.taken.lock().staging = bytes;
-        *counted_at = Some(Instant::now());
+        let at = Instant::now();
+        let took = at - begun;
+        *counted = Some(Counted { at, took });
         Ok(())
+    }
+
+    /// Counts what the index took meanwhile, until it is looked at.
+    pub(super) fn count_index_grown(&self, bytes: u64) {
+        let mut taken = self.room.taken.lock();
+        taken.index = taken.index.saturating_add(bytes);
     }
 
     /// Looks at what the index takes.
@@ -587,11 +681,14 @@ impl Core {
         self.note_index();
         self.make_room_for(0)?;
         let mut passing = self.room.passing.lock();
-        if !passing.is_empty() && !self.room.is_tight() {
-            passing.clear();
+        match self.room.is_tight() {
+            // To be looked at once more: memory is not to be held for long.
+            true if !passing.is_empty() => self.bell.ring(),
+            true => {}
+            false => passing.clear(),
         }
         drop(passing);
-        self.recount_staging(RECOUNT_AFTER)
+        self.recount_staging(RECOUNT_AFTER, RECOUNT_PART)
     }
 
     /// Makes room for what is put into the index, as far as that is possible: it is put there in any case.
@@ -616,7 +713,9 @@ impl Core {
 
     /// Until it is dropped no staging files are counted: one may have become an object that is not counted yet.
     pub(super) fn while_uncounted(&self) -> RwLockReadGuard<'_, ()> {
-        self.room.staging.read()
+        // Not behind somebody who waits to count: he may wait for one who writes and, since the bytes come from this object, for
+        // its `change`, which is held here.
+        self.room.staging.read_recursive()
     }
 
     /// Lets blocks pass that there is no room for.
@@ -652,10 +751,7 @@ impl Core {
         max: usize,
     ) -> Result<Vec<(Candidate, Origin)>, StoreError> {
         self.write_records()?;
-        let pool = match size {
-            Size::Small => &self.room.small,
-            Size::Large => &self.room.files,
-        };
+        let pool = self.room.pool(size);
         let mut oldest = Oldest::after(after, max);
         for pair in self.objects.iter() {
             let (key, value) = pair?;
@@ -693,11 +789,18 @@ impl Core {
 
     /// Lets a content go when room is needed, until then (seconds since 1970). False if too many may go already.
     pub(super) fn clear(&self, candidate: &Candidate, until_s: u64) -> bool {
-        let pool = match candidate.object.size <= INLINE_BYTES_MAX {
-            true => &self.room.small,
-            false => &self.room.files,
-        };
-        pool.lock().offer(candidate, until_s)
+        let pool = self.room.pool(Size::of(&candidate.object));
+        let is_cleared = pool.lock().offer(candidate, until_s);
+        if is_cleared {
+            *self.room.barren_until.lock() = None;
+        }
+        is_cleared
+    }
+
+    /// Room of what may go of a kind; `None` if no more may be cleared.
+    pub(super) fn cleared(&self, size: Size) -> Option<u64> {
+        let pool = self.room.pool(size).lock();
+        (!pool.is_full()).then(|| pool.room())
     }
 
     /// What is taken, what may be, and what of it may go.

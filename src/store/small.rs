@@ -70,6 +70,8 @@ impl Core {
             batch.insert(object_key(object).as_slice(), record.encode(object));
             came.push(*object);
         }
+        let bytes = came.iter().map(|object| object.size).sum();
+        self.index_takes(bytes)?;
         self.objects.apply_batch(batch)?;
         // Under the shard's lock, without which nobody counts one of them as pinned.
         for object in came {

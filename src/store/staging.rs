@@ -10,11 +10,11 @@ use std::{
 };
 
 use super::{
-    Origin, StagingId, StoreError,
+    Origin, Presence, StagingId, StoreError,
     cache::{Core, Files, TreeFile, remove_file},
     failed,
     folder::sync_dir,
-    policy::Want,
+    policy::{Want, small_room},
     record::journal_key,
 };
 use crate::{
@@ -80,6 +80,7 @@ impl Core {
                 None => 1,
             };
             let end = start.saturating_add(IDS_RESERVED);
+            self.index_takes(0)?;
             self.meta.insert(RESERVED_KEY, &end.to_be_bytes())?;
             self.flush_index()?;
             staging.next = start;
@@ -108,7 +109,12 @@ impl Core {
         if names < 2 {
             return Ok(file);
         }
-        // An object has the same bytes: they must not change under it.
+        // An object has the same bytes: they must not change under it. What is unpublished is not refused for lack of room.
+        let length = file.metadata().map_or(0, |file| file.len());
+        let _reserved = match self.reserve(Want::Files(length)) {
+            Err(error) if !matches!(error, StoreError::NoRoom { .. }) => return Err(error),
+            reserved => reserved.ok(),
+        };
         let copy_path = self.temporary_path(id, "copy");
         let copy = copy_file(&file, u64::MAX, &copy_path)?;
         copy.sync_data().map_err(failed("syncing", &copy_path))?;
@@ -228,7 +234,12 @@ impl Core {
                 content: content::hash_bytes(&bytes),
                 size,
             };
+            let _reserved = match self.presence(&object)? {
+                Presence::Complete => None,
+                _ => Some(self.reserve(Want::Written(small_room(size)))?),
+            };
             self.put_inline(&object, &bytes, Origin::Written)?;
+            self.note_index_if_grown()?;
             return Ok(object);
         }
         let tree_path = self.temporary_path(id, "tree");

@@ -238,10 +238,17 @@ impl SmallDisk {
     }
 
     fn fill(&self) -> PathBuf {
-        let path = self.0.join("somebody-elses");
+        self.fill_more(0)
+    }
+
+    /// Takes all there is, to the last block.
+    fn fill_more(&self, number: u64) -> PathBuf {
+        let path = self.0.join(format!("somebody-elses{number}"));
         let mut file = fs::File::create(&path).unwrap();
-        let block = vec![1; 64 * 1024];
-        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+        for size in [64 * 1024, 1024] {
+            let block = vec![1; size];
+            while std::io::Write::write_all(&mut file, &block).is_ok() {}
+        }
         path
     }
 }
@@ -341,6 +348,244 @@ fn open_and_mapped_files_stay_readable_while_their_contents_go_and_are_replaced(
             });
             assert!(bytes == content(0));
         }
+        // Replaced elsewhere while it is open here, and then let go: who opened it keeps it.
+        let version = 100 + options.len() as u64;
+        let file = c.with("f1", |path| fs::File::open(path)).unwrap();
+        pair.a.write("f1", noise(version, 2 * MIB));
+        pair.a.publishes();
+        c.shows("f1", noise(version, 2 * MIB));
+        for number in 2..12 {
+            c.shows(&format!("f{number}"), content(number));
+        }
+        let bytes = c.with_within(LONG, "f1", move |_| {
+            let mut bytes = vec![0; 3 * MIB];
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
+            bytes
+        });
+        assert!(bytes == content(1));
+        pair.a.write("f1", content(1));
+        pair.a.publishes();
         c.unmount();
+    }
+}
+
+#[test]
+fn a_full_cache_goes_on_while_nobody_is_reachable_and_after() {
+    let pair = pair_with("--cache-size 24M --min-free 0 --read-timeout 5s");
+    let (a, b) = (&pair.a, &pair.b);
+    a.write("a", noise(1, 3 * MIB));
+    a.publishes();
+    b.shows("a", noise(1, 3 * MIB));
+    a.host().cut_off();
+    let mut written = Vec::new();
+    let refused = loop {
+        let number = written.len() as u64;
+        let name = format!("b{number}");
+        match write(b, &name, &noise(100 + number, 2 * MIB)) {
+            Ok(()) => written.push(name),
+            Err(error) => break error,
+        }
+        assert!(written.len() < 20, "the limit is passed");
+    };
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC));
+    // Again and again, for all that come: small ones, and what can't fit at all.
+    for round in 0..3 {
+        let name = format!("more{round}");
+        let refused = write(b, &name, &noise(200 + round, 3 * MIB)).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC));
+        let refused = b.with_within(LONG, &name, |path| {
+            let file = fs::File::create(path).unwrap();
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 1 << 40)
+        });
+        assert_eq!(refused.unwrap_err(), rustix::io::Errno::NOSPC);
+    }
+    let full = b.status()["cache"]["full"].as_str().unwrap().to_owned();
+    assert!(full.contains("--cache-size"), "{full}");
+    for (number, name) in written.iter().enumerate() {
+        b.shows(name, noise(100 + number as u64, 2 * MIB));
+    }
+    b.shows("a", noise(1, 3 * MIB));
+    a.host().reconnect();
+    a.meets(1);
+    // What is here and there may go now.
+    for number in 0..2 {
+        let name = format!("b{number}");
+        a.shows_within(LONG, &name, noise(100 + number, 2 * MIB));
+    }
+    until(LONG, "there is room again", || {
+        write(b, "again", &noise(300, 2 * MIB)).is_ok()
+    });
+    a.shows_within(LONG, "again", noise(300, 2 * MIB));
+    b.shows_within(LONG, "b0", noise(100, 2 * MIB));
+}
+
+#[test]
+fn evict_pin_and_status_agree() {
+    const SIZE: u64 = 3 * MIB as u64;
+    let pair = pair();
+    let (a, b) = (&pair.a, &pair.b);
+    a.with("d", |path| fs::create_dir(path)).unwrap();
+    a.write("d/large", noise(1, SIZE as usize));
+    a.write("d/small", noise(2, 1000));
+    a.publishes();
+    let size = SIZE + 1000;
+    b.shows("d/large", noise(1, SIZE as usize));
+    b.shows("d/small", noise(2, 1000));
+    let command = |command: &str, path: &str| {
+        let path = b.path(path).display().to_string();
+        b.host().json(&format!("{command} {path}"))
+    };
+    let pinned = || b.status()["cache"]["pinned_bytes"].as_u64().unwrap();
+    let state = |path: &str| b.attribute(path, "state").unwrap();
+    assert_eq!((state("d/large"), pinned()), ("cached".into(), 0));
+    command("pin", "d");
+    until(LONG, "what is pinned is counted", || pinned() == size);
+    assert_eq!(state("d/small"), "pinned");
+    let evicted = command("evict", "d");
+    assert_eq!(
+        (&evicted["freed_bytes"], &evicted["kept_bytes"]),
+        (&0.into(), &size.into()),
+        "{evicted}"
+    );
+    assert_eq!(evicted["kept"][0]["reason"], "it is pinned");
+    command("unpin", "d");
+    until(LONG, "nothing is pinned", || pinned() == 0);
+    let before = b.status()["cache"]["files_bytes"].as_u64().unwrap();
+    let evicted = command("evict", "d");
+    assert_eq!(
+        (&evicted["freed_bytes"], &evicted["kept_bytes"]),
+        (&size.into(), &0.into()),
+        "{evicted}"
+    );
+    let after = b.status()["cache"]["files_bytes"].as_u64().unwrap();
+    assert!(after + SIZE <= before, "{before} {after}");
+    for path in ["d/large", "d/small"] {
+        assert_eq!(state(path), "remote");
+        assert_eq!(b.attribute(path, "cached").unwrap(), "0");
+    }
+    // Who promised to keep it says so, and keeps it.
+    let path = a.path("d").display().to_string();
+    let refused = a.host().json(&format!("evict {path}"));
+    assert_eq!(refused["kept_bytes"], size);
+    b.shows_within(LONG, "d/large", noise(1, SIZE as usize));
+    command("pin", "d");
+    until(LONG, "what is pinned is brought", || pinned() == size);
+}
+
+/// A disk of which others took everything: the index must outlive that.
+#[test]
+fn a_disk_that_is_full_to_the_last_byte_is_survived_without_a_remount() {
+    let pair = pair();
+    pair.a.write("a", noise(1, 3 * MIB));
+    pair.a.publishes();
+    let host = pair.lab.host("c");
+    let disk = SmallDisk::mount(&host, "96M");
+    let c = host.mount(&pair.id, "--cache-size 1G --min-free 0");
+    c.meets(2);
+    write(&c, "kept", &noise(3, MIB)).unwrap();
+    c.with("names", |path| fs::create_dir(path)).unwrap();
+    c.publishes();
+    let mut foreign = vec![disk.fill()];
+    c.shows_within(LONG, "a", noise(1, 3 * MIB));
+    // Whatever makes the index grow, many times what it may still write.
+    let mut refused = 0;
+    for number in 0..2000 {
+        let name = format!("names/{number}");
+        let outcome = c.with_within(LONG, &name, |path| match number % 3 {
+            0 => fs::create_dir(path),
+            1 => fs::write(path, noise(number, 3000)),
+            _ => fs::rename(path.with_file_name((number - 2).to_string()), path),
+        });
+        if let Err(error) = outcome {
+            let code = error.raw_os_error();
+            let expected = [libc::ENOSPC, libc::ENOENT].map(Some);
+            assert!(expected.contains(&code), "{error}");
+            refused += 1;
+        }
+        if number % 500 == 499 {
+            // What went meanwhile is taken, too.
+            foreign.push(disk.fill_more(number));
+        }
+    }
+    assert!(refused > 0, "the disk was never full");
+    c.shows("kept", noise(3, MIB));
+    pair.a.write("b", noise(2, 3 * MIB));
+    pair.a.publishes();
+    assert_eq!(c.json("verify")["damaged"], 0);
+    for path in foreign {
+        fs::remove_file(path).unwrap();
+    }
+    until(LONG, "there is room again", || {
+        write(&c, "again", &noise(5, 2 * MIB)).is_ok()
+    });
+    c.publishes_within(LONG);
+    pair.a.shows_within(LONG, "again", noise(5, 2 * MIB));
+    c.shows_within(LONG, "b", noise(2, 3 * MIB));
+    let names = c.list("names").unwrap();
+    until(LONG, "the others see all names", || {
+        pair.a.list("names").is_ok_and(|seen| seen == names)
+    });
+    c.kill();
+    let c = host.mount(&pair.id, "--cache-size 1G --min-free 0");
+    c.shows("kept", noise(3, MIB));
+    c.shows("again", noise(5, 2 * MIB));
+    assert_eq!(c.list("names").unwrap(), names);
+    c.unmount();
+}
+
+/// `P2PFS_SMALL_FILES`: how many files; the cache is a tenth of them. 500,000 is the long form.
+#[test]
+fn small_files_in_one_folder_turned_over_ten_times_stay_within_the_limit() {
+    let files = std::env::var("P2PFS_SMALL_FILES").map_or(3000, |files| files.parse().unwrap());
+    let limit = (files * 4096 / 10).max(16 * MIB as u64);
+    let pair = pair();
+    let a = &pair.a;
+    a.with("small", |path| fs::create_dir(path)).unwrap();
+    let begun = std::time::Instant::now();
+    for number in 0..files {
+        a.write(&format!("small/{number}"), noise(number, 4096));
+    }
+    a.publishes_within(20 * LONG);
+    let wrote = begun.elapsed();
+    let c = pair.another("c", &format!("--cache-size {limit} --min-free 0"));
+    c.meets(2);
+    until(20 * LONG, "all files are seen", || {
+        c.list("small")
+            .is_ok_and(|names| names.len() as u64 == files)
+    });
+    let watch = Watch::start(&c);
+    let begun = std::time::Instant::now();
+    // The order in which nothing is ahead, several at a time.
+    thread::scope(|scope| {
+        for reader in 0..4 {
+            let c = &c;
+            scope.spawn(move || {
+                for round in (reader..files).step_by(4) {
+                    let number = round * 7919 % files;
+                    let read = c.with_within(LONG, "small", |path| {
+                        fs::read(path.join(number.to_string()))
+                    });
+                    assert!(read.unwrap() == noise(number, 4096), "{number}");
+                }
+            });
+        }
+    });
+    let read = begun.elapsed();
+    let (peak, parts) = watch.peak();
+    assert!(peak <= limit, "{peak} bytes of {limit} were taken:{parts}");
+    let cache = c.status()["cache"].clone();
+    let index = cache["index_bytes"].as_u64().unwrap();
+    assert!(index <= limit / 4 * 3, "{cache}");
+    let memory = fs::read_to_string(format!("/proc/{}/status", c.pid().as_raw_nonzero())).unwrap();
+    let memory: Vec<_> = memory
+        .lines()
+        .filter(|line| line.starts_with("VmHWM") || line.starts_with("RssAnon"))
+        .collect();
+    println!(
+        "{files} files, a cache of {limit}: written in {wrote:?}, read in {read:?}, {peak} bytes at most, the index {index}, {memory:?}"
+    );
+    // Those that went come again.
+    for number in (0..files).step_by(1 + files as usize / 50) {
+        c.shows(&format!("small/{number}"), noise(number, 4096));
     }
 }

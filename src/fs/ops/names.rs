@@ -262,6 +262,8 @@ impl Core {
             return;
         }
         state.unlinked = true;
+        // That may make room.
+        *self.no_room.lock() = None;
         if state.importing {
             // The publication finds out, and cleans up.
             return;

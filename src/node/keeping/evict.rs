@@ -17,6 +17,7 @@ use std::{
 use futures::{StreamExt, stream};
 use libp2p::PeerId;
 use parking_lot::Mutex;
+use rand::seq::SliceRandom;
 
 use super::{
     bring::{bytes_in, here},
@@ -100,7 +101,8 @@ impl Evictions {
         self.phases.lock().remove(object);
     }
 
-    /// Promises a member to keep contents that are whole here; on disk when this returns. `own` is this node.
+    /// Promises a member to keep contents that are whole here; contents and promises are on disk when this returns. `own` is this
+    /// node.
     ///
     /// # Errors
     /// Of the store: nothing is promised then.
@@ -129,7 +131,16 @@ impl Evictions {
             }
             answers.push(true);
         }
-        self.store.flush()?;
+        // Others drop it now: it must not be lost with the machine. Not under the lock: it is promised already.
+        let asked = objects.iter().zip(&mut answers);
+        let promised = asked.filter(|(_, promised)| **promised);
+        let (contents, answered): (Vec<Object>, Vec<&mut bool>) = promised
+            .map(|(object, promised)| (*object, promised))
+            .unzip();
+        let durable = self.store.make_durable(&contents)?;
+        for (answer, durable) in answered.into_iter().zip(durable) {
+            *answer = durable;
+        }
         Ok(answers)
     }
 }
@@ -231,7 +242,7 @@ async fn evict_batch(
             reasons.insert(*object, "another member was promised that it stays here");
         }
     }
-    let held = held_elsewhere(node, &running.objects, &|_| true).await;
+    let held = held_elsewhere(node, &running.objects, PROMISED_WITHIN, &|_| true).await;
     for object in &running.objects {
         if !held.contains(object) {
             reasons.insert(*object, "no other member promised to keep it");
@@ -278,15 +289,19 @@ async fn drop_settled(node: &Arc<Node>, object: Object) -> Result<Option<u64>, S
     }
 }
 
-/// Those of the contents that another member promised to keep, and proved to have where that is needed.
+/// Those of the contents that another member promised to keep, and proved to have where that is needed. Each member is given
+/// so long to promise.
 pub(super) async fn held_elsewhere(
     node: &Arc<Node>,
     objects: &[Object],
+    within: Duration,
     needs_proof: &(dyn Fn(&Object) -> bool + Sync),
 ) -> Vec<Object> {
     let mut peers = node.net.peers();
-    // Who keeps everything anyway comes first. Who does not know of promises cannot be asked for one.
+    // Who keeps everything anyway comes first, others in no order: one that is silent is not to be the first each time. Who does
+    // not know of promises cannot be asked for one.
     peers.retain(|peer| peer.hello.promises);
+    peers.shuffle(&mut rand::rng());
     peers.sort_by_key(|peer| !peer.hello.keeps_all);
     let mut left = objects.to_vec();
     let mut held = Vec::new();
@@ -298,7 +313,7 @@ pub(super) async fn held_elsewhere(
             objects: left.clone(),
             for_s: LEASE.as_secs(),
         };
-        let answer = node.net.request(peer.peer, request, PROMISED_WITHIN).await;
+        let answer = node.net.request(peer.peer, request, within).await;
         let Ok(SyncAnswer::Keep(promised)) = answer else {
             continue;
         };
@@ -383,6 +398,47 @@ mod tests {
         assert!(store.is_promised(&object, now_s()).unwrap());
         assert!(!store.is_promised(&object, now_s() + 61).unwrap());
         assert!(!store.is_promised(&other, now_s()).unwrap());
+    }
+
+    #[test]
+    fn what_is_promised_survives_the_machine_going_down() {
+        let (small, large) = two();
+        let (dir, store, _) = one();
+        let bytes = vec![9; BLOCK_BYTES as usize];
+        let object = Object {
+            content: crate::content::hash_bytes(&bytes),
+            size: BLOCK_BYTES,
+        };
+        let range = crate::content::verify_range(object, 0..1, &bytes).unwrap();
+        store.insert(&range).unwrap();
+        let evictions = Evictions::new(store.clone());
+        let promised = evictions.promise(small, large, &[object], 60).unwrap();
+        assert_eq!(promised, [true]);
+        // What the disk has now, with another name for the boot.
+        let copy = tempfile::tempdir().unwrap();
+        let state = copy.path().join("state");
+        let copied = std::process::Command::new("cp")
+            .arg("-a")
+            .args([dir.path(), &state])
+            .status();
+        assert!(copied.unwrap().success());
+        drop((evictions, store));
+        {
+            let db = sled::open(state.join("index")).unwrap();
+            let meta = db.open_tree("meta").unwrap();
+            meta.insert("boot", "another").unwrap();
+            db.flush().unwrap();
+        }
+        let name = format!("{}-{}", object.content, object.size);
+        let first = format!("{:02x}", object.content.0[0]);
+        std::fs::write(state.join("objects").join(first).join(name), [0; 9]).unwrap();
+        let store = Store::open(&state).unwrap();
+        // It is not looked at again: it was synced.
+        assert_eq!(
+            store.presence(&object).unwrap(),
+            crate::store::Presence::Complete
+        );
+        assert!(store.is_promised(&object, now_s()).unwrap());
     }
 
     #[test]

@@ -146,12 +146,25 @@ impl Pins {
 
     /// The pinned paths that are not inside others.
     fn outermost(&self) -> BTreeSet<TreePath> {
+        self.outermost_of(&self.paths.read())
+    }
+
+    fn outermost_of(&self, paths: &BTreeSet<TreePath>) -> BTreeSet<TreePath> {
         if self.keep_all {
             return BTreeSet::from([TreePath::root()]);
         }
-        super::outermost(self.paths.read().iter().cloned().collect())
+        super::outermost(paths.iter().cloned().collect())
             .into_iter()
             .collect()
+    }
+
+    /// All below these paths has been counted.
+    fn note_counted(&self, counted: &BTreeSet<TreePath>) {
+        // Under the lock, under which a change of the pins says that not all is counted.
+        let paths = self.paths.read();
+        if self.outermost_of(&paths) == *counted {
+            self.counted.send_replace(true);
+        }
     }
 
     fn report(&self) -> PinReport {
@@ -242,23 +255,42 @@ struct Counted {
     pins: BTreeSet<TreePath>,
 }
 
+/// What is done with what is pinned.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// It is looked at: the manifest nodes are here then.
+    Look,
+    /// It is counted.
+    Count,
+}
+
 /// Counts what is pinned, and goes on doing so.
 pub(in crate::node) async fn follow(node: Arc<Node>) {
     let (mut published, mut arrivals) = (node.namespace.published(), node.namespace.arrivals());
     let mut counted = Counted::default();
     loop {
         let wanted = node.pins.outermost();
-        let outcome = count(&node, &mut counted, &wanted).await;
-        if let Err(error) = &outcome {
-            tracing::debug!(%error, "what is pinned could not be counted");
-            // What was counted in part is of no use.
-            counted = Counted::default();
-            let store = node.store.clone();
-            if let Err(error) = run_blocking(move || store.forget_pinned()).await {
-                tracing::error!(%error, "the count of what is pinned cannot be kept");
+        // Looked through before anything is counted: what can't be looked at leaves the count as it was, and what was counted is
+        // pinned still.
+        let mut outcome = match counted.pins.is_empty() {
+            true => Ok(()),
+            false => count(&node, &mut counted, &wanted, Pass::Look).await,
+        };
+        if outcome.is_ok() {
+            outcome = count(&node, &mut counted, &wanted, Pass::Count).await;
+            if outcome.is_err() {
+                // What was counted in part is of no use.
+                counted = Counted::default();
+                node.pins.counted.send_replace(false);
+                let store = node.store.clone();
+                if let Err(error) = run_blocking(move || store.forget_pinned()).await {
+                    tracing::error!(%error, "the count of what is pinned cannot be kept");
+                }
             }
-        } else if wanted == node.pins.outermost() {
-            node.pins.counted.send_replace(true);
+        }
+        match &outcome {
+            Ok(()) => node.pins.note_counted(&wanted),
+            Err(error) => tracing::debug!(%error, "what is pinned could not be counted"),
         }
         tokio::select! {
             () = node.pins.changed.notified() => {}
@@ -274,6 +306,7 @@ async fn count(
     node: &Arc<Node>,
     counted: &mut Counted,
     wanted: &BTreeSet<TreePath>,
+    pass: Pass,
 ) -> Result<(), ControlError> {
     let Ok(root) = node.namespace.root() else {
         // Nothing is known of the folder yet.
@@ -289,20 +322,22 @@ async fn count(
         return Ok(());
     }
     if let Some(from) = counted.root.filter(|from| *from != root) {
-        apply_changes(node, from, root, &counted.pins).await?;
+        apply_changes(node, from, root, &counted.pins, pass).await?;
     }
-    counted.root = Some(root);
     for path in wanted.difference(&counted.pins) {
         if !is_below(path, &counted.pins) {
-            count_below(node, root, path, &counted.pins, true).await?;
+            count_below(node, root, path, &counted.pins, true, pass).await?;
         }
     }
     for path in counted.pins.difference(wanted) {
         if !is_below(path, wanted) {
-            count_below(node, root, path, wanted, false).await?;
+            count_below(node, root, path, wanted, false, pass).await?;
         }
     }
-    counted.pins.clone_from(wanted);
+    if pass == Pass::Count {
+        counted.root = Some(root);
+        counted.pins.clone_from(wanted);
+    }
     Ok(())
 }
 
@@ -312,6 +347,7 @@ async fn apply_changes(
     from: NodeHash,
     to: NodeHash,
     pins: &BTreeSet<TreePath>,
+    pass: Pass,
 ) -> Result<(), ControlError> {
     let mut after: Option<Key> = None;
     loop {
@@ -337,7 +373,7 @@ async fn apply_changes(
                     .map(|(file, more)| (file, path.clone(), more)),
             );
         }
-        count_files(node, files).await?;
+        count_files(node, files, pass).await?;
     }
 }
 
@@ -359,6 +395,7 @@ async fn count_below(
     path: &TreePath,
     pass_over: &BTreeSet<TreePath>,
     more: bool,
+    pass: Pass,
 ) -> Result<(), ControlError> {
     let at = path.clone();
     let shown = node
@@ -367,7 +404,9 @@ async fn count_below(
     let mut folders = Vec::new();
     match shown.map(|shown| shown.entry.kind) {
         Some(Kind::Directory) => folders.push(path.clone()),
-        Some(Kind::File(object)) => count_files(node, vec![(object, path.clone(), more)]).await?,
+        Some(Kind::File(object)) => {
+            count_files(node, vec![(object, path.clone(), more)], pass).await?;
+        }
         _ => {}
     }
     while let Some(folder) = folders.pop() {
@@ -389,7 +428,7 @@ async fn count_below(
                 _ => {}
             }
         }
-        count_files(node, files).await?;
+        count_files(node, files, pass).await?;
     }
     Ok(())
 }
@@ -398,7 +437,11 @@ async fn count_below(
 async fn count_files(
     node: &Arc<Node>,
     files: Vec<(Object, TreePath, bool)>,
+    pass: Pass,
 ) -> Result<(), ControlError> {
+    if pass == Pass::Look {
+        return Ok(());
+    }
     let at = node.clone();
     let counted = run_blocking(move || {
         for (object, path, more) in files {

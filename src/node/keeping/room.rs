@@ -5,7 +5,8 @@
 //!   give a block as well: a word is not enough for what may be the only copy;
 //! - what no name of the folder, no open file and nothing that is being written refers to any more: earlier versions. That is
 //!   looked for only when nobody promises enough, since it takes a walk through the whole folder, and counts only if nothing
-//!   changed meanwhile and there are no hard links: of a file with several names a version may stand that none of them shows.
+//!   changed meanwhile, all heads that are known are shown, and there are no hard links: of a file with several names a version
+//!   may stand that none of them shows.
 //!
 //! Everything else stays: what is pinned, promised to others, unpublished, lent to the kernel, or nobody else's.
 
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     content::Object,
-    manifest::TreePath,
+    manifest::{NodeHash, TreePath},
     net::proto::KEPT_MAX,
     node::{Node, run_blocking},
     store::{Candidate, Origin, Size, StoreError},
@@ -37,13 +38,18 @@ const OLDEST_MAX: usize = 4096;
 const LEFT_MAX: usize = 65_536;
 /// What is cleared at a time at most: a part of the limit.
 const CLEARED_DIVISOR: u64 = 4;
-/// Longest search; what it found until then counts.
-const SEARCHED_WITHIN: Duration = Duration::from_secs(20);
+/// Longest search among contents of one kind; what it found until then counts.
+const SEARCHED_WITHIN: Duration = Duration::from_secs(10);
+/// How long one member is given to promise.
+const PROMISED_WITHIN: Duration = Duration::from_secs(4);
+/// Longest look for what nothing refers to, after that.
+const WALKED_WITHIN: Duration = Duration::from_secs(15);
 /// How long the count of what is pinned is waited for.
 const COUNTED_WITHIN: Duration = Duration::from_secs(5);
 /// How often it is looked whether there is a need, unasked.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Pause after a search that found nothing, and after many of them: whoever waits for room waits for that as well.
+/// Pause after a search that found nothing, and after many of them: whoever waits for room waits for that as well. At least as
+/// long as the search took.
 const FRUITLESS_PAUSE: Duration = Duration::from_millis(500);
 const FRUITLESS_PAUSE_MAX: Duration = Duration::from_secs(4);
 /// What nothing refers to stays cleared for so long. Seconds.
@@ -66,6 +72,7 @@ pub(in crate::node) async fn keep_room(node: Arc<Node>) {
             continue;
         }
         node.store.search_begins();
+        let begun = Instant::now();
         let found = match search(&node).await {
             Ok(found) => found,
             Err(error) => {
@@ -78,7 +85,8 @@ pub(in crate::node) async fn keep_room(node: Arc<Node>) {
         if found {
             pause = FRUITLESS_PAUSE;
         } else {
-            tokio::time::sleep(pause).await;
+            let took = begun.elapsed();
+            tokio::time::sleep(pause.max(took)).await;
             pause = (pause * 2).min(FRUITLESS_PAUSE_MAX);
         }
     }
@@ -92,65 +100,65 @@ async fn give_back(node: &Arc<Node>) {
     }
 }
 
-/// What a search is after, and how far it is.
-struct Search {
-    deadline: Instant,
-    /// Bytes of each kind that are enough.
-    enough: u64,
-}
-
 /// True if anything was cleared.
 async fn search(node: &Arc<Node>) -> Result<bool, StoreError> {
     if !node.pins.wait_counted(COUNTED_WITHIN).await {
         tracing::warn!("nothing goes from the cache: it is not known yet what is pinned");
         return Ok(false);
     }
-    let limits = node.store.room().limits;
-    let limit = limits.map_or(u64::MAX, |limits| limits.cache_bytes_max);
-    let search = Search {
-        deadline: Instant::now() + SEARCHED_WITHIN,
-        enough: limit / CLEARED_DIVISOR,
-    };
-    let large = search.among(node, Size::Large).await?;
-    let small = search.among(node, Size::Small).await?;
+    let large = search_among(node, Size::Large).await?;
+    let small = search_among(node, Size::Small).await?;
     Ok(large || small)
 }
 
-impl Search {
-    async fn among(&self, node: &Arc<Node>, size: Size) -> Result<bool, StoreError> {
-        let is_over = |cleared| cleared >= self.enough || Instant::now() >= self.deadline;
-        let (mut cleared, mut after) = (0, None);
-        let mut left = Vec::new();
-        // Nobody may promise the oldest of all: then it is one of those that were used later.
-        while !is_over(cleared) {
-            let store = node.store.clone();
-            let page = run_blocking(move || store.oldest(size, after, OLDEST_MAX)).await?;
-            for batch in page.chunks(KEPT_MAX) {
-                if is_over(cleared) {
-                    break;
-                }
-                let (room, kept) = clear_promised(node, batch).await?;
-                cleared += room;
-                left.extend(kept);
-            }
-            left.truncate(LEFT_MAX);
-            after = page.last().map(|(candidate, _)| *candidate);
-            if page.len() < OLDEST_MAX {
+async fn search_among(node: &Arc<Node>, size: Size) -> Result<bool, StoreError> {
+    let limits = node.store.room().limits;
+    let limit = limits.map_or(u64::MAX, |limits| limits.cache_bytes_max);
+    let deadline = Instant::now() + SEARCHED_WITHIN;
+    let is_over = || {
+        let cleared = node.store.cleared(size);
+        cleared.is_none_or(|cleared| cleared >= limit / CLEARED_DIVISOR)
+            || Instant::now() >= deadline
+    };
+    let (mut found, mut after) = (false, None);
+    let mut left = Vec::new();
+    // Nobody may promise the oldest of all: then it is one of those that were used later.
+    'pages: while !is_over() {
+        let store = node.store.clone();
+        let page = run_blocking(move || store.oldest(size, after, OLDEST_MAX)).await?;
+        for batch in page.chunks(KEPT_MAX) {
+            if is_over() {
                 break;
             }
+            // Members that are silent are waited for as long as there is time.
+            let asked = clear_promised(node, batch);
+            let Ok(asked) = tokio::time::timeout_at(deadline, asked).await else {
+                break 'pages;
+            };
+            let (is_any, kept) = asked?;
+            found |= is_any;
+            left.extend(kept);
         }
-        if cleared == 0 && !left.is_empty() {
-            cleared = clear_unreferenced(node, &left).await;
+        left.truncate(LEFT_MAX);
+        after = page.last().map(|(candidate, _)| *candidate);
+        if page.len() < OLDEST_MAX {
+            break;
         }
-        Ok(cleared > 0)
     }
+    if !found && !left.is_empty() && node.store.cleared(size).is_some() {
+        let looked = clear_unreferenced(node, &left);
+        found = tokio::time::timeout(WALKED_WITHIN, looked)
+            .await
+            .unwrap_or(false);
+    }
+    Ok(found)
 }
 
-/// Clears those that another member promises to keep; returns their room, and the others.
+/// Clears those that another member promises to keep; returns whether there were any, and the others.
 async fn clear_promised(
     node: &Arc<Node>,
     batch: &[(Candidate, Origin)],
-) -> Result<(u64, Vec<Candidate>), StoreError> {
+) -> Result<(bool, Vec<Candidate>), StoreError> {
     let evictions: &Evictions = &node.evictions;
     let mut running = Running {
         evictions,
@@ -167,25 +175,25 @@ async fn clear_promised(
         .map(|(candidate, _)| candidate.object)
         .collect();
     let needs_proof = |object: &Object| written.contains(object);
-    let held = held_elsewhere(node, &running.objects, &needs_proof).await;
+    let held = held_elsewhere(node, &running.objects, PROMISED_WITHIN, &needs_proof).await;
     let held: BTreeSet<Object> = held.into_iter().collect();
     let until_s = now_s() + LEASE.saturating_sub(LEASE_SLACK).as_secs();
-    let (mut room, mut left) = (0, Vec::new());
+    let (mut is_any, mut left) = (false, Vec::new());
     for (candidate, _) in batch {
         let object = &candidate.object;
         // Whoever was promised it meanwhile relies on this node.
         let may_go = held.contains(object) && evictions.commit(object);
         if may_go && node.store.clear(candidate, until_s) {
-            room += candidate.room;
+            is_any = true;
         } else if running.objects.contains(object) {
             left.push(*candidate);
         }
     }
-    Ok((room, left))
+    Ok((is_any, left))
 }
 
-/// Clears those that nothing refers to any more; returns their room.
-async fn clear_unreferenced(node: &Arc<Node>, candidates: &[Candidate]) -> u64 {
+/// Clears those that nothing refers to any more; returns whether there were any.
+async fn clear_unreferenced(node: &Arc<Node>, candidates: &[Candidate]) -> bool {
     for _ in 0..WALKS_MAX {
         let young = |candidate: &&Candidate| candidate.last_use + UNREFERENCED_SINCE > now_s();
         let mut wanted: BTreeMap<Object, Candidate> = candidates
@@ -193,7 +201,9 @@ async fn clear_unreferenced(node: &Arc<Node>, candidates: &[Candidate]) -> u64 {
             .filter(|candidate| !young(candidate))
             .map(|candidate| (candidate.object, *candidate))
             .collect();
-        let before = state_of(node);
+        let Some(before) = state_of(node) else {
+            return false;
+        };
         let (Some(in_use), Ok(mut walk)) = (
             in_use(node),
             Walk::start(node.clone(), &[TreePath::root()]).await,
@@ -212,11 +222,11 @@ async fn clear_unreferenced(node: &Arc<Node>, candidates: &[Candidate]) -> u64 {
             }
         };
         if !whole {
-            return 0;
+            return false;
         }
         if wanted.is_empty() {
             if !candidates.iter().any(|candidate| young(&candidate)) {
-                return 0;
+                return false;
             }
             tokio::time::sleep(Duration::from_secs(UNREFERENCED_SINCE)).await;
             continue;
@@ -225,23 +235,23 @@ async fn clear_unreferenced(node: &Arc<Node>, candidates: &[Candidate]) -> u64 {
             continue;
         };
         wanted.retain(|object, _| !in_use.contains(object));
-        if state_of(node) != before {
+        if state_of(node) != Some(before) {
             continue;
         }
         let until_s = now_s() + UNREFERENCED_FOR;
-        return wanted
-            .values()
-            .filter(|candidate| node.store.clear(candidate, until_s))
-            .map(|candidate| candidate.room)
-            .sum();
+        let cleared = wanted.values();
+        let cleared = cleared.filter(|candidate| node.store.clear(candidate, until_s));
+        return cleared.count() > 0;
     }
-    0
+    false
 }
 
-/// Changes with every change of the folder, here or elsewhere.
-fn state_of(node: &Node) -> (Option<crate::manifest::NodeHash>, Option<u64>) {
+/// Changes with every change of the folder, here or elsewhere; `None` while there are changes that can't be seen: they may
+/// refer to anything.
+fn state_of(node: &Node) -> Option<(Option<NodeHash>, Option<u64>)> {
     let changes = node.mounted().map(|mounted| mounted.changes());
-    (node.namespace.status().root, changes)
+    let status = node.namespace.status();
+    (status.unseen_heads == 0).then_some((status.root, changes))
 }
 
 /// What open files show, and what is being written; `None` while that can't be said.

@@ -179,6 +179,8 @@ pub struct NamespaceStatus {
     pub unpublished: u64,
     /// Paths that show conflict copies.
     pub conflicts: u64,
+    /// Heads whose trees are neither merged nor shown yet.
+    pub unseen_heads: u64,
 }
 
 /// What the parts of the namespace share: the replica, and what wakes and announces.

@@ -397,11 +397,14 @@ impl<D: Disk> Replica<D> {
         let state = self.state.read();
         let summary = |root| manifest::summary(&self.nodes, root).ok();
         let summary = state.root.and_then(summary);
+        let is_shown = |head: &&KnownHead| state.parts.iter().any(|part| part.root == head.root);
+        let unseen = state.heads.unmerged().filter(|head| !is_shown(head));
         NamespaceStatus {
             root: state.root,
             summary,
             unpublished: state.overlay.len() as u64,
             conflicts: summary.map_or(0, |summary| summary.conflicts),
+            unseen_heads: unseen.count() as u64,
         }
     }
 }

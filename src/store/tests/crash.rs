@@ -107,6 +107,50 @@ fn after_a_kill_nothing_is_read_again() {
 }
 
 #[test]
+fn what_a_killed_process_wrote_and_did_not_record_takes_no_room() {
+    let (dir, store) = new_store();
+    let sample = Sample::new(100 * BLOCK_BYTES, 1);
+    store.insert(&sample.range(3..10)).unwrap();
+    store.flush().unwrap();
+    let crashed = crashed_copy(&dir, &store);
+    drop(store);
+    let path = crashed.join(relative_path(&sample.object));
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(sample.slice(20..80), 20 * BLOCK_BYTES)
+        .unwrap();
+    let store = Store::open(&crashed).unwrap();
+    let taken = path.metadata().unwrap().blocks() * 512;
+    assert!(taken < 8 * BLOCK_BYTES, "{taken}");
+    assert!((taken..taken + BLOCK_BYTES).contains(&store.room().files_bytes));
+    assert_eq!(
+        read_blocks(&store, &sample.object, 3..10).unwrap(),
+        sample.slice(3..10)
+    );
+}
+
+#[test]
+fn what_others_rely_on_is_on_disk() {
+    let (dir, store) = new_store();
+    let (large, small) = (Sample::new(3 * BLOCK_BYTES, 1), Sample::new(100, 2));
+    let objects = [large.object, small.object];
+    for sample in [&large, &small] {
+        store.insert(&sample.all()).unwrap();
+        assert!(store.promise(&sample.object, u64::MAX).unwrap());
+    }
+    assert_eq!(store.make_durable(&objects).unwrap(), [true, true]);
+    let crashed = crashed_copy(&dir, &store);
+    drop(store);
+    // Not proven again, since it was synced.
+    fs::write(crashed.join(relative_path(&large.object)), [0; 9]).unwrap();
+    reboot(&crashed);
+    let store = Store::open(&crashed).unwrap();
+    for object in objects {
+        assert_eq!(store.presence(&object).unwrap(), Presence::Complete);
+        assert!(store.is_promised(&object, 0).unwrap());
+    }
+}
+
+#[test]
 fn after_a_reboot_the_journal_says_what_was_durable() {
     let (dir, store) = new_store();
     let (synced, file) = store.stage().unwrap();
