@@ -391,7 +391,7 @@ impl Core {
     /// How many names a file has.
     pub(super) fn count_names(&self, file: Option<FileId>) -> Result<u32, Fail> {
         let Some(file) = file else { return Ok(1) };
-        let names = self.tree.names_of(file)?.len();
+        let names = self.tree.count_names(file)?;
         Ok(u32::try_from(names).unwrap_or(u32::MAX).max(1))
     }
 

@@ -191,6 +191,18 @@ impl LiveState {
         Ok(())
     }
 
+    /// Notes that it stands elsewhere by now, in the journal too.
+    pub(crate) fn stands_at(&mut self, path: TreePath, store: &Store) {
+        self.path = path;
+        self.is_moved = self.is_durable;
+        self.journaled = u64::MAX;
+        if self.staging.is_some()
+            && let Err(error) = self.journal(store)
+        {
+            tracing::warn!(path = %self.path, %error, "the journal could not be written");
+        }
+    }
+
     /// Removes the staging file from the store, and so what a restart would find; open handles keep its bytes.
     pub(crate) fn unstage(&mut self, store: &Store) {
         if let Some(staging) = &mut self.staging

@@ -10,7 +10,7 @@ use tokio::sync::broadcast;
 
 use super::core::Core;
 use crate::{
-    manifest::{Kind, Name, TreePath},
+    manifest::{FileId, Kind, Name, TreePath},
     node::namespace::RemoteChanges,
 };
 
@@ -235,7 +235,10 @@ impl Core {
         // A change of a name may make, resolve or rename the copies beside it.
         let copies = self.inodes.lock().copies();
         for path in paths {
-            self.notice_other_names(&mut notices, path);
+            if let Some(file) = path.record() {
+                self.notice_names(&mut notices, &file);
+                continue;
+            }
             let mut folder = super::inodes::ROOT;
             let mut at = TreePath::root();
             for name in path.names() {
@@ -245,6 +248,10 @@ impl Core {
                 if at == *path || child.is_none() || !self.is_folder(&at) {
                     notices.insert(Notice::Folder(folder));
                     self.notice_name(&mut notices, folder, name, child, &at);
+                    // One inode under several names: what was told of it is old under all of them.
+                    let links = child.map(|child| self.inodes.lock().links(child));
+                    let links = links.filter(|links| links.len() > 1).into_iter().flatten();
+                    notices.extend(links.map(|(folder, name)| Notice::Name(folder, name)));
                     let beside = copies.get(&folder).into_iter().flatten();
                     notices.extend(beside.map(|copy| Notice::Name(folder, copy.clone())));
                     break;
@@ -256,29 +263,12 @@ impl Core {
         notices
     }
 
-    /// What changes under one of several names of a file changes under all of them.
-    fn notice_other_names(&self, notices: &mut BTreeSet<Notice>, path: &TreePath) {
-        let link = self
-            .tree
-            .get(path)
-            .ok()
-            .flatten()
-            .and_then(|shown| shown.link);
+    /// What changes about a file with several names changes under all that are known.
+    fn notice_names(&self, notices: &mut BTreeSet<Notice>, file: &FileId) {
         let inodes = self.inodes.lock();
-        let of_file = link.and_then(|link| inodes.of_file(&link.file));
-        let mut child = Some(super::inodes::ROOT);
-        for name in path.names() {
-            child = child.and_then(|folder| inodes.child(folder, name));
-        }
-        for number in of_file.into_iter().chain(child) {
-            let links = inodes.links(number);
-            if links.len() > 1 || of_file.is_some() {
-                notices.extend(
-                    links
-                        .into_iter()
-                        .map(|(folder, name)| Notice::Name(folder, name)),
-                );
-            }
+        let links = inodes.of_file(file).map(|number| inodes.links(number));
+        for (folder, name) in links.into_iter().flatten() {
+            notices.insert(Notice::Name(folder, name));
         }
     }
 

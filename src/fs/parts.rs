@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, ops::Range, time::Duration};
 
 use futures::future::BoxFuture;
 
+use super::core::Fail;
 use crate::{
     content::Object,
     manifest::{Dot, FileId, HybridTime, Name, NodeHash, Shown, TreePath},
@@ -19,6 +20,7 @@ pub(crate) trait Tree: Send + Sync + 'static {
     fn children(&self, folder: &TreePath) -> Result<Vec<(Name, Shown)>, NamespaceError>;
     fn below(&self, folder: &TreePath) -> Result<Vec<(TreePath, Shown)>, NamespaceError>;
     fn names_of(&self, file: FileId) -> Result<BTreeSet<TreePath>, NamespaceError>;
+    fn count_names(&self, file: FileId) -> Result<u64, NamespaceError>;
     fn folder_newest(&self, folder: &TreePath) -> Result<HybridTime, NamespaceError>;
     fn fetch(
         &self,
@@ -28,12 +30,12 @@ pub(crate) trait Tree: Send + Sync + 'static {
     fn change(&self, edits: Vec<Edit>) -> Result<(), NamespaceError>;
     /// The same, where they rename one path to another.
     fn rename(&self, edits: Vec<Edit>, from: TreePath, to: TreePath) -> Result<(), NamespaceError>;
-    /// Works many changes out; what it returns makes them in a moment.
+    /// Gathers many changes and works them out; what it returns makes them in a moment.
     fn prepare(
         &self,
-        edits: Vec<Edit>,
+        gather: Box<dyn FnOnce() -> Result<Vec<Edit>, Fail> + '_>,
         rename: Option<(TreePath, TreePath)>,
-    ) -> Result<Box<dyn FnOnce() + '_>, NamespaceError>;
+    ) -> Result<Box<dyn FnOnce() + '_>, Fail>;
     fn flush(&self) -> BoxFuture<'_, Result<(), NamespaceError>>;
     fn settled(&self) -> BoxFuture<'_, Result<(), NamespaceError>>;
     fn committed_by(&self) -> Option<Dot>;
@@ -61,6 +63,9 @@ impl Tree for Namespace {
     fn names_of(&self, file: FileId) -> Result<BTreeSet<TreePath>, NamespaceError> {
         Namespace::names_of(self, file)
     }
+    fn count_names(&self, file: FileId) -> Result<u64, NamespaceError> {
+        Namespace::count_names(self, file)
+    }
     fn folder_newest(&self, folder: &TreePath) -> Result<HybridTime, NamespaceError> {
         Namespace::folder_newest(self, folder)
     }
@@ -79,10 +84,10 @@ impl Tree for Namespace {
     }
     fn prepare(
         &self,
-        edits: Vec<Edit>,
+        gather: Box<dyn FnOnce() -> Result<Vec<Edit>, Fail> + '_>,
         rename: Option<(TreePath, TreePath)>,
-    ) -> Result<Box<dyn FnOnce() + '_>, NamespaceError> {
-        Namespace::prepare(self, edits, rename)
+    ) -> Result<Box<dyn FnOnce() + '_>, Fail> {
+        Namespace::prepare(self, gather, rename)
     }
     fn flush(&self) -> BoxFuture<'_, Result<(), NamespaceError>> {
         Box::pin(Namespace::flush(self))

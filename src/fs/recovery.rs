@@ -153,8 +153,8 @@ impl Core {
         let attributes = record.attributes.iter();
         let attributes = attributes.map(|(name, value)| (name.to_vec(), value.to_vec()));
         entry.attributes = attributes.collect();
-        if let Some(current) = current {
-            entry.unknown = current.entry.unknown;
+        if let Some(current) = &current {
+            entry.unknown.clone_from(&current.entry.unknown);
         }
         let file = Arc::new(self.store.staged(id)?);
         let mut lives = self.lives.lock();
@@ -165,7 +165,12 @@ impl Core {
             // Somebody is writing a new one already: that one wins the name, this one comes with the next start.
             return Ok(());
         }
-        let facts = Facts::of_entry(&entry, now_hybrid());
+        // One of several names of a file: what is found under the others is to be the same inode.
+        let shared = current.filter(|there| there.link.is_some() && there.entry.kind == entry.kind);
+        let facts = match &shared {
+            Some(there) => Facts::of(there),
+            None => Facts::of_entry(&entry, now_hybrid()),
+        };
         // Somebody may have looked at the name before.
         self.tell(path.clone());
         let number = inodes.replace(folder, leaf, facts);
@@ -185,7 +190,7 @@ impl Core {
     }
 
     /// The inode of the folder that a path stands in; folders that are gone are taken as plain ones.
-    fn folder_inode(&self, path: &TreePath) -> Result<u64, Fail> {
+    pub(super) fn folder_inode(&self, path: &TreePath) -> Result<u64, Fail> {
         let Some((folder, _)) = path.split() else {
             return Ok(ROOT);
         };

@@ -6,8 +6,9 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Key, Name, NodeHash, NodeSource, Shown, Summary, TreeError, TreePath, Versions, View,
+    Key, Kind, Name, NodeHash, NodeSource, Shown, Summary, TreeError, TreePath, Versions, View,
     WriterNumber,
+    links::record,
     node::Child,
     parts::lives_below,
     tree::{Step, Visitor, walk},
@@ -189,20 +190,23 @@ fn name(
         node: None,
     };
     if own && let Some(first) = groups.next() {
-        let writer = first.newest.dot.writer;
-        shown.shown = first.shown();
+        let (what, writer) = said(source, view, &path, &first)?;
+        shown.shown = what;
         shown.writer = Some(writer);
         shown.node = node_name(source, view, writer)?;
     }
     let mut taken = BTreeSet::new();
     let mut copies = Vec::new();
     for group in groups {
-        let writer = group.newest.dot.writer;
+        let author = group.newest.author(&path);
+        let named = node_name(source, view, author)?;
+        let named = in_a_name(named.as_deref(), author);
+        let at = name_of_copy(source, view, &path, &group, &named, &mut taken)?;
+        let (what, writer) = said(source, view, &path, &group)?;
         let node = node_name(source, view, writer)?;
-        let named = in_a_name(node.as_deref(), writer);
         copies.push(ConflictVersion {
-            path: name_of_copy(source, view, &path, &group, &named, &mut taken)?,
-            shown: group.shown(),
+            path: at,
+            shown: what,
             writer: Some(writer),
             node,
         });
@@ -212,6 +216,22 @@ fn name(
         shown,
         copies,
     })
+}
+
+/// What versions say, and who wrote that: of one of several names of a file, what the file is.
+fn said(
+    source: &impl NodeSource,
+    view: &View,
+    path: &TreePath,
+    group: &Group<'_>,
+) -> Result<(Shown, WriterNumber), TreeError> {
+    let own = group.shown();
+    if let Kind::Link(file) = own.entry.kind
+        && let Some((record, writer)) = record(source, view, &file)?
+    {
+        return Ok((own.with_record(file, record), writer));
+    }
+    Ok((own, group.newest.author(path)))
 }
 
 /// The path that shows a copy; `taken` are those that earlier copies of the same name have got.

@@ -533,6 +533,13 @@ impl Version {
     pub(super) fn rank(&self) -> (HybridTime, WriterNumber, u64) {
         (self.time, self.dot.writer, self.dot.sequence)
     }
+    /// Who wrote what it says. One that tells it was brought from where it stands, at `path`, says what others wrote: a
+    /// version of a file with several names that was put there (see the module `links`).
+    pub(super) fn author(&self, path: &TreePath) -> WriterNumber {
+        let moved = self.moved.as_ref().filter(|moved| moved.from() == path);
+        let first = moved.and_then(|moved| moved.dots().last());
+        first.unwrap_or(&self.dot).writer
+    }
     fn write(&self, out: &mut Writer) {
         out.array(4 + usize::from(self.moved.is_some()));
         out.uint(self.dot.writer.0);

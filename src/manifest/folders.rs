@@ -41,6 +41,15 @@ pub(super) fn key(folder: &TreePath) -> Key {
     Key::of_internal(&InternalKey::Folder(folder.clone()))
 }
 
+/// The ranges of raw key bytes that hold the records of a folder, and of all folders below it.
+pub(super) fn records_from(folder: &TreePath) -> Vec<Range<Vec<u8>>> {
+    let own = key(folder).as_bytes().to_vec();
+    let behind = [own.as_slice(), &[0]].concat();
+    let prefix = Key::folders_prefix(folder);
+    let below = after_prefix(&prefix).map(|end| prefix.max(behind.clone())..end);
+    std::iter::once(own..behind).chain(below).collect()
+}
+
 /// Whether every folder of a tree with something directly in it has a record.
 pub(super) fn are_recorded(source: &impl NodeSource, root: NodeHash) -> Result<bool, TreeError> {
     Ok(root == empty_root() || get(source, root, &key(&TreePath::root()))?.is_some())

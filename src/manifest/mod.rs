@@ -30,7 +30,7 @@ pub use folders::record_folders;
 pub use key::{
     FileId, InternalKey, Key, NAME_BYTES_MAX, Name, NameError, PATH_BYTES_MAX, TreePath,
 };
-pub use links::{complete_links, contested_files, names, resolve};
+pub use links::{complete_links, contested_files, count_names, names, resolve};
 pub use merge::{Merged, merge, merge_portion, merge_versions};
 pub use moves::{HINT_AGE_MAX_NS, complete_moves, move_hint, without_old_hints};
 pub use node::{NODE_BYTES_MAX, Node, NodeError, NodeHash, Summary};

@@ -13,8 +13,8 @@ use std::{
 };
 
 use super::{
-    CausalContext, Dot, HybridTime, Key, Name, NodeHash, NodeSource, TreeError, TreePath, Versions,
-    folders, get,
+    CausalContext, Dot, HybridTime, InternalKey, Key, Name, NodeHash, NodeSource, TreeError,
+    TreePath, Versions, folders, get,
     key::after_prefix,
     merge::list,
     node::Child,
@@ -144,25 +144,53 @@ pub(super) fn rows(
     view: &View,
     range: &Range<Vec<u8>>,
 ) -> Result<Vec<(Key, Versions)>, TreeError> {
-    let parts = view.each(|root| scan(source, root, range.clone(), usize::MAX))?;
+    rows_up_to(source, view, range, usize::MAX)
+}
+
+/// The same, of at most `limit` rows of each part.
+pub(super) fn rows_up_to(
+    source: &impl NodeSource,
+    view: &View,
+    range: &Range<Vec<u8>>,
+    limit: usize,
+) -> Result<Vec<(Key, Versions)>, TreeError> {
+    let parts = view.each(|root| scan(source, root, range.clone(), limit))?;
     let rows = view.zipped(parts).into_iter();
     Ok(rows
         .filter_map(|(key, row)| Some((key, view.merged(row)?)))
         .collect())
 }
 
-/// Whether anything lives below a path. One descent where there is a single part. With several it costs as many rows as
-/// come before the first that survives: all of them, where one part has removed what another still has.
+/// Whether anything lives below a path. One descent where there is a single part. With several it costs as many records of
+/// folders as come before the first that something lives in: all of them, where one part has removed what another still
+/// has; where not all parts record their folders, as many rows.
 pub(super) fn lives_below(
     source: &impl NodeSource,
     view: &View,
     path: &TreePath,
 ) -> Result<bool, TreeError> {
     let mut missing = BTreeSet::new();
+    let is_single = view.0.len() == 1;
+    if !is_single && gather(&mut missing, are_recorded(source, view))? != Some(false) {
+        // What lives directly in a folder has a record of it that lives.
+        for range in folders::records_from(path) {
+            let found = any_survives(source, view, range, |key| match key.internal() {
+                Some(InternalKey::Folder(folder)) => {
+                    any_survives(source, view, Key::children_of(&folder), |_| Ok(true))
+                }
+                _ => Ok(false),
+            });
+            if gather(&mut missing, found)? == Some(true) {
+                return Ok(true);
+            }
+        }
+        complete(missing)?;
+        return Ok(false);
+    }
     for range in Key::below(path) {
         let found = match view.0.as_slice() {
             [part] => any_in(source, part.root, &range),
-            _ => any_survives(source, view, range),
+            _ => any_survives(source, view, range, |_| Ok(true)),
         };
         if gather(&mut missing, found)? == Some(true) {
             return Ok(true);
@@ -172,12 +200,15 @@ pub(super) fn lives_below(
     Ok(false)
 }
 
+/// Whether a row of a range survives that is wanted.
 fn any_survives(
     source: &impl NodeSource,
     view: &View,
     mut range: Range<Vec<u8>>,
+    is_wanted: impl Fn(&Key) -> Result<bool, TreeError>,
 ) -> Result<bool, TreeError> {
     let mut limit = SEARCH_ROWS_MIN;
+    let mut missing = BTreeSet::new();
     loop {
         let parts = view.each(|root| scan(source, root, range.clone(), limit))?;
         // Beyond the last row that was read of a part, nothing is known of it.
@@ -185,11 +216,17 @@ fn any_survives(
         let known = ends.filter_map(|rows| Some(rows.last()?.0.clone())).min();
         let rows = view.zipped(parts).into_iter();
         let is_known = |key: &Key| known.as_ref().is_none_or(|known| key <= known);
-        let mut rows = rows.take_while(|(key, _)| is_known(key));
-        if rows.any(|(_, row)| view.merged(row).is_some()) {
-            return Ok(true);
+        let rows = rows.take_while(|(key, _)| is_known(key));
+        for (key, row) in rows {
+            if view.merged(row).is_some() && gather(&mut missing, is_wanted(&key))? == Some(true) {
+                return Ok(true);
+            }
+            if missing.len() >= MISSING_MAX {
+                break;
+            }
         }
-        let Some(known) = known else {
+        let Some(known) = known.filter(|_| missing.len() < MISSING_MAX) else {
+            complete(missing)?;
             return Ok(false);
         };
         range.start = known.as_bytes().to_vec();

@@ -103,12 +103,20 @@ impl Group<'_> {
 
 /// The groups of versions of equal kind and content: a directory first, then by their newest, latest first.
 pub(super) fn groups(versions: &Versions) -> Vec<Group<'_>> {
+    groups_by(versions, Version::rank)
+}
+
+/// The same, where something else makes a version newer than others.
+pub(super) fn groups_by<R: Ord>(
+    versions: &Versions,
+    rank: impl Fn(&Version) -> R,
+) -> Vec<Group<'_>> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for version in versions.as_slice() {
         let same = |group: &&mut Group<'_>| group.newest.entry.kind == version.entry.kind;
         if let Some(group) = groups.iter_mut().find(same) {
             group.dots.push(version.dot);
-            if version.rank() > group.newest.rank() {
+            if rank(version) > rank(group.newest) {
                 group.newest = version;
             }
         } else {
@@ -118,7 +126,7 @@ pub(super) fn groups(versions: &Versions) -> Vec<Group<'_>> {
             });
         }
     }
-    groups.sort_by_key(|group| std::cmp::Reverse((group.is_directory(), group.newest.rank())));
+    groups.sort_by_key(|group| std::cmp::Reverse((group.is_directory(), rank(group.newest))));
     groups
 }
 
@@ -244,15 +252,18 @@ pub(super) fn listing(
         });
     }
 
-    let writers = copies.iter().map(|(_, group)| group.newest.dot.writer);
+    let author = |name: &Name, group: &Group<'_>| match folder.join(name) {
+        Ok(path) => group.newest.author(&path),
+        Err(_) => group.newest.dot.writer,
+    };
+    let writers = copies.iter().map(|(name, group)| author(name, group));
     let nodes = node_names(source, view, writers.collect())?;
     // The next number to try, by the first two names that a copy could have: where these are equal, so are all further
     // ones. Names are only ever taken, so that what was taken once need not be tried again.
     let mut numbers: BTreeMap<[Option<Name>; 2], u32> = BTreeMap::new();
     for (original, group) in copies {
-        let node = nodes
-            .get(&group.newest.dot.writer)
-            .map_or("", String::as_str);
+        let node = nodes.get(&author(&original, &group));
+        let node = node.map_or("", String::as_str);
         let nth_name = |nth| copy_name(&original, node, group.newest.time, nth);
         let next = numbers.entry([nth_name(1), nth_name(2)]).or_insert(1);
         let mut names = (*next..=EQUAL_NAMES_MAX).filter_map(|nth| Some((nth, nth_name(nth)?)));

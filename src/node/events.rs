@@ -18,7 +18,8 @@ use crate::{
     content::Object,
     control::types::{ChangeKind, ChangeReport, Event, Happened, TransferReport},
     manifest::{
-        Change, Kind, NodeHash, Shown, TreePath, Versions, WriterNumber, empty_root, shown,
+        Change, ConflictVersion, Kind, NodeHash, Shown, TreePath, Versions, WriterNumber,
+        empty_root, shown,
     },
     net::{NetEvent, proto::Push},
     transfer::TransferState,
@@ -221,26 +222,37 @@ impl Node {
                 self.happened(Happened::Lagged { missed: 0 });
                 return;
             }
-            let own = self.namespace.own_number();
-            let wrote = |copy: &&Shown| copy.seen.iter().any(|dot| dot.writer == own);
-            let lost_here = new.iter().any(wrote);
-            self.tell_conflict(root, path, lost_here).await;
+            self.tell_conflict(root, path, &new).await;
         }
     }
 
-    async fn tell_conflict(&self, root: NodeHash, path: TreePath, lost_here: bool) {
-        if lost_here {
-            tracing::warn!(%path, "another version than the one written here is shown; p2pfs conflicts lists both");
-        }
+    /// `new`: the copies that were not there before.
+    async fn tell_conflict(&self, root: NodeHash, path: TreePath, new: &[&Shown]) {
         let at = path.clone();
         let found = self
             .with_nodes(move |namespace| namespace.conflict_at(root, &at))
             .await;
         match found {
-            Ok(Some(conflict)) => self.happened(Happened::Conflict {
-                conflict: conflict_report(&conflict, self.namespace.own_number()),
-                lost_here,
-            }),
+            Ok(Some(conflict)) => {
+                let own = self.namespace.own_number();
+                let is_new =
+                    |copy: &&ConflictVersion| new.iter().any(|new| new.seen == copy.shown.seen);
+                let mut copies = conflict.copies.iter().filter(is_new);
+                // Of several who wrote the same, one is named.
+                let wrote = |copy: &ConflictVersion| {
+                    let seen = &copy.shown.seen;
+                    copy.writer == Some(own)
+                        || (seen.len() > 1 && seen.iter().any(|dot| dot.writer == own))
+                };
+                let lost_here = copies.any(wrote);
+                if lost_here {
+                    tracing::warn!(%path, "another version than the one written here is shown; p2pfs conflicts lists both");
+                }
+                self.happened(Happened::Conflict {
+                    conflict: conflict_report(&conflict, own),
+                    lost_here,
+                });
+            }
             Ok(None) => {}
             Err(error) => {
                 tracing::warn!(%path, %error, "a conflict could not be told in full");

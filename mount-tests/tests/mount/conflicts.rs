@@ -470,3 +470,62 @@ fn events_tell_what_happens_and_end_with_reader_signal_and_mount() {
         "{output}"
     );
 }
+
+#[test]
+fn a_file_with_several_names_in_conflict_is_counted_listed_announced_and_ended_like_others() {
+    let pair = pair();
+    pair.a.write("doc.txt", "before");
+    pair.a
+        .with("", |dir| {
+            fs::hard_link(dir.join("doc.txt"), dir.join("same"))
+        })
+        .unwrap();
+    pair.b.shows("same", "before");
+    pair.b.shows("doc.txt", "before");
+    let told = events(&pair.a);
+    let write_apart = || {
+        apart(&pair, |a, b| {
+            a.write("doc.txt", "of a");
+            a.publishes();
+            // Time decides, and this is later.
+            b.write("same", "of b, and longer");
+        });
+    };
+    write_apart();
+    let conflict = the_conflict(&pair);
+    let (shown, copy) = (&conflict["shown"], &conflict["copies"][0]);
+    assert_eq!((&shown["node"], &copy["node"]), (&"b".into(), &"a".into()));
+    assert_eq!(shown["hash"], hash("of b, and longer".as_bytes()));
+    assert_eq!(copy["hash"], hash("of a".as_bytes()));
+    let copy_path = text(&copy["path"]).to_owned();
+    assert!(copy_path.contains(" (conflict, a, "), "{copy_path}");
+    for mount in [&pair.a, &pair.b] {
+        for name in ["doc.txt", "same"] {
+            mount.shows(name, "of b, and longer");
+        }
+        mount.shows(&copy_path, "of a");
+    }
+    let lost = tells(&told, "conflict", |event| event["lost_here"] == true);
+    assert_eq!(lost["copies"][0]["path"], copy_path.as_str());
+    // What is kept is the file, under all of its names.
+    resolve(&pair.a, &copy_path, "a").ok();
+    for mount in [&pair.a, &pair.b] {
+        for name in ["doc.txt", "same"] {
+            mount.shows(name, "of a");
+        }
+        mount.lacks(&copy_path);
+    }
+    settled(&pair);
+    assert!(conflicts(&pair.b).is_empty());
+    write_apart();
+    let path = text(&the_conflict(&pair)["path"]).to_owned();
+    resolve(&pair.b, &path, "shown").ok();
+    settled(&pair);
+    for mount in [&pair.a, &pair.b] {
+        assert!(conflicts(mount).is_empty());
+        assert_eq!(mount.list("").unwrap(), ["doc.txt", "same"]);
+        for name in ["doc.txt", "same"] {
+            mount.shows(name, "of b, and longer");
+        }
+    }
+}

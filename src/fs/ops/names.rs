@@ -199,8 +199,7 @@ impl Core {
         drop(inodes);
         self.with_live(number, |live| {
             live.changed = now_hybrid();
-            live.path = other.clone();
-            live.journaled = u64::MAX;
+            live.stands_at(other.clone(), &self.store);
         });
     }
 
@@ -218,18 +217,36 @@ impl Core {
         edits.push(removal(path, shown));
         edits.extend(last);
         self.change(edits)?;
-        self.lose(folder, &name, &others);
+        let number = self.lose(folder, &name, &others);
         self.inodes.lock().detach(folder, &name);
+        self.keep_named(number, &others);
         Ok(())
     }
 
-    /// A name goes; the file has these others, or none.
-    pub(super) fn lose(&self, folder: u64, name: &Name, others: &[TreePath]) {
-        let number = self.inodes.lock().child(folder, name);
-        match number {
-            Some(number) if others.is_empty() => self.disown(number),
-            Some(number) => self.lost_name(number, others),
-            None => {}
+    /// A name goes; the file has these others, or none. Returns its inode, if that is known.
+    pub(super) fn lose(&self, folder: u64, name: &Name, others: &[TreePath]) -> Option<u64> {
+        let number = self.inodes.lock().child(folder, name)?;
+        match others {
+            [] => self.disown(number),
+            _ => self.lost_name(number, others),
+        }
+        Some(number)
+    }
+
+    /// An inode that has lost the only name it was known by stands under another one from now on, if it has any: whoever
+    /// has it open goes on with the file.
+    pub(super) fn keep_named(&self, number: Option<u64>, others: &[TreePath]) {
+        let (Some(number), Some(other)) = (number, others.first()) else {
+            return;
+        };
+        if !self.inodes.lock().links(number).is_empty() {
+            return;
+        }
+        // Where the folder's nodes are not here it does without.
+        if let Some((_, name)) = other.split()
+            && let Ok(folder) = self.folder_inode(other)
+        {
+            self.inodes.lock().add_link(number, folder, name);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Renaming. A folder's entries are rewritten under their new paths in one change; no content moves.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -13,7 +13,7 @@ use crate::{
         errno::FsError,
         live::Live,
     },
-    manifest::{self, Dot, Entry, FileId, Kind, Shown, TreePath},
+    manifest::{self, Dot, Entry, Kind, Shown, TreePath},
     node::namespace::Edit,
 };
 
@@ -39,14 +39,12 @@ struct Moved {
     seen: Vec<Dot>,
     /// Its first publication is still to come.
     held: bool,
-    /// Of one of several names of a file: which, its record, and the versions of that.
-    record: Option<(FileId, Entry, Vec<Dot>)>,
 }
 
 /// Keeps others from changing what is below places, until dropped.
 struct Moving<'a> {
     core: &'a Core,
-    places: [TreePath; 2],
+    places: Vec<TreePath>,
 }
 
 impl Drop for Moving<'_> {
@@ -99,8 +97,10 @@ impl Core {
             _ => (Vec::new(), None),
         };
         let mut edits = self.keep_folder(&from_path)?;
+        let mut places = vec![from_path.clone(), to_path.clone()];
+        places.extend(last.iter().map(|edit| edit.path.clone()));
         edits.extend(last);
-        let moving = self.start_moving([&from_path, &to_path])?;
+        let moving = self.start_moving(places)?;
         let held = self.held(&[&from_path, &to_path]);
         let target_seen = target
             .as_ref()
@@ -123,7 +123,7 @@ impl Core {
         // Where each is where the other was, there is nowhere to follow to.
         let followed = (replace != Replace::Exchange).then(|| (from_path.clone(), to_path.clone()));
         if is_long {
-            let prepare = || Ok::<_, Fail>(self.tree.prepare(gather()?, followed)?);
+            let prepare = || self.tree.prepare(Box::new(gather), followed);
             let make = RwLockWriteGuard::unlocked(&mut order, prepare)?;
             make();
         } else {
@@ -134,20 +134,22 @@ impl Core {
         }
         self.note_change();
         drop(moving);
-        if replace != Replace::Exchange {
-            self.lose(to.0, &to_name, &others);
-        }
+        let lost = match replace {
+            Replace::Exchange => None,
+            Replace::Yes | Replace::No => self.lose(to.0, &to_name, &others),
+        };
         let mut inodes = self.inodes.lock();
         match replace {
             Replace::Exchange => inodes.exchange((from.0, &from_name), (to.0, &to_name)),
             Replace::Yes | Replace::No => inodes.rename((from.0, &from_name), (to.0, &to_name)),
         }
         drop(inodes);
+        self.keep_named(lost, &others);
         self.move_lives(&from_path, &to_path, &target_seen, &source_seen, replace);
         Ok(())
     }
 
-    fn start_moving(&self, places: [&TreePath; 2]) -> Result<Moving<'_>, Fail> {
+    fn start_moving(&self, places: Vec<TreePath>) -> Result<Moving<'_>, Fail> {
         let mut moving = self.moving.lock();
         let meets = |there: &TreePath| {
             let mut places = places.iter();
@@ -156,7 +158,6 @@ impl Core {
         if moving.iter().any(meets) {
             return Err(Fail::Need(Need::Move));
         }
-        let places = places.map(TreePath::clone);
         moving.extend_from_slice(&places);
         Ok(Moving { core: self, places })
     }
@@ -184,9 +185,13 @@ impl Core {
     fn lives_at(&self, places: &[&TreePath]) -> Vec<Arc<Live>> {
         let lives: Vec<_> = self.lives.lock().values().cloned().collect();
         let inodes = self.inodes.lock();
-        let concerned = |live: &Arc<Live>| match inodes.path(live.number) {
-            Some(path) => places.iter().any(|place| path.is_within(place)),
-            None => true,
+        let concerned = |live: &Arc<Live>| {
+            // By any of its names: which of them its state and its journal go by is not known here.
+            let paths = inodes.paths(live.number);
+            let mut within = paths
+                .iter()
+                .flat_map(|path| places.iter().map(move |place| (path, place)));
+            paths.is_empty() || within.any(|(path, place)| path.is_within(place))
         };
         lives.into_iter().filter(concerned).collect()
     }
@@ -221,12 +226,10 @@ impl Core {
                 shown.entry.modified = shown.folder_time(self.tree.folder_newest(&path)?);
             }
             let moved = path.moved(from, to).ok_or(FsError::Invalid)?;
-            let own = shown.own_entry();
-            let record = shown.link.map(|link| (link.file, shown.entry, link.seen));
             gathered.push(Moved {
                 to: moved.map_err(FsError::from)?,
-                entry: own,
-                record,
+                // Of one of several names of a file: its record is put anew with the name, as it is by then.
+                entry: shown.own_entry(),
                 seen: shown.seen,
                 held: held.contains(&path),
                 from: path,
@@ -266,14 +269,7 @@ impl Core {
             } else {
                 Vec::new()
             };
-            state.path = path;
-            state.is_moved = state.is_durable;
-            state.journaled = u64::MAX;
-            if state.staging.is_some()
-                && let Err(error) = state.journal(&self.store)
-            {
-                tracing::warn!(path = %state.path, %error, "the journal could not be written");
-            }
+            state.stands_at(path, &self.store);
         }
     }
 }
@@ -293,12 +289,7 @@ fn moves(
     let is_exchange = !back.is_empty();
     let mut edits = Vec::with_capacity(2 * (there.len() + back.len()));
     let mut removed = Vec::new();
-    // Whoever puts a name puts the file's record anew.
-    let mut records = BTreeMap::new();
     for moved in there.into_iter().chain(back) {
-        if let Some((file, record, seen)) = moved.record {
-            records.insert(file, (record, seen));
-        }
         edits.push(Edit {
             seen: replaced.remove(&moved.to).unwrap_or_default(),
             path: moved.to,
@@ -315,14 +306,6 @@ fn moves(
     edits.extend(removed.into_iter().map(|(path, seen)| Edit {
         path,
         entry: None,
-        seen,
-        held: false,
-        written: None,
-        moved: None,
-    }));
-    edits.extend(records.into_iter().map(|(file, (record, seen))| Edit {
-        path: TreePath::of_record(&file),
-        entry: Some(record),
         seen,
         held: false,
         written: None,

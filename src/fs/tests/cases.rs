@@ -1071,3 +1071,98 @@ fn what_replaces_one_name_leaves_the_others() {
     );
     fixture.core.inodes.lock().check();
 }
+
+#[test]
+fn a_file_being_written_is_journaled_under_a_name_that_it_has() {
+    let fixture = Fixture::new();
+    fixture.put("a", b"old").expect("put");
+    link(&fixture, "a", "b").expect("linked");
+    fixture.settle();
+    let number = fixture.walk("a").expect("there");
+    let handle = fixture.open_file("a", libc::O_WRONLY).expect("opened");
+    fixture.write_at(handle, 0, b"new").expect("written");
+    fixture
+        .runtime
+        .block_on(fixture.core.sync(Some(number), 0))
+        .expect("synced");
+    let journaled = || {
+        let journal = fixture.store.journaled().expect("journal");
+        let mut paths = journal.into_iter().map(|(_, record)| record.path);
+        paths.next_back().expect("journaled")
+    };
+    for (from, to) in [("a", "c"), ("c", "d")] {
+        fixture
+            .act(move |core| {
+                let (from, to) = (from.as_bytes(), to.as_bytes());
+                core.rename((ROOT, from), (ROOT, to), Replace::Yes)
+            })
+            .expect("renamed");
+        assert_eq!(journaled(), to.as_bytes());
+    }
+    unlink(&fixture, "d").expect("removed");
+    assert_eq!(journaled(), b"b");
+    fixture.core.release(handle);
+    fixture.settle();
+    assert_eq!(fixture.names("").expect("listed"), ["b"]);
+    assert_eq!(fixture.content("b").expect("read"), b"new");
+}
+
+#[test]
+fn an_open_file_goes_on_under_a_name_that_nobody_has_looked_at() {
+    let fixture = Fixture::new();
+    fixture.put("a", b"old").expect("put");
+    fixture
+        .act(|core| core.make(CALLER, ROOT, b"d", Kind::Directory, 0o755))
+        .expect("made");
+    link(&fixture, "a", "d/b").expect("linked");
+    fixture.settle();
+    let dir = Arc::new(power_loss(&fixture));
+    drop(fixture);
+    let again = Fixture::open(dir);
+    let handle = again.open_file("a", libc::O_RDONLY).expect("opened");
+    let number = again.walk("a").expect("there");
+    unlink(&again, "a").expect("removed");
+    let attr = again.act(move |core| core.getattr(number)).expect("there");
+    assert_eq!(attr.links, 1);
+    let mode = Changes {
+        mode: Some(0o600),
+        ..Changes::default()
+    };
+    again
+        .act(move |core| core.setattr(number, &mode))
+        .expect("set");
+    let other = again.attr("d/b").expect("there");
+    assert_eq!((other.number, other.mode), (number, 0o600));
+    again.core.release(handle);
+    again.core.inodes.lock().check();
+}
+
+#[test]
+fn a_file_with_several_names_is_taken_up_as_one() {
+    let fixture = Fixture::new();
+    fixture.put("a", b"old").expect("put");
+    link(&fixture, "a", "b").expect("linked");
+    fixture.settle();
+    let handle = fixture.open_file("b", libc::O_WRONLY).expect("opened");
+    fixture.write_at(handle, 0, b"new").expect("written");
+    let number = fixture.walk("b").expect("there");
+    fixture
+        .runtime
+        .block_on(fixture.core.sync(Some(number), 0))
+        .expect("synced");
+    let dir = Arc::new(power_loss(&fixture));
+    fixture.core.release(handle);
+    drop(fixture);
+    let again = Fixture::open(dir);
+    let journal = again.store.journaled().expect("journal");
+    assert!(again.core.recover_here(journal).is_empty());
+    for path in ["a", "b"] {
+        let attr = again.attr(path).expect("there");
+        assert_eq!((attr.number, attr.links), (number, 2), "{path}");
+    }
+    again.settle();
+    for path in ["a", "b"] {
+        assert_eq!(again.content(path).expect("read"), b"new", "{path}");
+    }
+    again.core.inodes.lock().check();
+}

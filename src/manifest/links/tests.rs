@@ -4,8 +4,8 @@ use super::*;
 use crate::{
     content::{ContentId, Object},
     manifest::{
-        CausalContext, HybridTime, Timestamp, WriterNumber, apply, complete_moves, empty_root,
-        merge, tree::testing::Memory,
+        CausalContext, HybridTime, Timestamp, WriterNumber, apply, complete_moves, conflict_at,
+        empty_root, lookup, merge, move_hint, summary, tree::testing::Memory,
     },
 };
 
@@ -74,13 +74,22 @@ impl World {
 
     fn shown(&self, by: usize, path: &TreePath) -> Option<Shown> {
         let view = self.view(by);
-        let key = Key::of_path(path).unwrap();
-        let name = shown(&versions(&self.memory, &view, &key).unwrap()?).0;
+        let name = lookup(&self.memory, &view, path).unwrap()?;
         Some(resolve(&self.memory, &view, name).unwrap())
     }
 
     /// Puts entries in place of what was seen; `None` removes.
     fn commit(&mut self, by: usize, edits: Vec<(TreePath, Option<Entry>, Vec<Dot>)>) {
+        self.commit_renamed(by, edits, None);
+    }
+
+    /// The same, where it renames something.
+    fn commit_renamed(
+        &mut self,
+        by: usize,
+        edits: Vec<(TreePath, Option<Entry>, Vec<Dot>)>,
+        renamed: Option<(TreePath, TreePath, Vec<Dot>)>,
+    ) {
         let before = self.visible(by);
         let replica = &mut self.replicas[by];
         replica.sequence += 1;
@@ -101,11 +110,25 @@ impl World {
                 dot,
                 time: HybridTime(self.clock),
                 entry,
-                moved: None,
+                moved: renamed.as_ref().and_then(|(from, to, dots)| {
+                    (path == *to).then(|| Moved::new(from.clone(), dots))?
+                }),
             });
             new.insert(key, Versions::replace(there.as_ref(), &seen, version));
         }
-        complete_links(&self.memory, root, &mut new, BTreeSet::new(), dot).unwrap();
+        complete_links(&self.memory, root, &mut new, BTreeSet::new(), &[], dot).unwrap();
+        if let Some((from, to, _)) = &renamed {
+            let (key, entry) = move_hint(from, to, &self.replicas[by].covers).unwrap();
+            let there = get(&self.memory, root, &key).unwrap();
+            let seen: Vec<_> = list(there.as_ref()).iter().map(|one| one.dot).collect();
+            let hint = Version {
+                dot,
+                time: HybridTime(self.clock),
+                entry,
+                moved: None,
+            };
+            new.insert(key, Versions::replace(there.as_ref(), &seen, Some(hint)));
+        }
         let applied = apply(&self.memory, root, &new).unwrap();
         self.memory.keep(applied.nodes);
         let replica = &mut self.replicas[by];
@@ -166,6 +189,10 @@ impl World {
         if let Some(link) = shown.link {
             let mut others = names(&self.memory, &self.view(by), &link.file).unwrap();
             others.retain(|other| *other != path);
+            if others.len() > 1 {
+                // Others may remove the others.
+                self.removed.extend(content(&shown.entry));
+            }
             if let [only] = others.as_slice()
                 && let Some(last) = self.shown(by, only)
                 && last.link.is_some_and(|last| last.file == link.file)
@@ -182,19 +209,62 @@ impl World {
             return;
         };
         let own = shown.own_entry();
-        let mut edits = vec![(from, None, shown.seen), (to, Some(own), Vec::new())];
-        if let Some(link) = shown.link {
-            edits.push((
-                TreePath::of_record(&link.file),
-                Some(shown.entry),
-                link.seen,
-            ));
-        }
+        self.commit_renamed(
+            by,
+            vec![
+                (from.clone(), None, shown.seen.clone()),
+                (to.clone(), Some(own), Vec::new()),
+            ],
+            Some((from, to, shown.seen)),
+        );
+    }
+
+    fn chmod(&mut self, by: usize, path: &str, mode: u32) {
+        let path = at(path);
+        let shown = self.shown(by, &path).unwrap();
+        let link = shown.link.unwrap();
+        let entry = Entry {
+            mode,
+            ..shown.entry
+        };
+        let edits = vec![
+            (TreePath::of_record(&link.file), Some(entry), link.seen),
+            (path, Some(Entry::link(link.file)), shown.seen),
+        ];
         self.commit(by, edits);
+    }
+
+    /// Changes the record alone, which the third rule forbids.
+    fn write_record(&mut self, by: usize, path: &str, written: u64) {
+        let link = self.shown(by, &at(path)).unwrap().link.unwrap();
+        let record = TreePath::of_record(&link.file);
+        self.commit(by, vec![(record, Some(file(written)), link.seen)]);
+    }
+
+    fn record(&self, by: usize, path: &str) -> Vec<Version> {
+        let file = self.shown(by, &at(path)).unwrap().link.unwrap().file;
+        let key = Key::of_internal(&InternalKey::File(file));
+        let record = get(&self.memory, self.replicas[by].root, &key).unwrap();
+        record.unwrap().as_slice().to_vec()
+    }
+
+    fn conflicts(&self, by: usize) -> u64 {
+        let summary = summary(&self.memory, self.replicas[by].root);
+        summary.unwrap().conflicts
+    }
+
+    fn paths(&self, by: usize) -> Vec<TreePath> {
+        let rows = self.rows(by).into_iter();
+        rows.filter_map(|(key, _)| key.path()).collect()
     }
 
     /// One takes over what the other has.
     fn sync(&mut self, by: usize, from: usize) {
+        self.merge(by, from);
+        self.check(by);
+    }
+
+    fn merge(&mut self, by: usize, from: usize) {
         let visible = self.visible(by).into_iter().chain(self.visible(from));
         let visible: BTreeSet<_> = visible.collect();
         let theirs = (self.replicas[from].root, self.replicas[from].covers.clone());
@@ -217,7 +287,16 @@ impl World {
         )
         .unwrap();
         let contested = contested_files(&merged.changes);
-        complete_links(&self.memory, merged.root, &mut edits, contested, dot).unwrap();
+        let sides = [(ours.0, &ours.1), (theirs.0, &theirs.1)];
+        complete_links(
+            &self.memory,
+            merged.root,
+            &mut edits,
+            contested,
+            &sides,
+            dot,
+        )
+        .unwrap();
         replica.root = merged.root;
         if !edits.is_empty() {
             let applied = apply(&self.memory, merged.root, &edits).unwrap();
@@ -230,7 +309,6 @@ impl World {
         for lost in visible.difference(&left) {
             assert!(self.removed.contains(lost), "{lost} is lost by a merge");
         }
-        self.check(by);
     }
 
     /// All contents that are shown, under names or as copies.
@@ -391,8 +469,119 @@ fn a_file_that_was_changed_through_two_names_at_once_is_kept_in_both_versions() 
     for path in ["a.txt", "b"] {
         assert_eq!(content(&world.shown(0, &at(path)).unwrap().entry), Some(7));
     }
+    // By the name of who wrote it, whoever has merged the two.
     let copy = at("a (conflict, 0000000000000001, 1970-01-01 00.00.00).txt");
     assert_eq!(content(&world.shown(0, &copy).unwrap().entry), Some(6));
+    let root = world.replicas[0].root;
+    assert_eq!(summary(&world.memory, root).unwrap().conflicts, 1);
+    let conflict = conflict_at(&world.memory, &View::of(root), &at("a.txt"));
+    let conflict = conflict.unwrap().unwrap();
+    let told = conflict.versions().map(|version| {
+        let content = content(&version.shown.entry);
+        (content, version.writer, version.path.clone())
+    });
+    assert_eq!(
+        told.collect::<Vec<_>>(),
+        [
+            (Some(7), Some(WriterNumber(2)), Some(at("a.txt"))),
+            (Some(6), Some(WriterNumber(1)), Some(copy.clone())),
+        ]
+    );
+    // Written to, it is a file like any other, and the conflict has ended.
+    let shown = world.shown(0, &copy).unwrap();
+    let row = at("a.txt");
+    world.commit(
+        0,
+        vec![
+            (row, None, shown.seen),
+            (copy.clone(), Some(file(8)), Vec::new()),
+        ],
+    );
+    assert_eq!(world.conflicts(0), 0);
+    assert_eq!(content(&world.shown(0, &copy).unwrap().entry), Some(8));
+    assert!(world.shown(0, &at("a.txt")).unwrap().link.is_some());
+}
+
+#[test]
+fn a_name_given_or_renamed_undoes_no_change_made_at_the_same_time() {
+    for given in [false, true] {
+        for mode in [false, true] {
+            let mut world = World::new(2);
+            world.put(0, "a", 5);
+            world.link(0, "a", "b");
+            world.sync(1, 0);
+            match mode {
+                true => world.chmod(0, "a", 0o600),
+                false => world.put(0, "a", 6),
+            }
+            match given {
+                true => world.link(1, "b", "c"),
+                false => world.rename(1, "b", "c"),
+            }
+            // Seen together, and merged.
+            let view = View::new(
+                world
+                    .replicas
+                    .iter()
+                    .map(|one| (one.root, one.covers.clone())),
+            );
+            let together = lookup(&world.memory, &view, &at("c")).unwrap().unwrap();
+            let together = resolve(&world.memory, &view, together).unwrap();
+            world.sync(0, 1);
+            world.sync(1, 0);
+            assert_eq!(world.replicas[0].root, world.replicas[1].root);
+            let expected = match mode {
+                true => (Some(5), 0o600),
+                false => (Some(6), 0o644),
+            };
+            let told = |shown: &Shown| (content(&shown.entry), shown.entry.mode);
+            assert_eq!(told(&together), expected, "{given} {mode}");
+            for path in ["a", "c"] {
+                let shown = world.shown(1, &at(path)).unwrap();
+                assert_eq!(told(&shown), expected, "{given} {mode} {path}");
+            }
+            assert_eq!(world.conflicts(0), 0, "{given} {mode}");
+            assert_eq!(world.paths(0).len(), if given { 3 } else { 2 });
+        }
+    }
+}
+
+#[test]
+fn the_record_goes_with_the_last_name_though_three_have_removed_one_each() {
+    let mut world = World::new(3);
+    world.put(0, "a", 5);
+    world.link(0, "a", "b");
+    world.link(0, "a", "c");
+    world.sync(1, 0);
+    world.sync(2, 0);
+    for (by, path) in [(0, "a"), (1, "b"), (2, "c")] {
+        world.unlink(by, path);
+    }
+    world.sync(0, 1);
+    world.sync(0, 2);
+    assert_eq!(world.rows(0), []);
+}
+
+#[test]
+fn a_version_for_which_no_name_is_short_enough_stays_with_the_file() {
+    let mut world = World::new(2);
+    let long = |last: &str| [&vec!["x".repeat(250); 16].join("/"), "/", &last.repeat(75)].concat();
+    let (a, b) = (long("a"), long("b"));
+    world.put(0, &a, 5);
+    world.link(0, &a, &b);
+    world.sync(1, 0);
+    // Put before it was written, so that no name can show it beside the file.
+    world.write_record(0, &a, 6);
+    world.write_record(1, &b, 7);
+    world.merge(0, 1);
+    let record = world.record(0, &a);
+    let mut kept: Vec<_> = record
+        .iter()
+        .filter_map(|one| content(&one.entry))
+        .collect();
+    kept.sort_unstable();
+    assert_eq!(kept, [6, 7]);
+    assert_eq!(content(&world.shown(0, &at(&a)).unwrap().entry), Some(7));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::*;
 use crate::manifest::{
     Entry, InternalKey, Kind, Shown, Timestamp, WriterNumber, children, empty_root, find_copy,
     histories::{State, WORLD, any_history, content, folders, join, live},
-    lookup,
+    lookup, record_folders,
     tree::testing::{Edits, Memory, directory, dot, file, key, many, one, path, version, versions},
 };
 
@@ -118,6 +118,44 @@ fn what_one_part_removed_is_gone_with_all_below_it() {
         }
         assert!(children(&memory, &view, &path("d")).unwrap().is_empty());
     }
+}
+
+/// Of a cluster in which one part has removed nearly everything and the other has changed something else.
+#[test]
+fn what_one_part_removed_is_told_by_the_records_of_its_folders() {
+    let memory = Memory::default();
+    let written = |base: &State, writer: u64, sequence: u64, mut edits: Edits| {
+        let own = dot(writer, sequence);
+        record_folders(&memory, base.0, &mut edits, own, |_| HybridTime(sequence)).unwrap();
+        changed(&memory, base, writer, edits)
+    };
+    let files = (0..20_000).map(|n| format!("big/{:02}/n{n:05}", n / 500));
+    let files: Vec<_> = files.collect();
+    let edits = files.iter().map(|name| put(1, 1, name, file(1)));
+    let edits = edits.chain([put(1, 1, "big", directory()), put(1, 1, "x/y", file(1))]);
+    let base = written(&nothing_yet(), 1, 1, edits.collect());
+    let gone = files.iter().map(|name| gone(name)).chain([gone("big")]);
+    let removed = written(&base, 2, 1, gone.collect());
+    let other = written(&base, 3, 1, Edits::from([put(3, 1, "x/z", file(2))]));
+    let view = View::new([removed.clone(), other]);
+    let (listed, rounds, nodes) =
+        memory.fetching(|memory| children(memory, &view, &TreePath::root()));
+    let listed: Vec<_> = listed.iter().map(|(name, _)| name.as_bytes()).collect();
+    assert_eq!(listed, [b"x"]);
+    assert!(
+        nodes < 30 && rounds < 10,
+        "{nodes} nodes in {rounds} rounds"
+    );
+    // What was made in it at the same time is found.
+    let late = written(
+        &base,
+        3,
+        1,
+        Edits::from([put(3, 1, "big/new/late", file(2))]),
+    );
+    let view = View::new([removed, late]);
+    assert_eq!(names(&memory, &view, ""), ["big", "x"]);
+    assert_eq!(names(&memory, &view, "big"), ["new"]);
 }
 
 /// The last of many rows is the only one that lives: it is found however far away it is.

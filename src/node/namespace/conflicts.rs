@@ -7,8 +7,8 @@ use tokio::sync::broadcast;
 
 use super::{Edit, Namespace, NamespaceError, RemoteChanges, merge::NAMED_CHANGES_MAX};
 use crate::manifest::{
-    self, Change, Conflict, ConflictVersion, Dot, Key, Name, NodeHash, Shown, TreeError, TreePath,
-    View, WriterNumber,
+    self, Change, Conflict, ConflictVersion, Dot, Entry, Key, Name, NodeHash, Shown, TreeError,
+    TreePath, View, WriterNumber,
 };
 
 /// What the heads of others have changed.
@@ -169,7 +169,8 @@ impl Namespace {
     }
 
     /// Makes one version of a conflict the only one under its name, as a change that saw them all: a version that this
-    /// node has not seen stays. Returns whether the change is in a signed head; else it is on disk, to be published later.
+    /// node has not seen stays. Where a version of it is one of several names of a file, it stays one, and the file becomes
+    /// what is kept. Returns whether the change is in a signed head; else it is on disk, to be published later.
     ///
     /// # Errors
     /// A directory that has something in it stays whatever is chosen, so it cannot give way to a file.
@@ -192,22 +193,37 @@ impl Namespace {
         let dots = conflict.versions().flat_map(|version| &version.shown.seen);
         let seen: Vec<Dot> = dots.copied().collect();
         // A directory that nobody made has no version to write: it is there without.
-        let entry = keep.writer.map(|_| keep.shown.entry.clone());
-        self.change(vec![Edit {
-            path: conflict.path.clone(),
+        let mut entry = keep.writer.map(|_| keep.shown.own_entry());
+        let put = |path: TreePath, entry, seen| Edit {
+            path,
             entry,
             seen,
             held: false,
             written: None,
             moved: None,
-        }])?;
+        };
+        let mut edits = Vec::new();
+        let mut links = conflict
+            .versions()
+            .filter_map(|version| version.shown.link.as_ref());
+        let file = links.next().filter(|_| !is_directory(keep));
+        if let Some(link) = file
+            && keep.shown.link.is_none()
+        {
+            let record = TreePath::of_record(&link.file);
+            edits.push(put(record, entry, link.seen.clone()));
+            entry = Some(Entry::link(link.file));
+        }
+        edits.push(put(conflict.path.clone(), entry, seen));
+        self.change(edits)?;
         let up_to = self.shared.replica.state.read().overlay.generation();
         let flushed = self.flush().await;
         // The filesystem has not made this change: to it and to the kernel it is like one of somebody else.
         let paths = conflict
             .versions()
             .filter_map(|version| version.path.clone());
-        let changed = RemoteChanges::Paths(Arc::new(paths.collect()));
+        let file = file.map(|link| TreePath::of_record(&link.file));
+        let changed = RemoteChanges::Paths(Arc::new(paths.chain(file).collect()));
         let _ = self.shared.signals.remote_changes.send(changed);
         flushed?;
         Ok(!self.shared.replica.state.read().overlay.waits(up_to))

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::manifest::{
     self, CausalContext, Change, Dot, HybridTime, InternalKey, Key, Node, NodeHash, NodeSource,
-    TreeError, Version, WriterNumber,
+    TreeError, TreePath, Version, WriterNumber,
 };
 
 /// How many nodes merging a head may fetch at once. With more it can wait a while: another member may merge it, and what is
@@ -342,7 +342,8 @@ impl<D: Disk> Replica<D> {
             let mut edits =
                 manifest::complete_moves(&self.nodes, merged.root, ours, theirs, &changes, dot)?;
             let contested = manifest::contested_files(&changes);
-            manifest::complete_links(&self.nodes, merged.root, &mut edits, contested, dot)?;
+            let sides = [ours, theirs];
+            manifest::complete_links(&self.nodes, merged.root, &mut edits, contested, &sides, dot)?;
             if !edits.is_empty() {
                 // What moves keeps its time, so it does not make a folder newer.
                 let time_of = |_: &_| HybridTime::default();
@@ -646,7 +647,7 @@ fn tell_contradicted(contradicted: &[(Key, Version)]) {
     }
 }
 
-/// The paths of changes, as far as they can be named.
+/// The paths of changes; for files with several names the stand-ins of their records.
 pub(super) fn named(changes: &[Change]) -> RemoteChanges {
     let mut paths = BTreeSet::new();
     for change in changes {
@@ -654,11 +655,10 @@ pub(super) fn named(changes: &[Change]) -> RemoteChanges {
             (Some(path), _) => {
                 paths.insert(path);
             }
-            // The other names of the file show one less; which they are is not known from here.
-            (None, Some(InternalKey::Name(..))) if change.new.is_none() => {
-                return RemoteChanges::All;
+            // All names of the file show another content, or that there is one more or less of them.
+            (None, Some(InternalKey::File(file) | InternalKey::Name(file, _))) => {
+                paths.insert(TreePath::of_record(&file));
             }
-            // A record changes with one of its names, from which whoever listens gets to the others.
             (None, _) => {}
         }
     }

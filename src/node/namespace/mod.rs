@@ -135,7 +135,8 @@ pub struct Published {
     pub push: Push,
 }
 
-/// Paths whose entries changed by a remote head; `All` when there are too many to name.
+/// Paths whose entries changed by a remote head, the stand-ins of files with several names included
+/// ([`TreePath::of_record`]); `All` when there are too many to name.
 #[derive(Clone, Debug)]
 pub enum RemoteChanges {
     /// These.
@@ -351,6 +352,11 @@ impl Namespace {
         self.shared.replica.names_of(file)
     }
 
+    /// How many names a file has that has several.
+    pub fn count_names(&self, file: FileId) -> Result<u64, NamespaceError> {
+        self.shared.replica.count_names(file)
+    }
+
     /// Everything below a folder, parents before children.
     pub fn below(&self, folder: &TreePath) -> Result<Vec<(TreePath, Shown)>, NamespaceError> {
         self.shared.replica.below(folder)
@@ -402,14 +408,14 @@ impl Namespace {
     }
 
     /// As [`Namespace::rename`], or [`Namespace::change`] without `rename`, of many entries, in two steps: others go on
-    /// while this works the changes out, and what it returns makes them in a moment. In between the caller keeps others
-    /// from changing what the edits, of different paths, are of; nothing is committed.
-    pub fn prepare(
+    /// while `gather` tells the changes and this works them out, and what it returns makes them in a moment. Until then
+    /// the caller keeps others from changing what the edits, of different paths, are of; nothing is committed or merged.
+    pub fn prepare<E: From<NamespaceError>>(
         &self,
-        edits: Vec<Edit>,
+        gather: impl FnOnce() -> Result<Vec<Edit>, E>,
         rename: Option<(TreePath, TreePath)>,
-    ) -> Result<Box<dyn FnOnce() + '_>, NamespaceError> {
-        self.shared.replica.prepare(edits, rename, Moment::now())
+    ) -> Result<Box<dyn FnOnce() + '_>, E> {
+        self.shared.replica.prepare(gather, rename, Moment::now())
     }
 
     /// A head of this node's by which all changes made so far, but for what is held, are committed: it or any later one has

@@ -41,7 +41,7 @@ pub(super) fn plan(
             break;
         }
     }
-    match manifest::complete_links(source, root, &mut edits, BTreeSet::new(), dot) {
+    match manifest::complete_links(source, root, &mut edits, BTreeSet::new(), &[], dot) {
         Err(TreeError::Missing(nodes)) => missing.extend(nodes),
         result => result?,
     }
@@ -181,7 +181,16 @@ fn put(
         entry,
         moved: change.moved.clone(),
     });
-    let versions = Versions::replace(there.as_ref(), &change.seen, new);
+    let mut seen = change.seen.clone();
+    if path.record().is_some() {
+        // A copy that was put meanwhile, for the sake of a name, says nothing that its originals don't.
+        let copies = there.iter().flat_map(Versions::as_slice).filter(|copy| {
+            let originals = copy.moved.as_ref().map(manifest::Moved::dots);
+            originals.is_some_and(|dots| dots.iter().all(|dot| change.seen.contains(dot)))
+        });
+        seen.extend(copies.map(|copy| copy.dot));
+    }
+    let versions = Versions::replace(there.as_ref(), &seen, new);
     if versions != there || edits.contains_key(&key) {
         edits.insert(key, versions);
     }

@@ -204,6 +204,20 @@ impl<D: Disk> Replica<D> {
         Ok(state.overlay.names(file, tree))
     }
 
+    /// See [`super::Namespace::count_names`].
+    pub(super) fn count_names(&self, file: FileId) -> Result<u64, NamespaceError> {
+        {
+            let state = self.state.read();
+            let view = state.view().ok_or(NamespaceError::NoHead)?;
+            if state.overlay.len() == 0 {
+                return Ok(self.look(&view, |view| {
+                    manifest::count_names(&self.nodes, view, &file)
+                })?);
+            }
+        }
+        Ok(self.names_of(file)?.len() as u64)
+    }
+
     /// The direct children of a folder in byte order of their names.
     pub(super) fn children(&self, folder: &TreePath) -> Result<Vec<(Name, Shown)>, NamespaceError> {
         // Read together, they show one moment; a large folder takes its time.
@@ -310,19 +324,21 @@ impl<D: Disk> Replica<D> {
         Ok(())
     }
 
-    /// The same for many changes, in two steps: they are worked out now, in which others go on looking and changing, and
-    /// what this returns makes all of them at once, in a moment. Until then nothing is committed or merged. The edits are
-    /// of different paths; until they are made, or given up, the caller keeps others from changing what they are of.
-    pub(super) fn prepare(
+    /// The same for many changes, in two steps: they are gathered and worked out now, in which others go on looking and
+    /// changing, and what this returns makes all of them at once, in a moment. Until then nothing is committed or merged,
+    /// so they are of what is there. The edits are of different paths; until they are made, or given up, the caller keeps
+    /// others from changing what they are of.
+    pub(super) fn prepare<E: From<NamespaceError>>(
         &self,
-        edits: Vec<Edit>,
+        gather: impl FnOnce() -> Result<Vec<Edit>, E>,
         rename: Option<(TreePath, TreePath)>,
         now: Moment,
-    ) -> Result<Box<dyn FnOnce() + '_>, NamespaceError> {
-        check(&edits)?;
-        let rename = rename.filter(|_| are_known(&edits));
+    ) -> Result<Box<dyn FnOnce() + '_>, E> {
         let turn = self.turn.lock();
         self.state.read().check_writable()?;
+        let edits = gather()?;
+        check(&edits)?;
+        let rename = rename.filter(|_| are_known(&edits));
         let call = self.state.write().overlay.call();
         let mut prepared = Changes::with_capacity(edits.len());
         let mut edits = edits.into_iter();

@@ -288,7 +288,9 @@ async fn others_look_and_change_while_many_changes_are_worked_out() {
         edit("new/x", Some(file(1)), Vec::new()),
     ];
     {
-        let make = a.ns.prepare(edits, None).unwrap();
+        let make =
+            a.ns.prepare(|| Ok::<_, NamespaceError>(edits), None)
+                .unwrap();
         a.change("elsewhere", Some(file(2)));
         let shown = |path| a.ns.get(&at(path)).unwrap().is_some();
         assert_eq!([shown("old/x"), shown("new/x")], [true, false]);
