@@ -142,6 +142,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         InternalKey::Snapshot(b"before".to_vec()),
         InternalKey::Member(vec![8; 38]),
         InternalKey::Policy(folder.clone()),
+        InternalKey::Folder(folder.clone()),
         InternalKey::Name([4; 16], folder),
         InternalKey::Unknown(9, b"later".to_vec()),
     ];

@@ -8,9 +8,10 @@
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use p2pfs::manifest::{
-    CausalContext, Entry, HybridTime, Key, Kind, Node, NodeHash, NodeSource, Timestamp, TreeError,
-    TreePath, Version, Versions, View, apply, children, diff, empty_root, folder_newest, get,
-    lookup, merge, range_summary, scan,
+    CausalContext, Change, Entry, HybridTime, InternalKey, Key, Kind, Node, NodeHash, NodeSource,
+    Timestamp, TreeError, TreePath, Version, Versions, View, apply, children, complete_links,
+    complete_moves, conflicts, contested_files, diff, empty_root, folder_newest, get, lookup,
+    merge, move_hint, names, range_summary, record_folders, resolve, scan, without_old_hints,
 };
 use p2pfs::manifest::{Dot, WriterNumber};
 
@@ -82,16 +83,52 @@ pub(crate) fn run(mut data: &[u8]) {
             assert!(changes.iter().all(|change| change.old != change.new));
         }
     }
-    let _ = merge(&source, (one, &ours), (other, &theirs));
-    let _ = merge(&source, (other, &theirs), (one, &ours));
+    for [mine, yours] in [
+        [(one, &ours), (other, &theirs)],
+        [(other, &theirs), (one, &ours)],
+    ] {
+        if let Ok(merged) = merge(&source, mine, yours) {
+            complete(&source, mine, yours, &merged.changes);
+        }
+    }
+    let _ = conflicts(&source, one, &TreePath::root(), None, 16);
+    let _ = without_old_hints(&source, one, HybridTime(u64::MAX), 16);
+}
+
+/// What a writer does after a merge: renames, files with several names, records of folders. The merged tree is not there; a
+/// forged one stands for it.
+fn complete(
+    source: &Forged,
+    ours: (NodeHash, &CausalContext),
+    theirs: (NodeHash, &CausalContext),
+    changes: &[Change],
+) {
+    let own = dot(5, 1);
+    for root in [ours.0, theirs.0] {
+        let Ok(mut edits) = complete_moves(source, root, ours, theirs, changes, own) else {
+            continue;
+        };
+        let contested = contested_files(changes);
+        if complete_links(source, root, &mut edits, contested, &[ours, theirs], own).is_ok() {
+            let _ = record_folders(source, root, &mut edits, own, |_| HybridTime(1));
+            let _ = apply(source, root, &edits);
+        }
+    }
 }
 
 fn look_at(source: &Forged, states: &[View], key: &Key) {
+    if let Some(InternalKey::File(file) | InternalKey::Name(file, _)) = key.internal() {
+        for view in states {
+            let _ = names(source, view, &file);
+        }
+    }
     let Some(path) = key.path() else {
         return;
     };
     for view in states {
-        let _ = lookup(source, view, &path);
+        if let Ok(Some(shown)) = lookup(source, view, &path) {
+            let _ = resolve(source, view, shown);
+        }
     }
     if let Some((folder, _)) = path.split() {
         look_around(source, states, &folder);
@@ -141,6 +178,36 @@ fn new(sequence: u64) -> Version {
     }
 }
 
+/// A file with two names, a rename and a folder, under internal keys.
+fn internal_rows() -> Vec<(Key, Option<Versions>)> {
+    let file = [4; 16];
+    let at = |text: &str| TreePath::parse(text.as_bytes()).unwrap_or_default();
+    let put = |entry: Entry| {
+        let version = Version { entry, ..new(1) };
+        Versions::new(vec![version])
+    };
+    let plain = |kind| Entry::new(kind, 0o644, 0, 0, Timestamp(0));
+    let internal = |key, entry| (Key::of_internal(&key), put(entry));
+    let mut rows = vec![
+        internal(InternalKey::File(file), plain(Kind::Fifo)),
+        internal(
+            InternalKey::Folder(at("d1")),
+            plain(Kind::Record(Vec::new())),
+        ),
+    ];
+    for name in ["d1/one", "two"] {
+        rows.extend(Key::of_path(&at(name)).map(|key| (key, put(Entry::link(file)))));
+        let key = InternalKey::Name(file, at(name));
+        rows.push(internal(key, plain(Kind::Record(Vec::new()))));
+    }
+    let mut seen = CausalContext::default();
+    seen.add(dot(5, 1));
+    if let Some((key, hint)) = move_hint(&at("d2"), &at("d9"), &seen) {
+        rows.push((key, put(hint)));
+    }
+    rows
+}
+
 /// The nodes of a tree of some small entries, and of the same tree after a few changes; the two roots first.
 fn real() -> Vec<(NodeHash, Vec<u8>)> {
     struct Memory(BTreeMap<NodeHash, Vec<u8>>);
@@ -156,6 +223,7 @@ fn real() -> Vec<(NodeHash, Vec<u8>)> {
         Some((Key::of_path(&path)?, versions))
     };
     let all = (0..200).filter_map(|number| row(number, Versions::new(vec![new(1)])));
+    let all = all.chain(internal_rows());
     let changed = (0..200).step_by(50).filter_map(|number| {
         let versions = (number > 0).then(|| Versions::new(vec![new(2)])).flatten();
         row(number, versions)
