@@ -22,7 +22,7 @@ use p2pfs::{
     manifest::{
         CausalContext, Dot, Entry, HybridTime, Key, Kind, Node, NodeHash, NodeSource, Timestamp,
         TreeError, TreePath, Version, Versions, View, WriterNumber, apply, children, diff,
-        empty_root, get, merge, summary,
+        empty_root, get, merge, record_folders, summary,
     },
     store::Store,
 };
@@ -32,6 +32,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const FILES_OF_FOLDER: u64 = 100;
 /// Entries that are put at once while a tree is built: memory stays that of the tree.
 const PORTION: u64 = 100_000;
+/// Lone commits that are measured.
+const COMMITS: u64 = 200;
 /// As the mount bounds them.
 const DECODED_BYTES_MAX: usize = 32 * 1024 * 1024;
 
@@ -70,8 +72,9 @@ fn all(exponent: u32) -> Result<()> {
     };
     println!(
         "| entries, nodes in | build, entries/s | look-up, µs | folder of 100, µs | update, µs | its new nodes, bytes \
-         | written to disk for it, bytes | compare 1 / 1000 changes, ms | merge 1000 + 1000, ms | bytes an entry | resident, MiB |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|"
+         | written to disk for it, bytes | lone commit, ms / its new nodes, bytes / written, bytes \
+         | compare 1 / 1000 changes, ms | merge 1000 + 1000, ms | bytes an entry | resident, MiB |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|"
     );
     for exponent in 3..=exponent {
         let count = 10u64.pow(exponent);
@@ -249,13 +252,25 @@ fn build(nodes: &Nodes, count: u64) -> Result<NodeHash> {
         let files = portion
             .iter()
             .flat_map(|folder| folder * FILES_OF_FOLDER..(folder + 1) * FILES_OF_FOLDER);
-        let edits = files
+        let mut edits = files
             .map(|file| Ok((key(file)?, versions(file, 0, 1)?)))
             .collect::<Result<_>>()?;
+        record(nodes, root, &mut edits, 1)?;
         root = nodes.apply(root, &edits)?.0;
     }
     nodes.flush()?;
     Ok(root)
+}
+
+/// Adds what a commit does to the records of folders.
+fn record(nodes: &Nodes, root: NodeHash, edits: &mut Edits, sequence: u64) -> Result<()> {
+    let dot = Dot {
+        writer: WriterNumber(0x0123_4567_89ab_cde0),
+        sequence,
+    };
+    Ok(record_folders(nodes, root, edits, dot, |_| {
+        HybridTime(1_800_000_000_000_000_000)
+    })?)
 }
 
 /// Microseconds that each of `times` calls takes on average.
@@ -311,6 +326,21 @@ fn measure(nodes: &Nodes, count: u64, dir: Option<&Path>) -> Result<()> {
     nodes.flush()?;
     let written = written_bytes()?.saturating_sub(written) / 1000;
 
+    // One change after the other as the node commits it: with the record of its folder, and on the disk before the next.
+    let before = written_bytes()?;
+    let mut commit_bytes = 0;
+    let commit = mean_us(COMMITS, |nth| {
+        let file = spread(nth + 5000);
+        let mut edits = Edits::from([(key(file)?, versions(file, 0, 3 + nth)?)]);
+        record(nodes, updated, &mut edits, 3 + nth)?;
+        let (root, bytes) = nodes.apply(updated, &edits)?;
+        updated = root;
+        commit_bytes += bytes;
+        nodes.flush()
+    })?;
+    let committed = written_bytes()?.saturating_sub(before) / COMMITS;
+    let commit_bytes = commit_bytes as u64 / COMMITS;
+
     let one = nodes.apply(root, &changes(count, 1, 1)?)?.0;
     let ours = nodes.apply(root, &changes(count, 1000, 2)?)?.0;
     let theirs = nodes.apply(root, &changes(count, 1000, 3)?)?.0;
@@ -328,15 +358,17 @@ fn measure(nodes: &Nodes, count: u64, dir: Option<&Path>) -> Result<()> {
         Ok(merge(nodes, (ours, &seen(2)), (theirs, &seen(3)))?)
     })?;
 
-    let (source, on_disk) = match dir {
+    let commit = format!("{:.1} / {commit_bytes}", commit / 1e3);
+    let (source, on_disk, commit) = match dir {
         Some(dir) => {
             fs::write(dir.join("root"), root.to_string())?;
-            ("store", written.to_string())
+            let commit = format!("{commit} / {committed}");
+            ("store", written.to_string(), commit)
         }
-        None => ("memory", String::new()),
+        None => ("memory", String::new(), commit),
     };
     println!(
-        "| {count}, {source} | {rate:.0} | {look_up:.1} | {list:.0} | {update:.0} | {} | {on_disk} | {:.2} / {:.1} | {:.1} | {:.0} | {resident} |",
+        "| {count}, {source} | {rate:.0} | {look_up:.1} | {list:.0} | {update:.0} | {} | {on_disk} | {commit} | {:.2} / {:.1} | {:.1} | {:.0} | {resident} |",
         new_bytes / 1000,
         compare_one / 1e3,
         compare / 1e3,
@@ -356,7 +388,7 @@ fn look(dir: &Path, count: u64, root: NodeHash) -> Result<()> {
         Ok(children(&nodes, &View::of(root), &folder(number)?)?)
     })?;
     println!(
-        "| {count}, store, opened in {:.0} ms | | | {list:.0} | | | | | | | {} |",
+        "| {count}, store, opened in {:.0} ms | | | {list:.0} | | | | | | | | {} |",
         opened.as_secs_f64() * 1e3,
         resident_mib()?,
     );
