@@ -424,10 +424,11 @@ impl Store {
         self.inner.core.size_proven(object)
     }
 
-    /// Adds proven blocks. Blocks that are here already are not written again.
+    /// Adds proven blocks. Blocks that are here already are not written again. Where they can't be kept, they pass through
+    /// memory: who waits for them gets them.
     ///
     /// # Errors
-    /// [`StoreError::Full`] leaves what was here before.
+    /// When the range doesn't fit the object.
     pub fn insert(&self, range: &VerifiedRange<'_>) -> Result<(), StoreError> {
         self.inner.core.insert(range)
     }
@@ -484,7 +485,7 @@ impl Store {
     }
 
     /// Leaf hashes of blocks that are here, proven against the content id; `None` where they can't be had: of a content of
-    /// one block, or if the hash tree is damaged.
+    /// one block, of blocks that only pass through memory, or if the hash tree is damaged.
     ///
     /// # Errors
     /// [`StoreError::Absent`] for blocks that are not here.

@@ -720,8 +720,8 @@ impl Core {
 
     /// Lets blocks pass that there is no room for.
     pub(super) fn pass(&self, range: &VerifiedRange<'_>, why: &StoreError) {
-        if matches!(why, StoreError::Full) && !self.room.is_tight() {
-            tracing::warn!("the disk is full: what is read from other members now is not kept");
+        if !matches!(why, StoreError::NoRoom { .. }) && !self.room.is_tight() {
+            tracing::warn!("what is read from other members now is not kept: {why}");
         }
         self.room
             .tight_until

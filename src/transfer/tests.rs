@@ -319,7 +319,7 @@ impl Holders for FakeDirectory {
 }
 
 struct Fixture {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     store: Store,
     net: Arc<FakeNet>,
 }
@@ -329,7 +329,7 @@ impl Fixture {
         let dir = tempfile::tempdir().unwrap();
         Self {
             store: Store::open(dir.path()).unwrap(),
-            _dir: dir,
+            dir,
             net: FakeNet::new(),
         }
     }
@@ -399,6 +399,25 @@ async fn a_read_fetches_its_blocks_and_the_proof_of_the_size_and_no_more() {
         f.read(content.object, bytes.clone())
             == content.data[bytes.start as usize..bytes.end as usize]
     );
+}
+
+#[tokio::test]
+async fn who_waits_for_bytes_gets_them_where_they_cannot_be_kept() {
+    let f = Fixture::new();
+    let content = Content::new(3 * BLOCK_BYTES, 1);
+    f.net.add(&[&content], Behaviour::Honest);
+    // No hash tree can be made there.
+    let id = content.object.content;
+    let tree = format!("objects/{:02x}/{id}-{}.tree", id.0[0], content.object.size);
+    std::os::unix::fs::symlink("/nonexistent/tree", f.dir.path().join(tree)).unwrap();
+    let engine = f.start(TIMEOUT);
+    let all = 0..content.object.size;
+    engine
+        .ensure(content.object, all.clone(), "a")
+        .await
+        .unwrap();
+    assert!(f.read(content.object, all) == content.data);
+    assert_eq!(f.store.presence(&content.object).unwrap(), Presence::Absent);
 }
 
 #[tokio::test]
