@@ -127,6 +127,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         epoch: 0,
         keeps_all: false,
         promises: false,
+        sole: false,
     };
     let mut blocks = BlockSet::of(0..3);
     blocks.insert(7..200);

@@ -211,11 +211,11 @@ impl Net {
     pub async fn start(config: NetConfig, service: Arc<dyn Service>) -> Result<Self, NetError> {
         let listen = config.listen.clone();
         let counters = Arc::new(counters::Counters::default());
-        let transport = transport::build(&config.identity, counters.clone()).map_err(|error| {
-            NetError::Listen {
-                address: listen.first().cloned().unwrap_or_else(Multiaddr::empty),
-                reason: error.to_string(),
-            }
+        let sockets = Arc::new(transport::Sockets::default());
+        let transport = transport::build(&config.identity, counters.clone(), sockets.clone());
+        let transport = transport.map_err(|error| NetError::Listen {
+            address: listen.first().cloned().unwrap_or_else(Multiaddr::empty),
+            reason: error.to_string(),
         })?;
         let behaviour = Behaviour::new(&config.identity);
         let mut control = behaviour.streams.new_control();
@@ -228,7 +228,7 @@ impl Net {
         }
         let local = config.identity.public().to_peer_id();
         let swarm = Swarm::new(transport, behaviour, local, swarm::swarm_config());
-        let (shared, notes) = Shared::new(config, service, counters, control);
+        let (shared, notes) = Shared::new(config, service, counters, sockets, control);
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let owner = Owner::bind(shared.clone(), swarm, receiver, notes, listen).await?;
         streams::take_all(&shared, incoming);
@@ -329,7 +329,8 @@ impl Net {
         within: Duration,
     ) -> Result<SyncAnswer, NetError> {
         let there = self.proven(peer)?;
-        answered(&there, within, there.sync.ask(request)).await
+        let ask = || there.sync.ask(request.clone());
+        answered(&there, within, once_more(ask)).await
     }
 
     /// Pushes to all proven peers but one; a peer whose queue is full misses it (the 30 s comparison makes it good).
@@ -356,7 +357,8 @@ impl Net {
         within: Duration,
     ) -> Result<BlockAnswer, NetError> {
         let there = self.proven(peer)?;
-        answered(&there, within, there.blocks.fetch(Asked::Blocks(request))).await
+        let ask = || there.blocks.fetch(Asked::Blocks(request.clone()));
+        answered(&there, within, once_more(ask)).await
     }
 
     /// Fetches whole small contents from a proven peer, without asking first whether it has them: [`BlockAnswer::Batch`] or
@@ -371,7 +373,8 @@ impl Net {
         within: Duration,
     ) -> Result<BlockAnswer, NetError> {
         let there = self.proven(peer)?;
-        answered(&there, within, there.blocks.fetch(Asked::Batch(request))).await
+        let ask = || there.blocks.fetch(Asked::Batch(request.clone()));
+        answered(&there, within, once_more(ask)).await
     }
 
     /// Bytes of block answers that have come from a proven peer since it was last admitted, as they come.
@@ -445,6 +448,14 @@ impl Net {
 
     fn proven(&self, peer: PeerId) -> Result<Arc<Peer>, NetError> {
         self.shared.peer(&peer).ok_or(NetError::NotConnected(peer))
+    }
+}
+
+/// Asks again where the stream broke: of several connections to a peer one may have ended, and all questions may be repeated.
+async fn once_more<T, F: Future<Output = Option<T>>>(ask: impl Fn() -> F) -> Option<T> {
+    match ask().await {
+        None => ask().await,
+        answer => answer,
     }
 }
 

@@ -26,6 +26,7 @@ use super::{
     limits::Upload,
     proto::PeerHello,
     sync::{self, SyncClient},
+    transport::Sockets,
 };
 use crate::cluster::ClusterKeys;
 
@@ -64,6 +65,8 @@ pub(super) struct Shared {
     pub(super) hello: PeerHello,
     pub(super) service: Arc<dyn Service>,
     pub(super) counters: Arc<Counters>,
+    /// Whoever knows that a line is dead severs it.
+    pub(super) sockets: Arc<Sockets>,
     pub(super) control: libp2p_stream::Control,
     pub(super) events: broadcast::Sender<NetEvent>,
     pub(super) addresses: RwLock<Vec<Multiaddr>>,
@@ -94,6 +97,7 @@ impl Shared {
         config: super::NetConfig,
         service: Arc<dyn Service>,
         counters: Arc<Counters>,
+        sockets: Arc<Sockets>,
         control: libp2p_stream::Control,
     ) -> (Arc<Self>, mpsc::Receiver<Note>) {
         let (notes, incoming) = mpsc::channel(NOTES_MAX);
@@ -104,6 +108,7 @@ impl Shared {
             hello: config.hello,
             service,
             counters,
+            sockets,
             control,
             events: broadcast::Sender::new(EVENTS_MAX),
             addresses: RwLock::default(),

@@ -97,6 +97,9 @@ pub struct PeerHello {
     /// It understands [`SyncRequest::Keep`]; no other peer is to be asked that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub promises: bool,
+    /// It knows of no other connection between the two: what the other side may still take for one is dead. Said by who dials.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sole: bool,
 }
 
 /// From the side that opened a sync stream.

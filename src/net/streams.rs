@@ -23,7 +23,7 @@ use super::{
     framing::FrameError,
     hello::{HelloError, Party},
     peers::{Note, Shared},
-    proto::{BLOCKS, HELLO, SYNC},
+    proto::{BLOCKS, HELLO, PeerHello, SYNC},
     sync,
 };
 
@@ -106,7 +106,13 @@ async fn accept(stream: &mut Stream) -> io::Result<()> {
 }
 
 /// Proves membership to a peer that was dialed, and has it prove its own; tells the swarm's owner.
-pub(super) async fn say_hello(shared: Arc<Shared>, peer: PeerId, target: Target) {
+///
+/// `sole` tells that there is no other connection to the peer.
+pub(super) async fn say_hello(shared: Arc<Shared>, peer: PeerId, target: Target, sole: bool) {
+    let hello = PeerHello {
+        sole,
+        ..shared.hello.clone()
+    };
     let handshake = async {
         let mut stream = open(&shared, peer, HELLO)
             .await
@@ -114,7 +120,7 @@ pub(super) async fn say_hello(shared: Arc<Shared>, peer: PeerId, target: Target)
                 OpenError::NotSpoken(_) => HelloError::NotSpoken,
                 OpenError::Broken(reason) => HelloError::Broken(reason),
             })?;
-        party(&shared, peer).dial(&mut stream).await
+        party(&shared, peer, &hello).dial(&mut stream).await
     };
     let outcome = bounded(handshake).await;
     let target = Some(target);
@@ -130,7 +136,9 @@ pub(super) async fn say_hello(shared: Arc<Shared>, peer: PeerId, target: Target)
 async fn hear_hello(shared: Arc<Shared>, peer: PeerId, mut stream: Stream) {
     let handshake = async {
         accept(&mut stream).await.map_err(FrameError::from)?;
-        party(&shared, peer).listen(&mut stream).await
+        party(&shared, peer, &shared.hello)
+            .listen(&mut stream)
+            .await
     };
     let outcome = bounded(handshake).await;
     shared
@@ -142,12 +150,12 @@ async fn hear_hello(shared: Arc<Shared>, peer: PeerId, mut stream: Stream) {
         .await;
 }
 
-fn party(shared: &Shared, remote: PeerId) -> Party<'_> {
+fn party<'a>(shared: &'a Shared, remote: PeerId, hello: &'a PeerHello) -> Party<'a> {
     Party {
         keys: &shared.keys,
         local: shared.local,
         remote,
-        hello: &shared.hello,
+        hello,
         nonce: rand::rng().random(),
     }
 }

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     future::poll_fn,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::Poll,
@@ -14,6 +15,7 @@ use std::{
 };
 
 use futures::{Stream as _, StreamExt};
+use if_watch::{IfEvent, tokio::IfWatcher};
 use libp2p::{
     Multiaddr, PeerId, Swarm, allow_block_list,
     connection_limits::{self, ConnectionLimits},
@@ -21,7 +23,9 @@ use libp2p::{
         ConnectedPoint,
         transport::{ListenerId, TransportError},
     },
-    identify, ping,
+    identify,
+    multiaddr::Protocol,
+    ping,
     swarm::{
         ConnectionId, DialError, NetworkBehaviour, SwarmEvent,
         dial_opts::{DialOpts, PeerCondition},
@@ -54,6 +58,11 @@ const SILENT_MAX: Duration = Duration::from_secs(8);
 /// The same where there is reason to believe that a connection broke: an address of this machine went, it slept, or the
 /// other side made a new one. Only a ping counts then, which proves this one connection.
 const DOUBTED_MAX: Duration = Duration::from_secs(2);
+/// A connection that is older than a new one by this much is dead where the other side says that it knows of the new one only. Of
+/// one that is hardly older it may not know yet.
+const ELDER_MIN: Duration = Duration::from_secs(1);
+/// After an upset of the network those who were lost by it are dialed at once.
+const UPSET_FOR: Duration = Duration::from_secs(5);
 /// libp2p closes a connection without streams after this. Those that should end sooner are ended here.
 const IDLE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Connections, all together; a peer keeps some dozens.
@@ -166,6 +175,10 @@ pub(super) struct Owner {
     listens: HashMap<PeerId, Vec<Multiaddr>>,
     /// Peers that said goodbye.
     leaving: BTreeSet<PeerId>,
+    /// Which addresses this machine has; nothing where the system doesn't tell.
+    interfaces: Option<IfWatcher>,
+    /// When the network last became another one.
+    upset: Option<Instant>,
 }
 
 impl Owner {
@@ -203,6 +216,10 @@ impl Owner {
             connections: HashMap::new(),
             listens: HashMap::new(),
             leaving: BTreeSet::new(),
+            interfaces: IfWatcher::new()
+                .inspect_err(|error| warn!(%error, "changes of addresses are noticed late"))
+                .ok(),
+            upset: None,
         };
         let deadline = tokio::time::Instant::now() + LISTEN_WITHIN;
         while let Some(address) = unbound.values().next() {
@@ -260,6 +277,7 @@ impl Owner {
             };
             tokio::select! {
                 event = self.swarm.select_next_some() => self.on_event(event),
+                event = changes(&mut self.interfaces) => self.on_address(event),
                 Some(note) = self.notes.recv() => self.on_note(note),
                 command = self.commands.recv() => match command {
                     Some(Command::Connect { address, reply }) => self.connect(address, reply),
@@ -368,6 +386,7 @@ impl Owner {
                 connection.since = now;
             }
         }
+        let mut dead = Vec::new();
         for (id, connection) in &mut self.connections {
             let Some(answered) = connection.answered else {
                 continue;
@@ -382,17 +401,67 @@ impl Owner {
                     connection.answered = active;
                 } else {
                     debug!(peer = %connection.peer, "no sign of life: closing the connection");
-                    self.swarm.close_connection(*id);
+                    dead.push(*id);
                     // Closing may take a moment; it is not asked for again at once.
                     connection.answered = Some(now);
                 }
             }
+        }
+        for id in dead {
+            self.sever(id);
+        }
+    }
+
+    /// An address of this machine came or went.
+    fn on_address(&mut self, event: std::io::Result<IfEvent>) {
+        match event {
+            Ok(IfEvent::Up(_)) => {
+                self.upset = Some(Instant::now());
+                self.shared.book.lock().hurry(Instant::now());
+            }
+            Ok(IfEvent::Down(gone)) => {
+                debug!(address = %gone.addr(), "an address went: its connections end");
+                let sockets = &self.shared.sockets;
+                sockets.sever(|line| line.local.ip() == gone.addr());
+                self.doubt();
+            }
+            Err(error) => {
+                warn!(%error, "changes of addresses are noticed late from now on");
+                self.interfaces = None;
+            }
+        }
+    }
+
+    /// Ends a connection that is taken for dead, without a last word.
+    fn sever(&mut self, id: ConnectionId) {
+        let connection = self.connections.get(&id);
+        if let Some((remote, since)) =
+            connection.and_then(|one| Some((socket_address(&one.address)?, one.since)))
+        {
+            let sockets = &self.shared.sockets;
+            sockets.sever(|line| line.remote == remote && line.since <= since);
+        }
+        self.swarm.close_connection(id);
+    }
+
+    /// Ends the connections to a peer that it no longer knows of. Young ones it may not know of yet.
+    fn drop_elders(&mut self, peer: PeerId) {
+        let theirs = || self.connections.iter().filter(|(_, one)| one.peer == peer);
+        let newest = theirs().map(|(_, one)| one.since).max();
+        let elders: Vec<ConnectionId> = theirs()
+            .filter(|(_, one)| newest.is_some_and(|newest| one.since + ELDER_MIN <= newest))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in elders {
+            debug!(%peer, "the peer knows of one connection only: closing an older one");
+            self.sever(id);
         }
     }
 
     /// Gives each connection a moment to prove itself, and dials at once whom it would dial later.
     fn doubt(&mut self) {
         let now = Instant::now();
+        self.upset = Some(now);
         for connection in self.connections.values_mut() {
             connection.doubted.get_or_insert(now);
         }
@@ -474,7 +543,10 @@ impl Owner {
         let whereabouts = self.whereabouts(&peer);
         let blocked = self.shared.book.lock().is_blocked(now, &peer);
         match (outcome, whereabouts) {
-            (Ok(hello), Some(at)) if !blocked => {
+            (Ok(mut hello), Some(at)) if !blocked => {
+                if std::mem::take(&mut hello.sole) && target.is_none() {
+                    self.drop_elders(peer);
+                }
                 if let Some(target) = &target {
                     self.shared.book.lock().reached(target);
                 }
@@ -591,7 +663,9 @@ impl Owner {
             Some(Dial::Member(target)) => {
                 self.shared.book.lock().found(&target, peer);
                 connection.dialed = Some(target.clone());
-                tokio::spawn(streams::say_hello(self.shared.clone(), peer, target));
+                let sole = self.connections.values().all(|other| other.peer != peer);
+                let hello = streams::say_hello(self.shared.clone(), peer, target, sole);
+                tokio::spawn(hello);
             }
             Some(Dial::Other(target, replies)) => {
                 connection.dialed = Some(target);
@@ -627,7 +701,11 @@ impl Owner {
             info!(%peer, left, "peer is down");
             let addresses = last_at.map(|at| at.listen).unwrap_or_default();
             let mut book = self.shared.book.lock();
-            book.lost(Instant::now(), peer, addresses, left, jitter());
+            let now = Instant::now();
+            book.lost(now, peer, addresses, left, jitter());
+            if self.upset.is_some_and(|at| now < at + UPSET_FOR) {
+                book.hurry(now);
+            }
             drop(book);
             let _ = self.shared.events.send(NetEvent::Down(peer));
         }
@@ -657,6 +735,28 @@ impl Owner {
         if let (Ok(round_trip), Some(known)) = (event.result, self.shared.peer(&event.peer)) {
             known.about.lock().round_trip = Some(round_trip);
         }
+    }
+}
+
+/// The next change of this machine's addresses.
+async fn changes(interfaces: &mut Option<IfWatcher>) -> std::io::Result<IfEvent> {
+    match interfaces {
+        Some(interfaces) => interfaces.select_next_some().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The IP address and port in the address of a connection; one that was dialed by name has none.
+fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
+    let mut parts = address.iter();
+    let ip = match parts.next()? {
+        Protocol::Ip4(ip) => IpAddr::V4(ip),
+        Protocol::Ip6(ip) => IpAddr::V6(ip).to_canonical(),
+        _ => return None,
+    };
+    match parts.next()? {
+        Protocol::Tcp(port) => Some(SocketAddr::new(ip, port)),
+        _ => None,
     }
 }
 

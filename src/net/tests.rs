@@ -128,6 +128,7 @@ fn hello(node: &str) -> PeerHello {
         epoch: 0,
         keeps_all: false,
         promises: false,
+        sole: false,
     }
 }
 

@@ -210,6 +210,7 @@ impl Node {
             epoch: keys.epoch(),
             keeps_all: config.keep_all,
             promises: true,
+            sole: false,
         };
         let net = start_net(&store, &config, identity, &keys, hello, service).await?;
         let _ = late.net.set(net.clone());

@@ -292,11 +292,14 @@ impl Scheduler {
     pub fn handle_peer_down(&mut self, now: Duration, id: PeerId) {
         self.cancel_requests_of(now, id);
         self.peers.remove(&id);
-        for holder in self
-            .works
-            .values_mut()
-            .filter_map(|work| work.holders.get_mut(&id))
-        {
+        for work in self.works.values_mut() {
+            let Some(holder) = work.holders.get_mut(&id) else {
+                continue;
+            };
+            if holder.held != Held::No {
+                // Where nobody else is left, it is asked anew at once: trackers may know where the peer has gone.
+                work.directory.asked_at = None;
+            }
             holder.held = Held::No;
             holder.waiting = false;
             holder.asked_at = None;

@@ -23,6 +23,12 @@ struct Read {
 
 /// Sources that hold `data` whole and send slowly, and a reader that knows them.
 fn prepare(sources: usize, rate: &str, tracker: bool) -> Read {
+    // Shorter than what it sleeps below.
+    prepare_for(sources, rate, tracker, "8s")
+}
+
+/// The same; the reader waits so long for a source.
+fn prepare_for(sources: usize, rate: &str, tracker: bool, read_timeout: &str) -> Read {
     let lab = Lab::new();
     let mut options = String::new();
     let tracker = tracker.then(|| {
@@ -49,8 +55,7 @@ fn prepare(sources: usize, rate: &str, tracker: bool) -> Read {
         .iter()
         .map(|mount| format!("--peer {}", mount.multiaddr()))
         .collect();
-    // Shorter than what it sleeps below.
-    let options = format!("--read-timeout 8s {}", peers.join(" "));
+    let options = format!("--read-timeout {read_timeout} {}", peers.join(" "));
     let reader = lab.host("r").mount(&id, &options);
     reader.meets(sources);
     until(SOON, "the entry is seen", || reader.has("data"));
@@ -80,7 +85,7 @@ impl Read {
         until(LONG, "it goes on", || {
             cached(&self.reader) > before + 200_000
         });
-        println!("went on {:?} after it was over", over.elapsed());
+        println!("recovered in {:?}", over.elapsed());
         let status = reader.ends_within(LONG);
         assert!(status.success(), "{}", reader.output());
         let copy = fs::read(self.reader.host().path("copy")).unwrap();
@@ -101,6 +106,12 @@ fn sleeps(pid: Pid) -> Instant {
 fn a_read_goes_on_after_its_machine_has_slept() {
     let read = prepare(1, "40mbit", true);
     read.survives(|read| sleeps(read.reader.pid()));
+}
+
+#[test]
+fn a_read_goes_on_after_its_only_source_has_slept() {
+    let read = prepare_for(1, "40mbit", true, "60s");
+    read.survives(|read| sleeps(read.sources[0].pid()));
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! proved that id; libp2p's swarm compares once more above.
 
 mod mux;
+mod severable;
 mod tls;
 
 #[cfg(test)]
@@ -38,6 +39,7 @@ use multistream_select::{
 };
 use tracing::warn;
 
+pub(super) use self::severable::Sockets;
 use super::counters::{Counted, Counters};
 
 /// Longest time from the first TCP packet to a multiplexed connection.
@@ -46,6 +48,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// Why a connection could not be made on top of TCP.
 #[derive(Debug, thiserror::Error)]
 enum UpgradeError {
+    #[error("{0}")]
+    Socket(#[from] io::Error),
     #[error("negotiation failed: {0}")]
     Negotiation(#[from] NegotiationError),
     #[error("TLS: {0}")]
@@ -60,6 +64,7 @@ enum UpgradeError {
 pub(super) fn build(
     identity: &Keypair,
     counters: Arc<Counters>,
+    open: Arc<Sockets>,
 ) -> io::Result<Boxed<(PeerId, StreamMuxerBox)>> {
     let security = Security::new(identity)?;
     let sockets = || tcp::tokio::Transport::new(tcp::Config::default().nodelay(true));
@@ -71,8 +76,9 @@ pub(super) fn build(
         }
     };
     let connections = sockets.and_then(move |socket, endpoint| {
-        let socket = Counted::new(socket, counters);
         async move {
+            let (local, remote) = (socket.0.local_addr()?, socket.0.peer_addr()?);
+            let socket = Counted::new(open.hold(socket, local, remote), counters);
             let (role, expected) = role(&endpoint);
             let (peer, channel) = security.secure(socket, role, expected).await?;
             let (_, channel) = negotiate(channel, role, [mux::NAME]).await?;

@@ -27,7 +27,7 @@ fn pinging() -> Ping {
 fn own() -> Swarm<Ping> {
     let key = Keypair::generate_ed25519();
     Swarm::new(
-        build(&key, Arc::default()).unwrap(),
+        build(&key, Arc::default(), Arc::default()).unwrap(),
         pinging(),
         key.public().to_peer_id(),
         libp2p::swarm::Config::with_tokio_executor(),

@@ -734,6 +734,21 @@ fn the_directory_is_asked_when_no_peer_tells_in_time_that_it_has_it() {
 }
 
 #[test]
+fn an_only_holder_that_is_lost_is_looked_for_at_once_and_often() {
+    let mut h = Harness::with_known_holders(&[1]);
+    let file = object(1, 10);
+    h.demand(file, 0..1);
+    h.has(1, file, Held::Whole);
+    h.pass(Duration::from_secs(6));
+    h.searched.clear();
+    h.scheduler.handle_peer_down(h.now, peer(1));
+    h.drain();
+    assert_eq!(h.searched.len(), 1);
+    h.pass(Duration::from_secs(5));
+    assert_eq!(h.searched.len(), 3);
+}
+
+#[test]
 fn what_is_known_of_holders_serves_the_next_read() {
     let mut h = Harness::with_known_holders(&[1]);
     let file = object(1, 100);

@@ -183,6 +183,8 @@ impl Scheduler {
                 open |= holder.waiting;
             }
             let due = match work.directory.asked_at {
+                // Who was lost may be somewhere else by now.
+                Some(at) if waiting => at + RETRY_LACKING <= now,
                 Some(at) => at + RENEW_EVERY <= now,
                 None => {
                     work.since + RENEW_EVERY <= now
@@ -260,7 +262,11 @@ impl Scheduler {
         };
         let works = active().flat_map(|work| {
             let asked_at = work.directory.asked_at.unwrap_or(work.since);
-            [work.since + DIRECTORY_AFTER, asked_at + RENEW_EVERY]
+            [
+                work.since + DIRECTORY_AFTER,
+                asked_at + RETRY_LACKING,
+                asked_at + RENEW_EVERY,
+            ]
         });
         let holders = active()
             .flat_map(|work| work.holders.values())
