@@ -25,6 +25,7 @@ pub use host::{Host, Process};
 pub use lab::Lab;
 pub use mount::Mount;
 pub use run::Finished;
+pub use system::runs;
 pub use tree::Item;
 pub use wait::{LONG, SOON, eventually, until};
 

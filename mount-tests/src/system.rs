@@ -76,7 +76,7 @@ pub(crate) fn on_path(program: &str) -> bool {
 
 /// Whether a process runs. One that ended and that nobody has asked about yet doesn't: in a container there may be nobody
 /// who would.
-pub(crate) fn runs(pid: Pid) -> bool {
+pub fn runs(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name in parentheses may contain anything.
     let state = stat

@@ -20,7 +20,10 @@ mod trackers;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -149,6 +152,8 @@ pub struct Node {
     loads: Mutex<BTreeMap<PeerId, u32>>,
     mounted: OnceLock<Arc<fs::Mounted>>,
     socket: Mutex<Option<control::ControlServer>>,
+    /// Unmounted by the command, with what could be published.
+    unmounted: AtomicBool,
     /// True once the mount is to end.
     ending: watch::Sender<bool>,
     /// True once everything is on disk.
@@ -245,6 +250,7 @@ impl Node {
             loads: Mutex::default(),
             mounted: OnceLock::new(),
             socket: Mutex::default(),
+            unmounted: AtomicBool::new(false),
             ending: watch::Sender::new(false),
             ended: watch::Sender::new(false),
         });
@@ -401,7 +407,12 @@ impl Node {
     /// The orderly end. Publication comes first: it needs no peer, and after it everything is safe on this disk.
     async fn close(&self) {
         if let Some(mounted) = self.mounted() {
-            mounted.publish_all(PUBLISH_WITHIN).await;
+            // What could not be published when the unmount was asked for can't be now.
+            let within = match self.unmounted.load(Ordering::Acquire) {
+                true => Duration::ZERO,
+                false => PUBLISH_WITHIN,
+            };
+            mounted.publish_all(within).await;
         }
         if let Err(error) = self.namespace.flush().await {
             tracing::warn!(%error, "some changes stay unpublished; they are kept and published by the next mount");
@@ -417,8 +428,8 @@ impl Node {
         let _ = tokio::time::timeout(Duration::from_secs(2), self.trackers.leave()).await;
         self.net.stop().await;
         let store = self.store.clone();
-        if let Err(error) = run_blocking(move || store.settle().and_then(|()| store.flush())).await
-        {
+        // Some task may hold it until the process is gone.
+        if let Err(error) = run_blocking(move || store.close()).await {
             tracing::error!(%error, "the store could not be put on disk");
         }
     }
@@ -664,6 +675,7 @@ impl Control for Node {
             if let Some(mounted) = self.mounted() {
                 mounted.publish_all(PUBLISH_WITHIN).await;
                 mounted.unmount(request.lazy).map_err(ControlError::new)?;
+                self.unmounted.store(true, Ordering::Release);
             }
             self.end();
             let mut ended = self.ended.subscribe();

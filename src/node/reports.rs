@@ -37,8 +37,6 @@ const PROOF_WITHIN: Duration = Duration::from_secs(60);
 const BLOCK_WITHIN: Duration = Duration::from_secs(5);
 /// Proofs asked for at once.
 const PROOFS_AT_ONCE: usize = 16;
-/// How long `verify` tries to fetch one damaged range again.
-const REPAIR_WITHIN: Duration = Duration::from_secs(20);
 
 impl Node {
     pub(super) async fn status_report(&self) -> Result<StatusReport, ControlError> {
@@ -370,20 +368,15 @@ impl Node {
         for damage in damages {
             let bytes = damage.object.bytes_of(damage.blocks.clone());
             self.store
-                .reprove(&damage.object, damage.blocks)
+                .reprove(&damage.object, damage.blocks.clone())
                 .map_err(ControlError::new)?;
-            let label = format!("verify {}", damage.object.content);
-            let repair = self.transfers.ensure(damage.object, bytes.clone(), &label);
-            match tokio::time::timeout(REPAIR_WITHIN, repair).await {
-                Ok(Ok(())) => report.repaired += 1,
-                outcome => report.unreachable.push(DamageReport {
+            match self.repair(&damage).await {
+                Ok(()) => report.repaired += 1,
+                Err(reason) => report.unreachable.push(DamageReport {
                     hash: damage.object.content.to_string(),
                     offset: bytes.start,
                     length: bytes.end - bytes.start,
-                    reason: match outcome {
-                        Ok(Err(error)) => error.to_string(),
-                        _ => format!("nobody gave it within {} s", REPAIR_WITHIN.as_secs()),
-                    },
+                    reason,
                 }),
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <base>/<name>/            mode 0700, one for each cluster and mount
-//!     cluster               the cluster id and its trackers, mode 0600
+//!     cluster, cluster.copy the cluster id and its trackers, mode 0600, twice: a damaged one is replaced by the other
 //!     node.key              this node's libp2p identity, mode 0600
 //!     control.sock          HTTP on a Unix socket, mode 0600, while mounted
 //!     log, log.1 …          rotated
@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::{ClusterId, ClusterName, ParsedCluster};
 
 const CLUSTER_FILE: &str = "cluster";
+const CLUSTER_COPY_FILE: &str = "cluster.copy";
 const IDENTITY_FILE: &str = "node.key";
 
 /// Why a state folder could not be used.
@@ -82,6 +83,21 @@ struct ClusterFile {
     version: u32,
     id: String,
     trackers: Vec<String>,
+    /// Of the other fields; earlier versions wrote none.
+    #[serde(default)]
+    check: Option<String>,
+}
+
+impl ClusterFile {
+    /// What `check` is if nothing is damaged.
+    fn right_check(&self) -> String {
+        let mut hasher = blake3::Hasher::new_derive_key("p2pfs cluster file v1");
+        for field in std::iter::once(&self.id).chain(&self.trackers) {
+            hasher.update(&(field.len() as u64).to_le_bytes());
+            hasher.update(field.as_bytes());
+        }
+        hasher.finalize().to_hex().chars().take(16).collect()
+    }
 }
 
 /// A saved cluster.
@@ -138,7 +154,14 @@ impl StateBase {
         for entry in entries {
             let dir = entry.map_err(io_error(&self.dir))?.path();
             if dir.join(CLUSTER_FILE).exists() {
-                clusters.push(SavedCluster::load(&dir)?);
+                match SavedCluster::load(&dir) {
+                    Ok(cluster) => clusters.push(cluster),
+                    // Said to whoever asks for it by its name; it keeps nobody from the others.
+                    Err(error @ StateError::Damaged { .. }) => {
+                        tracing::warn!(%error, "a saved cluster is passed over");
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         clusters.sort_by(|a, b| a.name.cmp(&b.name));
@@ -200,9 +223,22 @@ impl StateBase {
 }
 
 impl SavedCluster {
-    /// Reads the cluster of a state folder.
+    /// Reads the cluster of a state folder; a damaged file is replaced by its copy.
     pub fn load(dir: &Path) -> Result<Self, StateError> {
-        let path = dir.join(CLUSTER_FILE);
+        let error = match Self::load_file(dir, CLUSTER_FILE) {
+            Err(error @ StateError::Damaged { .. }) => error,
+            loaded => return loaded,
+        };
+        let Ok(saved) = Self::load_file(dir, CLUSTER_COPY_FILE) else {
+            return Err(error);
+        };
+        tracing::error!(%error, "it is replaced by its copy");
+        saved.store()?;
+        Ok(saved)
+    }
+
+    fn load_file(dir: &Path, file: &str) -> Result<Self, StateError> {
+        let path = dir.join(file);
         let damaged = |why: String| StateError::Damaged {
             path: path.clone(),
             why,
@@ -219,6 +255,13 @@ impl SavedCluster {
         if file.version != 1 {
             return Err(damaged(format!("its version is {}", file.version)));
         }
+        if file
+            .check
+            .as_ref()
+            .is_some_and(|check| *check != file.right_check())
+        {
+            return Err(damaged("it does not have its checksum".into()));
+        }
         let parsed: ParsedCluster = file
             .id
             .parse()
@@ -233,18 +276,21 @@ impl SavedCluster {
 
     fn store(&self) -> Result<(), StateError> {
         make_private_dir(&self.dir)?;
-        let file = ClusterFile {
+        let mut file = ClusterFile {
             version: 1,
             id: self.id.to_string(),
             trackers: self.trackers.clone(),
+            check: None,
         };
+        file.check = Some(file.right_check());
         let text = zeroize::Zeroizing::new(serde_json::to_vec(&file).map_err(|error| {
             StateError::Damaged {
                 path: self.dir.join(CLUSTER_FILE),
                 why: error.to_string(),
             }
         })?);
-        write_secret(&self.dir.join(CLUSTER_FILE), &text)
+        write_secret(&self.dir.join(CLUSTER_FILE), &text)?;
+        write_secret(&self.dir.join(CLUSTER_COPY_FILE), &text)
     }
 
     /// The id with its trackers, as a second machine takes it.
@@ -256,15 +302,18 @@ impl SavedCluster {
         }
     }
 
-    /// This node's identity; made on first use.
+    /// This node's identity; made on first use, and anew where it is damaged: as a member it is another one then, what it
+    /// signed before stays valid.
     pub fn identity(&self) -> Result<Keypair, StateError> {
         let path = self.dir.join(IDENTITY_FILE);
         if path.exists() {
             let bytes = read_secret(&path)?;
-            return Keypair::from_protobuf_encoding(&bytes).map_err(|error| StateError::Damaged {
-                path,
-                why: error.to_string(),
-            });
+            match Keypair::from_protobuf_encoding(&bytes) {
+                Ok(identity) => return Ok(identity),
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "the identity is damaged: a new one takes its place");
+                }
+            }
         }
         let identity = Keypair::generate_ed25519();
         self.keep_identity(&identity)?;
@@ -285,7 +334,7 @@ impl SavedCluster {
 
     /// Forgets the keys; the cache stays.
     pub fn forget(&self) -> Result<(), StateError> {
-        for file in [CLUSTER_FILE, IDENTITY_FILE] {
+        for file in [CLUSTER_FILE, CLUSTER_COPY_FILE, IDENTITY_FILE] {
             let path = self.dir.join(file);
             match fs::remove_file(&path) {
                 Ok(()) => {}

@@ -19,8 +19,10 @@ use positioned_io::ReadAt;
 
 use super::{
     Origin, Presence, StoreError, Usage, failed,
-    index::{IndexFiles, open_index},
+    index::IndexFiles,
+    proving::{Found, Proven},
     record::{ObjectRecord, object_key},
+    rescue,
     room::{Room, estimate},
     staging::Staging,
     worker::Bell,
@@ -48,10 +50,13 @@ pub(super) struct Core {
     pub(super) pinned: sled::Tree,
     pub(super) promises: sled::Tree,
     pub(super) restored_copy: AtomicBool,
+    /// Closed in order, though somebody still has it.
+    pub(super) closed: AtomicBool,
     pub(super) objects_bytes: AtomicU64,
     pub(super) pinned_bytes: AtomicU64,
     pub(super) promised_bytes: AtomicU64,
     pub(super) room: Room,
+    pub(super) found: Found,
     pub(super) bell: Bell,
     pub(super) staging: Mutex<Staging>,
     shards: [Mutex<Shard>; SHARDS],
@@ -113,6 +118,8 @@ pub(super) struct State {
     pub(super) drops: u64,
     /// Whether the record in the index is behind.
     pub(super) dirty: bool,
+    /// What was proven a short while ago.
+    pub(super) proven: Proven,
     /// Blocks added since it was written.
     pub(super) unrecorded: u64,
     /// Whether there is one.
@@ -156,6 +163,7 @@ impl State {
             room: 0,
             drops: 0,
             dirty: false,
+            proven: Proven::default(),
             unrecorded: 0,
             recorded: false,
         }
@@ -219,7 +227,7 @@ pub(super) fn bytes_in(object: &Object, blocks: &BlockSet) -> u64 {
 impl Core {
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
         let index = dir.join("index");
-        let db = open_index(&index)?;
+        let db = rescue::open_sound(dir)?;
         // Before anything is put into it.
         let index_files = IndexFiles::open(&index)?;
         // What an earlier process counted may not hold any more.
@@ -240,10 +248,12 @@ impl Core {
             db,
             dir: dir.to_owned(),
             restored_copy: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             objects_bytes: AtomicU64::new(0),
             pinned_bytes: AtomicU64::new(0),
             promised_bytes: AtomicU64::new(0),
             room: Room::default(),
+            found: Found::default(),
             bell: Bell::default(),
             staging: Mutex::default(),
             shards: Default::default(),

@@ -19,6 +19,7 @@ use super::{
     objects::is_of_the_block,
     policy::small_room,
     record::{ObjectRecord, object_key, parse_object_key},
+    rescue,
     room::estimate,
     staging::STAT_BLOCK_BYTES,
 };
@@ -31,9 +32,9 @@ const STEP_BLOCKS: u64 = 16;
 /// In which boot of the machine the index was last opened.
 const BOOT_KEY: &str = "boot";
 /// There when the store was closed in order.
-const CLEAN_KEY: &str = "clean";
+pub(super) const CLEAN_KEY: &str = "clean";
 /// Identity of the folder, from [`folder::identity`].
-const ORIGIN_KEY: &str = "origin";
+pub(super) const ORIGIN_KEY: &str = "origin";
 
 /// When backing files are looked through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +76,8 @@ impl Core {
         self.settle_journal()?;
         self.unlink_unstaged()?;
         self.meta.insert(CLEAN_KEY, &[])?;
-        self.flush_index()
+        self.flush_index()?;
+        rescue::note_end(&self.dir)
     }
 
     fn recover_origin(&self) -> Result<(), StoreError> {
@@ -198,6 +200,11 @@ impl Core {
                     continue;
                 };
                 if present.is_empty() {
+                    if is_whole(&self.data_path(&object), &object) {
+                        // It may have been written here, and be the only one.
+                        tracing::error!(path = %path.display(), "a content is damaged: what is left of it is put aside in `lost`");
+                        self.put_aside(&self.data_path(&object))?;
+                    }
                     remove_file(&self.data_path(&object))?;
                     remove_file(&self.tree_path(&object))?;
                     continue;
@@ -404,8 +411,14 @@ fn allocated(data: &File, object: &Object) -> Vec<Range<u64>> {
     blocks.ranges().to_vec()
 }
 
+/// Whether a backing file has all its bytes, be they right or wrong.
+fn is_whole(path: &Path, object: &Object) -> bool {
+    let all = 0..object.blocks();
+    File::open(path).is_ok_and(|data| allocated(&data, object) == [all])
+}
+
 /// Cuts a range into pieces of at most [`STEP_BLOCKS`].
-fn steps(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+pub(super) fn steps(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
     let end = range.end;
     range
         .clone()

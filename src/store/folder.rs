@@ -29,7 +29,12 @@ pub(super) fn check_format(dir: &Path) -> Result<(), StoreError> {
     let found = text
         .trim()
         .parse()
-        .map_err(|_| StoreError::Damaged(format!("{} holds no version", path.display())))?;
+        .map_err(|_| {
+            StoreError::Damaged(format!(
+                "{} holds no version; if this version of p2pfs has written the folder, write {FORMAT} into it",
+                path.display()
+            ))
+        })?;
     if found != FORMAT {
         return Err(StoreError::Format {
             dir: dir.to_owned(),

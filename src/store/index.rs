@@ -164,7 +164,8 @@ impl IndexFiles {
         }
     }
 
-    fn sync(&self) -> Result<(), StoreError> {
+    /// Puts on disk what sled has written.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
         if self.broken.load(Ordering::Acquire) {
             let broken = failed("syncing (it failed before)", &self.log_path);
             return Err(broken(io::Error::from_raw_os_error(libc::EIO)));

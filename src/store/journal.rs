@@ -20,13 +20,14 @@ use super::{
     JournalRecord, StagingId, StoreError,
     cache::{Core, remove_file},
     failed,
-    record::{decode_journal, encode_journal, journal_key, parse_journal_key},
+    record::{check_of, decode_journal, encode_journal, journal_key, parse_journal_key},
     staging::{new_file, open_existing},
 };
 
 /// Extension of the latest record of a staging file.
 const LATEST: &str = "journal";
-/// Extension of the note by which head a staging file is published: writer and sequence, 8 bytes each, big-endian.
+/// Extension of the note by which head a staging file is published: writer and sequence, 8 bytes each, big-endian, and their
+/// checksum.
 const PUBLISHED: &str = "published";
 /// Staging files of which nobody knows what they are, kept in `lost` at most: files, and bytes of all.
 const ORPHANS_MAX: usize = 1000;
@@ -68,6 +69,7 @@ impl Core {
         let path = self.published_path(id);
         let mut note = by.writer.0.to_be_bytes().to_vec();
         note.extend(by.sequence.to_be_bytes());
+        note.extend(check_of(&note));
         new_file(&path)?
             .write_all(&note)
             .map_err(failed("writing", &path))
@@ -76,9 +78,11 @@ impl Core {
     /// Takes a note out of the folder.
     fn take_note(&self, id: StagingId, path: &Path) -> Result<(), StoreError> {
         let note = read_record(path)?.unwrap_or_default();
-        // A shorter one was not finished.
+        // One without its checksum was not finished, or is damaged: the file is published once more.
         let numbers = note
-            .split_first_chunk()
+            .split_last_chunk()
+            .filter(|(numbers, check)| **check == check_of(numbers))
+            .and_then(|(numbers, _)| numbers.split_first_chunk())
             .and_then(|(writer, sequence)| Some((writer, sequence.try_into().ok()?)));
         if let Some((writer, sequence)) = numbers {
             let by = Dot {
@@ -128,7 +132,11 @@ impl Core {
                 .get(journal_key(id))?
                 .is_none_or(|known| known != encoded)
             {
-                self.journal(id, &record, true)?;
+                match self.journal(id, &record, true) {
+                    // Published and unlinked since it was listed.
+                    Err(_) if !self.staging_path(id).exists() => {}
+                    outcome => outcome?,
+                }
             }
         }
         Ok(())
@@ -147,6 +155,7 @@ impl Core {
                 _ => None,
             })
             .collect();
+        self.staging.lock().used = staged.last().map_or(0, |last| last.0);
         let mut known = self.recover_durable(&staged)?;
         for name in &names {
             let Named::Latest(id) = name.kind else {
@@ -267,24 +276,7 @@ impl Core {
 
     /// Moves a file that may be the last of its kind to `lost`.
     pub(super) fn put_aside(&self, path: &Path) -> Result<(), StoreError> {
-        let lost = self.dir.join("lost");
-        fs::create_dir_all(&lost).map_err(failed("making", &lost))?;
-        let Some(name) = path.file_name() else {
-            return Ok(());
-        };
-        // Ids may start anew with a new index: never over one that is there.
-        let target = (0..u32::MAX)
-            .map(|copy| lost.join(format!("{}.{copy}", name.to_string_lossy())))
-            .find(|target| !target.exists());
-        match target {
-            Some(target) => match fs::rename(path, &target) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(failed("putting aside", path)(error))
-                }
-                _ => Ok(()),
-            },
-            None => Ok(()),
-        }
+        put_aside_in(&self.dir, path).map(drop)
     }
 
     fn staging_names(&self) -> Result<Vec<StagingName>, StoreError> {
@@ -306,6 +298,27 @@ impl Core {
             names.push(StagingName { path, kind });
         }
         Ok(names)
+    }
+}
+
+/// Moves a file or folder of a state folder to `lost`; returns what it is called there, `None` if it was gone.
+pub(super) fn put_aside_in(state: &Path, path: &Path) -> Result<Option<PathBuf>, StoreError> {
+    let lost = state.join("lost");
+    fs::create_dir_all(&lost).map_err(failed("making", &lost))?;
+    let Some(name) = path.file_name() else {
+        return Ok(None);
+    };
+    // Ids may start anew with a new index: never over one that is there.
+    let target = (0..u32::MAX)
+        .map(|copy| lost.join(format!("{}.{copy}", name.to_string_lossy())))
+        .find(|target| !target.exists());
+    let Some(target) = target else {
+        return Ok(None);
+    };
+    match fs::rename(path, &target) {
+        Ok(()) => Ok(Some(target)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("putting aside", path)(error)),
     }
 }
 

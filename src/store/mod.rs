@@ -9,14 +9,15 @@
 //!   format                     format version of everything here, in decimal; checked before anything is touched
 //!   origin                     marker whose inode and birth time tell the original folder from a restored copy
 //!   index/                     sled: one record per object, journal, nodes, heads, peers, settings
+//!   index.end                  where sled's log ended, when the store was closed in order
 //!   objects/<2 hex>/           the first byte of the hash, all 256 of them
 //!     <64 hex>-<size>          a content of more than 4 KiB; sparse where blocks are absent
 //!     <64 hex>-<size>.tree     its hash tree, sparse as well; none for a single block
 //!   staging/<id>               contents in the making; `.tree` and `.copy` are temporary
 //!   staging/<id>.published     by which head it is published
 //!   staging/<id>.journal       what it is, as of the last `close`, rename or `fsync`
-//!   lost/                      files that nothing else may be left of: staging files that can't be published, and
-//!                              contents written here that were damaged
+//!   lost/                      files that nothing else may be left of: staging files that can't be published, contents
+//!                              written here that were damaged, and an index that was
 //! ```
 //!
 //! Invariants
@@ -42,7 +43,9 @@ mod lend;
 mod objects;
 mod passing;
 mod policy;
+mod proving;
 mod record;
+mod rescue;
 mod room;
 mod settle;
 mod small;
@@ -55,7 +58,7 @@ use std::{
     io,
     ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use bytes::Bytes;
@@ -118,15 +121,15 @@ pub enum StoreError {
     /// The index failed.
     #[error("the index failed: {0}")]
     Index(#[source] sled::Error),
-    /// A record doesn't decode.
-    #[error("a record of the index is damaged: {0}")]
+    /// A record doesn't decode, or a file doesn't hold what it should.
+    #[error("damaged: {0}")]
     Damaged(String),
 }
 
 /// What to do about a folder of another format.
 fn advice(found: u32, known: u32) -> &'static str {
     if found > known {
-        "use the version of p2pfs that wrote it, or a later one"
+        "use the version of p2pfs that wrote it, or a later one (or the file `format` in it is damaged: this version writes 2)"
     } else {
         "formats were not final then; mount the cluster with a new state folder, and copy what only this one has with the \
          version that wrote it"
@@ -259,6 +262,9 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.worker.stop();
+        if self.core.closed.load(Ordering::Acquire) {
+            return;
+        }
         if let Err(error) = self.core.close() {
             tracing::warn!(%error, "the store was not closed cleanly; the next start looks through it");
         }
@@ -295,6 +301,17 @@ impl Store {
     /// The state folder.
     pub fn dir(&self) -> &Path {
         self.inner.core.dir()
+    }
+
+    /// Closes it in order, as dropping the last clone does: for a process that ends while others still have one. Nothing
+    /// that matters is to be put into it any more.
+    ///
+    /// # Errors
+    /// What could not be put on disk; the next start looks through it then.
+    pub fn close(&self) -> Result<(), StoreError> {
+        self.inner.core.close()?;
+        self.inner.core.closed.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Everything that was put into the index is on disk when this returns.
@@ -448,7 +465,8 @@ impl Store {
         self.inner.core.small(object)
     }
 
-    /// Fills `buf` from `offset`, cut to the object's end; all blocks must be here. Returns the bytes read.
+    /// Fills `buf` from `offset`, cut to the object's end; all blocks must be here. Returns the bytes read. Blocks that were not
+    /// proven a short while ago are, and are dropped if they are damaged.
     ///
     /// # Errors
     /// [`StoreError::Absent`] with the first blocks that are not here.
@@ -456,12 +474,12 @@ impl Store {
         self.inner.core.read(object, offset, buf)
     }
 
-    /// Proof and bytes of blocks for a peer. The caller bounds the range: the answer is made in memory.
+    /// Proof and bytes of blocks for a peer, proven here too unless they were a short while ago. The caller bounds the range: the answer is made in memory.
     ///
     /// # Errors
     /// [`StoreError::Absent`] for blocks that are not here, an empty range, or blocks beyond the object's end.
     pub fn encode(&self, object: &Object, blocks: Range<u64>) -> Result<Buffer, StoreError> {
-        self.inner.core.encode(object, blocks)
+        self.inner.core.encode_proven(object, blocks)
     }
 
     /// The backing file of a content that is all here, for somebody who reads it without asking the store; `None` for others,
@@ -495,6 +513,12 @@ impl Store {
         blocks: Range<u64>,
     ) -> Result<Option<Vec<LeafHash>>, StoreError> {
         self.inner.core.leaves(object, blocks)
+    }
+
+    /// Waits for damage that was found while something was read, and that nobody has repaired yet: the blocks were dropped.
+    /// For one task at a time.
+    pub async fn damage_found(&self) -> Damage {
+        self.inner.core.found.next().await
     }
 
     /// Looks again at blocks that could not be read or did not match, and draws the consequences of what it proves now.

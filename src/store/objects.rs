@@ -6,6 +6,7 @@ use std::{
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     sync::atomic::Ordering,
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::buffers::Buffer;
 use crate::content::{
-    self, BlockSet, ContentId, INLINE_BYTES_MAX, LeafHash, Object, VerifiedRange,
+    self, BLOCK_BYTES, BlockSet, ContentId, INLINE_BYTES_MAX, LeafHash, Object, VerifiedRange,
 };
 
 /// Blocks that may be missing in a record before it is written at once: 64 MiB.
@@ -150,6 +151,7 @@ impl Core {
             state.record.present.insert(blocks.clone());
             state.record.loose.insert(blocks.clone());
             state.withdrawn.remove(blocks.clone());
+            state.proven.note(blocks.clone(), Instant::now());
             state.unrecorded += blocks.end - blocks.start;
             let bytes = object.bytes_of(blocks.clone());
             self.count_came(&object, bytes.end - bytes.start)?;
@@ -253,6 +255,7 @@ impl Core {
     ) -> Result<(), StoreError> {
         let Range { start: offset, end } = bytes;
         let blocks = object.blocks_of(offset..end);
+        self.prove(object, &blocks)?;
         self.with_blocks(object, &blocks, |source| match source {
             Source::Inline(content) => {
                 let from = content.get(offset as usize..end as usize);
@@ -263,6 +266,17 @@ impl Core {
         })
     }
 
+    /// See [`super::Store::encode`].
+    pub(super) fn encode_proven(
+        &self,
+        object: &Object,
+        blocks: Range<u64>,
+    ) -> Result<Buffer, StoreError> {
+        self.prove(object, &blocks)?;
+        self.encode(object, blocks)
+    }
+
+    /// Blocks as they are on the disk, with what is to prove them.
     pub(super) fn encode(&self, object: &Object, blocks: Range<u64>) -> Result<Buffer, StoreError> {
         let absent = || StoreError::Absent(blocks.clone());
         if blocks.is_empty() || blocks.end > object.blocks() {
@@ -300,6 +314,14 @@ impl Core {
         let blocks = object.blocks_of(bytes.clone());
         if bytes.end > object.size {
             return Err(StoreError::Absent(blocks));
+        }
+        // Of whole blocks the hashes come along, from the tree. Others get new ones, which would hide damage.
+        let whole = bytes.start.div_ceil(BLOCK_BYTES)..bytes.end / BLOCK_BYTES;
+        if whole.is_empty() || self.leaves(object, whole.clone())?.is_none() {
+            self.prove(object, &blocks)?;
+        } else {
+            self.prove(object, &(blocks.start..whole.start))?;
+            self.prove(object, &(whole.end..blocks.end))?;
         }
         let copied = self.with_blocks(object, &blocks, |source| match source {
             Source::Inline(content) => {
@@ -415,6 +437,7 @@ impl Core {
         state.record.present.remove(blocks.clone());
         state.record.loose.remove(blocks.clone());
         state.withdrawn.remove(blocks.clone());
+        state.proven.forget(blocks.clone());
         state.settling.remove(blocks);
         state.drops += 1;
         state.dirty = true;
@@ -529,6 +552,7 @@ impl Core {
         for blocks in state.record.present.present(blocks.clone()) {
             state.record.present.remove(blocks.clone());
             state.record.loose.remove(blocks.clone());
+            state.proven.forget(blocks.clone());
             let bytes = hot.object.bytes_of(blocks.clone());
             self.count_went(&hot.object, bytes.end - bytes.start)?;
             state.withdrawn.insert(blocks);
@@ -589,6 +613,7 @@ impl Core {
         state.record.loose = all;
         state.settling = BlockSet::default();
         state.withdrawn = BlockSet::default();
+        state.proven.note(0..object.blocks(), Instant::now());
         state.record.size_proven = true;
         state.record.origin = Origin::Written;
         state.files = Some(files.clone());

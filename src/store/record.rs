@@ -6,7 +6,9 @@ use super::{JournalRecord, Origin, StagingId, StoreError};
 use crate::content::{BlockSet, INLINE_BYTES_MAX, Object};
 
 const OBJECT_VERSION: u8 = 1;
-const JOURNAL_VERSION: u8 = 1;
+const JOURNAL_VERSION: u8 = 2;
+/// The version before, without a checksum.
+const JOURNAL_VERSION_1: u8 = 1;
 
 const INLINE: u8 = 1;
 const WRITTEN: u8 = 2;
@@ -194,7 +196,7 @@ fn take_number(from: &mut &[u8]) -> Option<u64> {
 ///
 /// ```text
 /// key    staging id (8, big-endian) ‖ 0
-/// value  version (1) ‖ CBOR map
+/// value  version (1) ‖ first 8 bytes of the BLAKE3 hash of what follows ‖ CBOR map
 /// ```
 pub(super) fn journal_key(id: StagingId) -> [u8; 9] {
     let mut key = [0; 9];
@@ -210,16 +212,33 @@ pub(super) fn parse_journal_key(key: &[u8]) -> Result<StagingId, StoreError> {
 }
 
 pub(super) fn encode_journal(record: &JournalRecord) -> Result<Vec<u8>, StoreError> {
-    cbor4ii::serde::to_vec(vec![JOURNAL_VERSION], record)
-        .map_err(|error| StoreError::Damaged(format!("journal record: {error}")))
+    let encoded = cbor4ii::serde::to_vec(Vec::new(), record)
+        .map_err(|error| StoreError::Damaged(format!("journal record: {error}")))?;
+    let check = check_of(&encoded);
+    Ok([&[JOURNAL_VERSION][..], &check, &encoded].concat())
 }
 
 pub(super) fn decode_journal(value: &[u8]) -> Result<JournalRecord, StoreError> {
-    match value.split_first() {
-        Some((&JOURNAL_VERSION, encoded)) => cbor4ii::serde::from_slice(encoded)
-            .map_err(|error| StoreError::Damaged(format!("journal record: {error}"))),
-        _ => Err(damaged("journal record")),
-    }
+    let encoded = match value.split_first() {
+        Some((&JOURNAL_VERSION, rest)) => rest
+            .split_first_chunk()
+            .filter(|(check, encoded)| **check == check_of(encoded))
+            .map(|(_, encoded)| encoded),
+        Some((&JOURNAL_VERSION_1, encoded)) => Some(encoded),
+        _ => None,
+    };
+    let encoded = encoded.ok_or_else(|| damaged("journal record"))?;
+    cbor4ii::serde::from_slice(encoded)
+        .map_err(|error| StoreError::Damaged(format!("journal record: {error}")))
+}
+
+/// What tells that bytes are as they were written.
+pub(super) fn check_of(bytes: &[u8]) -> [u8; 8] {
+    let mut check = [0; 8];
+    let hash = blake3::hash(bytes);
+    let (first, _) = hash.as_bytes().split_at(8);
+    check.copy_from_slice(first);
+    check
 }
 
 fn damaged(what: &str) -> StoreError {

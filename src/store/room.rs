@@ -11,7 +11,7 @@
 //! Lock order: `evicting`, then what [`super`] says; `taken`, the pools and what is passing are held for a moment only.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     ops::Range,
     os::unix::fs::MetadataExt,
@@ -155,7 +155,10 @@ fn taken_by(file: &File) -> u64 {
 
 /// What the files in a folder take; nothing if there is none.
 fn folder_bytes(dir: &Path) -> u64 {
-    let files = fs::read_dir(dir).into_iter().flatten().flatten();
+    let files = walkdir::WalkDir::new(dir)
+        .min_depth(1)
+        .into_iter()
+        .flatten();
     // One that went meanwhile takes nothing.
     files
         .filter_map(|entry| entry.metadata().ok())
@@ -670,7 +673,7 @@ impl Core {
             return;
         }
         let dir = self.dir.join("index");
-        let bytes = folder_bytes(&dir) + folder_bytes(&dir.join("blobs"));
+        let bytes = folder_bytes(&dir);
         let mut taken = self.room.taken.lock();
         taken.index = bytes;
         taken.index_since = 0;

@@ -94,7 +94,7 @@ impl Core {
         })?;
         match found {
             Some((Some(content), _)) => Ok(Some(content)),
-            Some((None, Presence::Complete)) => match self.encode(object, 0..1) {
+            Some((None, Presence::Complete)) => match self.encode_proven(object, 0..1) {
                 // The proof of a single block is the block.
                 Ok(content) => Ok(Some(content.into())),
                 Err(StoreError::Absent(_)) => Ok(None),

@@ -36,6 +36,8 @@ pub(super) struct Staging {
     next: u64,
     /// …up to here, exclusively.
     reserved: u64,
+    /// The highest id of a file that was there at the start: an index that was lost has forgotten that it was given out.
+    pub(super) used: u64,
     /// Files whose name may not be on disk.
     unsynced: HashSet<StagingId>,
     /// The latest object that each imported file became.
@@ -79,6 +81,7 @@ impl Core {
                 ),
                 None => 1,
             };
+            let start = start.max(staging.used.saturating_add(1));
             let end = start.saturating_add(IDS_RESERVED);
             self.index_takes(0)?;
             self.meta.insert(RESERVED_KEY, &end.to_be_bytes())?;

@@ -190,3 +190,55 @@ fn a_cut_line_is_survived_by_both_sides() {
     pair.b.shows_within(LONG, "a-alone", "2");
     pair.a.shows_within(LONG, "b-alone", "3");
 }
+
+/// Everything that programs do, on a name that is known and whose bytes are elsewhere, in a folder that is known and in one
+/// that isn't.
+const EVERYTHING: &str = r#"
+    stat mnt/far; ls -l mnt; ls mnt/deep/er; stat mnt/deep/er/file; cat mnt/far; head -c 10 mnt/deep/er/file
+    echo text > mnt/new; sync mnt/new; mv mnt/new mnt/newer; ln mnt/newer mnt/other; ln -s newer mnt/symbolic
+    mkdir mnt/made; mv mnt/newer mnt/made/new; chmod 600 mnt/made/new; touch mnt/made/new; rm mnt/made/new; rmdir mnt/made
+    echo more >> mnt/far2; truncate -s 100000 mnt/far3; fallocate -l 5000000 mnt/far4; cp mnt/far5 mnt/copy
+    cp --reflink=always mnt/far5 mnt/cloned; dd if=/dev/zero of=mnt/far6 bs=1000 count=3 seek=1000 conv=notrunc,fsync
+    mv mnt/far7 mnt/moved; rm mnt/moved; mkfifo mnt/fifo; df mnt; sync -f mnt; du -s mnt/deep
+    mkdir mnt/deep/made; echo text > mnt/deep/er/new; rm -r mnt/deep
+"#;
+
+#[test]
+fn every_operation_ends_with_all_members_stopped_and_the_tracker_gone() {
+    let pair = pair_with("--read-timeout 2s");
+    pair.a.host().sh(
+        "cd mnt; mkdir -p deep/er; head -c 3000000 /dev/urandom > far; for i in 2 3 4 5 6 7; do cp far far$i; done
+         for i in 1 2 3 4 5 6 7 8; do mkdir deep/er/$i; (cd deep/er/$i; touch $(seq 300)); done; echo text > deep/er/file",
+    );
+    let b = &pair.b;
+    until(SOON, "the entries are seen", || {
+        b.has("far7") && b.has("deep")
+    });
+    let stopped = pair.a.pid();
+    kill_process(stopped, Signal::STOP).unwrap();
+    pair.tracker.kill();
+    for operation in EVERYTHING
+        .split([';', '\n'])
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+    {
+        let mut process = b.host().start_sh(&format!("exec {operation}"));
+        // Several levels of a folder may wait one after the other.
+        let status = process.ends_within(Duration::from_secs(40));
+        println!("{operation}: {status} {}", process.output());
+    }
+    // It is as usable as before for what is here.
+    b.write("after", "x");
+    assert_eq!(b.read("after").unwrap(), b"x");
+    let pid = b.pid();
+    b.signal(Signal::TERM);
+    until(Duration::from_secs(90), "the process ends", || {
+        !p2pfs_mount_tests::runs(pid)
+    });
+    kill_process(stopped, Signal::CONT).unwrap();
+    let b = b
+        .host()
+        .mount(&pair.id, &format!("--peer {}", pair.a.multiaddr()));
+    b.shows_within(LONG, "after", "x");
+    pair.a.shows_within(LONG, "after", "x");
+}

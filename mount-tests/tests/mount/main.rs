@@ -7,6 +7,7 @@ mod by_reference;
 mod changes;
 mod commands;
 mod conflicts;
+mod damage;
 mod ending;
 mod faults;
 mod hostile;

@@ -506,3 +506,41 @@ fn a_command_whose_mount_ends_while_it_asks_says_so_and_is_not_ended_by_a_signal
         a.p2pfs("status -C c").fails(1);
     }
 }
+
+#[test]
+fn a_folder_that_is_not_empty_is_refused_and_left_as_it_is() {
+    let lab = Lab::new();
+    let (host, _) = alone(&lab);
+    host.sh("mkdir full; echo text > full/file");
+    let mounted = host.p2pfs("mount c full");
+    assert!(mounted.fails(1).contains("is not empty"), "{mounted}");
+    assert_eq!(host.sh("cat full/file"), "text");
+    assert_eq!(host.json("status --all").as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn a_state_folder_of_another_format_is_refused_untouched_and_says_what_to_do() {
+    let lab = Lab::new();
+    let (host, _) = alone(&lab);
+    host.mount("c", "").unmount();
+    host.sh("rmdir mnt");
+    for (format, advice) in [
+        ("1", "new state folder"),
+        ("9", "a later one"),
+        ("x", "holds no version"),
+    ] {
+        host.sh(&format!("echo {format} > state/c/format"));
+        let before = host.sh(
+            "cd state/c; find . -type f ! -name log -newer format; ls -R objects index | cksum",
+        );
+        let mounted = host.p2pfs("mount c mnt");
+        assert!(mounted.fails(1).contains(advice), "{mounted}");
+        let after = host.sh(
+            "cd state/c; find . -type f ! -name log -newer format; ls -R objects index | cksum",
+        );
+        assert_eq!(before, after);
+        nothing_left(&host, "mnt");
+    }
+    host.sh("echo 2 > state/c/format");
+    host.mount("c", "").write("file", "x");
+}

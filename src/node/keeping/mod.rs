@@ -4,6 +4,7 @@
 //! - `pins` has what is below pinned paths brought here, now and as it changes.
 //! - `evict` drops what others promised to keep, and gives such promises.
 //! - `room` finds out what may go by itself when the cache needs room.
+//! - `repair` has what was dropped as damaged brought here again.
 //! - `bring` has one file brought here, in windows; `fetch` does so for all below some paths, and tells how far it is.
 //!
 //! All of it goes behind what reads wait for, and memory is bounded by the folder that is being looked at, not by the tree.
@@ -12,6 +13,7 @@ mod bring;
 mod evict;
 mod fetch;
 pub(super) mod pins;
+pub(super) mod repair;
 pub(super) mod room;
 mod wait;
 mod walk;

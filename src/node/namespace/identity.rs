@@ -20,7 +20,7 @@ impl<D: Disk> Replica<D> {
     pub(super) fn leave_identity_to_the_original(&self) -> Result<(), NamespaceError> {
         let _turn = self.turn.lock();
         tracing::warn!(
-            "this state folder is a copy: a new identity takes the place of the copied one"
+            "this state folder is a copy, or lost a part of its index: a new identity takes the place of the one it had"
         );
         self.take_identity(None)
     }
