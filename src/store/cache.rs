@@ -27,7 +27,10 @@ use super::{
     staging::Staging,
     worker::Bell,
 };
-use crate::content::{BlockSet, Object};
+use crate::{
+    content::{BlockSet, Object},
+    manifest::Dot,
+};
 
 /// Shards of the cache of objects in use, so that looking up one object doesn't wait for the record of another.
 pub(super) const SHARDS: usize = 16;
@@ -59,6 +62,8 @@ pub(super) struct Core {
     pub(super) found: Found,
     pub(super) bell: Bell,
     pub(super) staging: Mutex<Staging>,
+    /// The note by which head a file is published that was written last, whole.
+    pub(super) last_note: Mutex<Option<(Dot, PathBuf)>>,
     shards: [Mutex<Shard>; SHARDS],
     /// Objects whose record is behind.
     dirty: Mutex<HashSet<Object>>,
@@ -256,6 +261,7 @@ impl Core {
             found: Found::default(),
             bell: Bell::default(),
             staging: Mutex::default(),
+            last_note: Mutex::default(),
             shards: Default::default(),
             dirty: Mutex::default(),
             loose: Mutex::default(),

@@ -18,7 +18,7 @@ use super::{
     record::journal_key,
 };
 use crate::{
-    content::{self, INLINE_BYTES_MAX, Leaves, Object},
+    content::{self, BLOCK_BYTES, INLINE_BYTES_MAX, Leaves, Object},
     manifest::Dot,
 };
 
@@ -246,23 +246,34 @@ impl Core {
             return Ok(object);
         }
         let tree_path = self.temporary_path(id, "tree");
-        let mut tree = new_file(&tree_path)?;
-        let content =
-            content::hash_over(&file, size, known, &mut tree).map_err(failed("hashing", path))?;
+        // A single block has none: one file less to make and remove for each of many small ones.
+        let mut tree = match size > BLOCK_BYTES {
+            true => Some(new_file(&tree_path)?),
+            false => None,
+        };
+        let content = match &mut tree {
+            Some(tree) => content::hash_over(&file, size, known, tree),
+            None => content::hash_over(&file, size, known, &mut Vec::new()),
+        }
+        .map_err(failed("hashing", path))?;
         let object = Object { content, size };
+        let is_made = tree.is_some();
         let placed = self.place(&object, file, path, tree, &tree_path, placing);
-        // Still there unless it became the object's.
-        remove_file(&tree_path)?;
+        if is_made {
+            // Still there unless it became the object's.
+            remove_file(&tree_path)?;
+        }
         placed?;
         Ok(object)
     }
 
+    /// Makes an object of `data`; `tree` is there if it has more than one block.
     fn place(
         &self,
         object: &Object,
         data: File,
         path: &Path,
-        tree: File,
+        tree: Option<File>,
         tree_path: &Path,
         placing: &Placing,
     ) -> Result<(), StoreError> {
@@ -283,15 +294,14 @@ impl Core {
         if !hot.state.read().record.present.is_empty() {
             // Some blocks may be durable, and must be so in the files that replace theirs.
             data.sync_data().map_err(failed("syncing", path))?;
-            tree.sync_data().map_err(failed("syncing", tree_path))?;
+            if let Some(tree) = &tree {
+                tree.sync_data().map_err(failed("syncing", tree_path))?;
+            }
         }
-        let tree = if object.blocks() > 1 {
+        if tree.is_some() {
             let target = self.tree_path(object);
             fs::rename(tree_path, &target).map_err(failed("placing", &target))?;
-            Some(Arc::new(tree))
-        } else {
-            None
-        };
+        }
         let _uncounted = self.while_uncounted();
         let target = self.data_path(object);
         let data = match placing {
@@ -301,7 +311,7 @@ impl Core {
         .map_err(failed("placing", &target))?;
         let files = Files {
             data: Arc::new(data),
-            tree: TreeFile(tree),
+            tree: TreeFile(tree.map(Arc::new)),
         };
         self.complete(&hot, &change, files)
     }
