@@ -221,6 +221,18 @@ pub struct JournalRecord {
     pub attributes: Vec<(serde_bytes::ByteBuf, serde_bytes::ByteBuf)>,
 }
 
+impl JournalRecord {
+    /// Makes the file shorter: what is beyond is gone.
+    pub fn cut(&mut self, size: u64) {
+        self.size = self.size.min(size);
+        self.base_bytes = self.base_bytes.min(size);
+        self.written.retain(|(start, _)| *start < size);
+        for (_, end) in &mut self.written {
+            *end = (*end).min(size);
+        }
+    }
+}
+
 /// Keys and values of small things that the caller encodes.
 pub type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -718,6 +730,15 @@ impl Store {
     /// What could not be synced stays marked as doubtful, to be proven after the next boot.
     pub fn settle(&self) -> Result<(), StoreError> {
         self.inner.core.settle()
+    }
+
+    /// Puts the data of contents on disk that were written here. Before an entry that names one is on disk: else the machine
+    /// going down would leave an entry without its content, in place of the one before it.
+    ///
+    /// # Errors
+    /// As [`Store::settle`].
+    pub fn settle_written(&self) -> Result<(), StoreError> {
+        self.inner.core.settle_written()
     }
 
     /// Bounds what is taken from now on. Before, everything fits.

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, io, path::Path};
 
 use super::{
-    StoreError,
+    Origin, StoreError,
     cache::{Core, Hot, State},
     failed,
     folder::sync_dir,
@@ -44,12 +44,31 @@ impl Core {
 
     /// Syncs the loose blocks of these objects and their names, marks them durable, and flushes the index.
     pub(super) fn settle_objects(&self, objects: &[Object]) -> Result<(), StoreError> {
-        let _one = self.settling.lock();
+        let settled = self.settle_files(objects);
+        self.flush()?;
+        settled
+    }
+
+    /// Puts the bytes of contents on disk that were written here; that they are, the index says once it is flushed.
+    pub(super) fn settle_written(&self) -> Result<(), StoreError> {
+        let loose: Vec<_> = self.loose.lock().iter().copied().collect();
+        let mut written = Vec::new();
+        for object in loose {
+            let origin = self.look(&object, |state| state.record.origin)?;
+            if origin == Some(Origin::Written) {
+                written.push(object);
+            }
+        }
+        self.settle_files(&written)
+    }
+
+    fn settle_files(&self, objects: &[Object]) -> Result<(), StoreError> {
         let mut outcome = Ok(());
         for batch in objects.chunks(OBJECTS_MAX) {
+            // Given away in between: who has little to settle doesn't wait for who has much.
+            let _one = self.settling.lock();
             outcome = outcome.and(self.settle_batch(batch));
         }
-        self.flush()?;
         outcome
     }
 

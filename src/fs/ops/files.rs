@@ -327,7 +327,7 @@ impl Core {
     }
 
     /// The staging file is being made an object: what would change it waits.
-    fn after_import(number: u64) -> Fail {
+    pub(in crate::fs) fn after_import(number: u64) -> Fail {
         Fail::Need(Need::Import(number))
     }
 

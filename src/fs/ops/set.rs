@@ -1,11 +1,13 @@
 //! Changing attributes and length.
 
+use parking_lot::MutexGuard;
+
 use crate::{
     fs::{
         core::{Attr, Core, Fail, now, now_hybrid},
         errno::FsError,
         inodes::{Facts, ROOT},
-        live::LiveState,
+        live::{Live, LiveState},
         overlay::FILE_BYTES_MAX,
     },
     manifest::{Entry, Kind, Timestamp, TreePath},
@@ -71,9 +73,23 @@ impl Core {
         }
         // A writer for as long as it takes: the live state can't end under it.
         self.start_writing(number)?;
-        let cut = self.alter(number, |live| {
+        let cut = self.cut(number, size, modified);
+        self.closed(number, true);
+        cut
+    }
+
+    /// Sets the length of a file that is being written.
+    fn cut(&self, number: u64, size: u64, modified: Option<Timestamp>) -> Result<(), Fail> {
+        let live = self.live(number).ok_or(FsError::BadHandle)?;
+        let loses = |live: &LiveState| live.staging.is_some() && size < live.overlay.size();
+        let is_cut = loses(&live.state.lock());
+        let _syncing = match is_cut {
+            true => Some(self.forget_cut(&live, size)?),
+            false => None,
+        };
+        self.alter(number, |live| {
             if let Some(staging) = &live.staging
-                && size < live.overlay.size()
+                && loses(live)
             {
                 // What is cut off must not show again when the file grows.
                 staging.file.set_len(size)?;
@@ -82,9 +98,30 @@ impl Core {
             live.entry.modified = modified.unwrap_or_else(now);
             drop_set_id(&mut live.entry);
             Ok(())
-        });
-        self.closed(number, true);
-        cut
+        })
+    }
+
+    /// Has the journal tell no more of bytes that are about to be cut off a staging file: a crash would find zeros in their
+    /// place. Nothing else is synced until the guard is dropped.
+    fn forget_cut<'a>(&self, live: &'a Live, size: u64) -> Result<MutexGuard<'a, ()>, Fail> {
+        if live.state.lock().importing {
+            return Err(Self::after_import(live.number));
+        }
+        let syncing = live.syncing.lock();
+        let state = live.state.lock();
+        let id = state.staging.as_ref().and_then(|staging| staging.id);
+        let is_told = state.is_durable || state.journaled > 0;
+        if let Some(id) = id.filter(|_| is_told && !state.unlinked) {
+            let mut record = state.record();
+            record.cut(size);
+            self.store.journal(id, &record, false)?;
+            let is_durable = state.is_durable;
+            drop(state);
+            if is_durable {
+                self.store.journal(id, &record, true)?;
+            }
+        }
+        Ok(syncing)
     }
 
     /// Changes the entry of an inode, wherever its truth is at the moment.

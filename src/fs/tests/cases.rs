@@ -287,6 +287,60 @@ fn what_fsync_put_on_disk_comes_back_after_a_crash() {
 }
 
 #[test]
+fn a_crash_in_the_middle_of_a_truncation_leaves_no_zeros_in_what_was_synced() {
+    for is_synced in [false, true] {
+        let fixture = Fixture::new();
+        let handle = fixture.create("file").expect("created");
+        fixture.write_at(handle, 0, &[7; 9000]).expect("written");
+        let number = fixture.walk("file").expect("there");
+        match is_synced {
+            true => fixture
+                .runtime
+                .block_on(fixture.core.sync(Some(number), 0))
+                .expect("synced"),
+            false => fixture
+                .act(move |core| core.flush(handle))
+                .expect("journaled"),
+        }
+        let cut = Changes {
+            size: Some(1000),
+            ..Changes::default()
+        };
+        fixture
+            .act(move |core| core.setattr(number, &cut))
+            .expect("cut");
+        // The handle is open, so nothing was journaled since but by the truncation itself. After a kill the last record
+        // counts, after a power loss the last one that was synced.
+        let records = fixture.store.journaled().expect("journal");
+        let (id, record) = records.first().expect("a record");
+        let length = fixture.store.staged(*id).and_then(|file| {
+            let about = file.metadata();
+            about.map_err(|source| crate::store::StoreError::Io {
+                what: "looking".into(),
+                source,
+            })
+        });
+        let length = length.expect("there").len();
+        assert!(
+            record.written.iter().all(|(_, end)| *end <= length),
+            "{record:?}, {length} bytes"
+        );
+        if is_synced {
+            let latest = fixture
+                .dir
+                .path()
+                .join(format!("state/staging/{}.journal", id.0));
+            std::fs::remove_file(latest).expect("removed");
+            let records = fixture.store.journaled().expect("journal");
+            assert_eq!(records[0].1.size, 1000, "the one that was synced");
+        }
+        fixture.core.release(handle);
+        fixture.settle();
+        assert_eq!(fixture.content("file").expect("read"), [7; 1000]);
+    }
+}
+
+#[test]
 fn a_kill_brings_back_no_name_that_was_removed_after_its_publication() {
     let fixture = Fixture::new();
     fixture.put("base", b"base").expect("put");
