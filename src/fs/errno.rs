@@ -116,6 +116,7 @@ impl FsError {
 fn namespace_errno(error: &NamespaceError) -> i32 {
     match error {
         NamespaceError::ReadOnly => libc::EROFS,
+        NamespaceError::Full => libc::ENOSPC,
         NamespaceError::Missing(_)
         | NamespaceError::NoHead
         | NamespaceError::Unreachable(_)

@@ -76,9 +76,9 @@ async fn commit_forever(shared: &Arc<Shared>) {
                 tried = made;
                 back_off.failed(now);
             }
-            Progress::Failed(reason) => {
+            Progress::Failed(error) => {
                 tried = made;
-                tracing::warn!(reason, "local changes could not be committed yet");
+                tracing::warn!(%error, "local changes could not be committed yet");
                 back_off.failed(now);
             }
         }
@@ -103,7 +103,7 @@ impl Shared {
             match self.bring(missing, None, left).await {
                 Ok(0) => return self.commit_here().await,
                 Ok(_) => {}
-                Err(error) => return Progress::Failed(error.to_string()),
+                Err(error) => return Progress::Failed(error),
             }
         }
     }
@@ -123,6 +123,6 @@ fn came_to(step: Result<Step, NamespaceError>) -> Progress {
             let count = nodes.len();
             Progress::Unreachable(format!("nobody gives {count} manifest nodes that it takes"))
         }
-        Err(error) => Progress::Failed(error.to_string()),
+        Err(error) => Progress::Failed(error),
     }
 }

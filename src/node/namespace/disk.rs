@@ -31,6 +31,8 @@ pub(super) trait Disk: Clone + Send + Sync + 'static {
     fn put_root(&self, minute: u64, record: &[u8], oldest: u64) -> Result<(), StoreError>;
     /// The remembered roots, in order of their minutes.
     fn roots(&self) -> Result<Vec<(u64, Vec<u8>)>, StoreError>;
+    /// The contents that were written here are on disk when this returns.
+    fn settle(&self) -> Result<(), StoreError>;
     /// All that was put is on disk when this returns.
     fn flush(&self) -> Result<(), StoreError>;
 }
@@ -62,6 +64,9 @@ impl Disk for Store {
     }
     fn roots(&self) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
         self.roots()
+    }
+    fn settle(&self) -> Result<(), StoreError> {
+        self.settle_written()
     }
     fn flush(&self) -> Result<(), StoreError> {
         self.flush()

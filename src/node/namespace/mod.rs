@@ -75,7 +75,7 @@ const ANNOUNCED_MAX: usize = 256;
 const ARRIVALS_MAX: usize = 16;
 
 /// Why the namespace could not answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum NamespaceError {
     /// Nodes are missing: call [`Namespace::fetch`] and ask again.
     #[error("{} manifest nodes are not here yet", .0.len())]
@@ -89,6 +89,9 @@ pub enum NamespaceError {
     /// Nobody could give the missing nodes in time.
     #[error("manifest nodes could not be fetched: {0}")]
     Unreachable(String),
+    /// The disk has no room for what is to be kept.
+    #[error("the disk is full")]
+    Full,
     /// Damaged state or a failing disk.
     #[error("{0}")]
     Failed(String),
@@ -246,7 +249,7 @@ enum Progress {
     /// Some changes wait, for nodes that nobody gives or since no node can hold them; the others were committed.
     Unreachable(String),
     /// The disk or the state fails.
-    Failed(String),
+    Failed(NamespaceError),
 }
 
 /// The namespace. Cheap to clone.
@@ -456,7 +459,7 @@ impl Namespace {
                 Ok(Ok(())) => match &*progress.borrow_and_update() {
                     Progress::Well => None,
                     Progress::Unreachable(reason) => Some(reason.clone()),
-                    Progress::Failed(reason) => return Err(NamespaceError::Failed(reason.clone())),
+                    Progress::Failed(error) => return Err(error.clone()),
                 },
             };
             if !shared.replica.state.read().overlay.waits(up_to) {

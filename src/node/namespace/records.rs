@@ -36,7 +36,10 @@ const FORMAT: u32 = 1;
 
 impl From<StoreError> for NamespaceError {
     fn from(error: StoreError) -> Self {
-        Self::Failed(error.to_string())
+        match error {
+            StoreError::Full | StoreError::NoRoom { .. } => Self::Full,
+            other => Self::Failed(other.to_string()),
+        }
     }
 }
 
@@ -93,6 +96,10 @@ pub(super) struct Records<D> {
 impl<D: Disk> Records<D> {
     pub(super) fn new(disk: D) -> Self {
         Self { disk }
+    }
+
+    pub(super) fn settle(&self) -> Result<(), NamespaceError> {
+        Ok(self.disk.settle()?)
     }
 
     pub(super) fn flush(&self) -> Result<(), NamespaceError> {

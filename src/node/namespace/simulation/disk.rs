@@ -131,6 +131,9 @@ impl Disk for MemoryDisk {
     fn roots(&self) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
         Ok(self.0.lock().now.roots.clone().into_iter().collect())
     }
+    fn settle(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
     fn flush(&self) -> Result<(), StoreError> {
         let inner = &mut *self.0.lock();
         for put in inner.since.drain(..) {
