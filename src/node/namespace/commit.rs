@@ -308,6 +308,8 @@ impl<D: Disk> Replica<D> {
             pending,
             left,
         } = signing;
+        // Contents before the entries that name them, which may reach the disk from the first record on.
+        self.records.settle()?;
         let (identity, number, certificate, time) = {
             let mut state = self.state.write();
             let time = state.tick(now.wall_ns);
