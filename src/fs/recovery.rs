@@ -153,7 +153,13 @@ impl Core {
         let attributes = record.attributes.iter();
         let attributes = attributes.map(|(name, value)| (name.to_vec(), value.to_vec()));
         entry.attributes = attributes.collect();
+        let mut seen = record.seen.clone();
         if let Some(current) = &current {
+            // What this machine itself had there before, whoever wrote the file has seen, also where no head had it then.
+            let own = current.seen.iter();
+            seen.extend(own.filter(|dot| self.tree.was_committed(**dot)));
+            seen.sort_unstable();
+            seen.dedup();
             entry.unknown.clone_from(&current.entry.unknown);
         }
         let file = Arc::new(self.store.staged(id)?);
@@ -175,7 +181,7 @@ impl Core {
         self.tell(path.clone());
         let number = inodes.replace(folder, leaf, facts);
         inodes.pin(number);
-        let mut live = Live::new(number, base, entry, now_hybrid(), record.seen.clone(), path);
+        let mut live = Live::new(number, base, entry, now_hybrid(), seen, path);
         let state = live.state.get_mut();
         state.overlay = overlay;
         state.staging = Some(Staging { id: Some(id), file });
