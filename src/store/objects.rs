@@ -135,9 +135,9 @@ impl Core {
                 written
             });
             if let Err(error) = written {
-                if new {
-                    // On a full disk, what nobody knows of must not take room.
-                    self.unlink(&hot)?;
+                // On a full disk, what nobody knows of must not take room.
+                if new && let Err(error) = self.unlink(&hot) {
+                    tracing::warn!(%error, "what was written in vain could not be removed");
                 }
                 return Err(error);
             }

@@ -34,11 +34,8 @@ impl Core {
                 Ok(_reserved) => self.insert_inline(&ranges),
                 Err(error) => Err(error),
             };
-            match kept {
-                Err(error @ (StoreError::Full | StoreError::NoRoom { .. })) => {
-                    ranges.iter().for_each(|range| self.pass(range, &error));
-                }
-                kept => kept?,
+            if let Err(error) = kept {
+                ranges.iter().for_each(|range| self.pass(range, &error));
             }
         }
         self.note_index_if_grown()
