@@ -12,24 +12,54 @@
 //! - Nothing waits for a fixed time: [`eventually`] polls a condition with a deadline.
 
 mod binary;
+mod disk;
+mod failing;
 mod host;
 mod lab;
 mod mount;
+mod promises;
 mod run;
 mod system;
 mod tree;
 mod wait;
 
 pub use binary::p2pfs;
+pub use disk::Disk;
+pub use failing::{FailingDisk, Fault, Plan};
 pub use host::{Host, Process};
 pub use lab::Lab;
-pub use mount::Mount;
+pub use mount::{Mount, ends};
+pub use promises::{After, Name, Op, Promises, Seen, Work, look};
 pub use run::Finished;
 pub use system::runs;
 pub use tree::Item;
 pub use wait::{LONG, SOON, eventually, until};
 
 use std::path::Path;
+
+/// What makes a run what it is, printed: `P2PFS_SEED`, or a new one.
+pub fn seed() -> u64 {
+    let given = number("P2PFS_SEED");
+    let seed = given.unwrap_or_else(|| {
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+        u64::from(now.subsec_nanos()) / 1000
+    });
+    println!("P2PFS_SEED={seed}");
+    seed
+}
+
+/// Numbers of the runs of a test: `P2PFS_RUNS` of them or so many, and none begins after `P2PFS_SECONDS`.
+pub fn turns(otherwise: u64) -> impl Iterator<Item = u64> {
+    let begun = std::time::Instant::now();
+    let seconds = number("P2PFS_SECONDS").unwrap_or(u64::MAX);
+    (0..number("P2PFS_RUNS").unwrap_or(otherwise))
+        .take_while(move |_| begun.elapsed().as_secs() < seconds)
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().expect("it is a number"))
+}
 
 /// `length` bytes that compress to nothing and differ for every seed.
 pub fn noise(seed: u64, length: usize) -> Vec<u8> {

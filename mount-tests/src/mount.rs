@@ -327,7 +327,8 @@ impl Mount {
     }
 }
 
+/// Waits until a process has ended.
 #[track_caller]
-fn ends(pid: Pid) {
+pub fn ends(pid: Pid) {
     until(SOON, "the process of the mount ends", || !runs(pid));
 }

@@ -143,7 +143,8 @@ pub(crate) fn clear(tag: &str) {
             let _ = kill_process(pid, Signal::KILL);
         }
     }
-    for (mountpoint, _) in mounts_below(&dir).iter().rev() {
+    // Disks of hosts, too.
+    for (mountpoint, ..) in all_mounts_below(&dir).iter().rev() {
         let _ = unmount(mountpoint, UnmountFlags::DETACH);
     }
     for namespace in &namespaces {
@@ -205,16 +206,24 @@ pub(crate) fn tool(program: &str, args: &[&str]) -> Result<String, String> {
     }
 }
 
-/// FUSE mounts below a directory with the minor numbers of their devices, which name their connections. Read from the
-/// kernel's table, since looking at a mount itself may hang.
+/// FUSE mounts below a directory with the minor numbers of their devices, which name their connections.
 pub(crate) fn mounts_below(dir: &Path) -> Vec<(PathBuf, u32)> {
+    let mounts = all_mounts_below(dir).into_iter();
+    let fuse = mounts.filter(|(.., kind)| kind.starts_with("fuse"));
+    fuse.map(|(mountpoint, minor, _)| (mountpoint, minor))
+        .collect()
+}
+
+/// Mounts below a directory with minor numbers and types. Read from the kernel's table, since looking at a mount itself may
+/// hang.
+fn all_mounts_below(dir: &Path) -> Vec<(PathBuf, u32, String)> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mounts = table.lines().filter_map(|line| {
         let mut fields = line.split(' ');
         let (_, minor) = fields.nth(2)?.split_once(':')?;
         let mountpoint = PathBuf::from(fields.nth(1)?.replace("\\040", " "));
-        let fuse = line.split(" - ").nth(1)?.starts_with("fuse");
-        (fuse && mountpoint.starts_with(dir)).then_some((mountpoint, minor.parse().ok()?))
+        let kind = line.split(" - ").nth(1)?.split(' ').next()?;
+        (mountpoint.starts_with(dir)).then_some((mountpoint, minor.parse().ok()?, kind.to_owned()))
     });
     mounts.collect()
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use p2pfs_mount_tests::{LONG, Mount, noise, until};
+use p2pfs_mount_tests::{Disk, LONG, Mount, noise, until};
 use rustix::process::{Signal, kill_process};
 
 use super::{pair, pair_with};
@@ -225,40 +225,6 @@ fn with_nothing_that_may_go_writers_hear_of_it_and_readers_go_on() {
     a.shows_within(LONG, "again", noise(7, 3 * MIB));
 }
 
-/// A small filesystem of its own, mounted where a host's state folders are.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(host: &p2pfs_mount_tests::Host, size: &str) -> Self {
-        let state = host.state().display().to_string();
-        host.sh(&format!(
-            "truncate -s {size} disk && mkfs.ext4 -q -m 0 disk && mkdir -p {state} && mount -o loop disk {state} && chmod 700 {state}"
-        ));
-        Self(host.state())
-    }
-
-    fn fill(&self) -> PathBuf {
-        self.fill_more(0)
-    }
-
-    /// Takes all there is, to the last block.
-    fn fill_more(&self, number: u64) -> PathBuf {
-        let path = self.0.join(format!("somebody-elses{number}"));
-        let mut file = fs::File::create(&path).unwrap();
-        for size in [64 * 1024, 1024] {
-            let block = vec![1; size];
-            while std::io::Write::write_all(&mut file, &block).is_ok() {}
-        }
-        path
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
-    }
-}
-
 #[test]
 fn on_a_disk_that_others_fill_readers_go_on_and_all_is_well_when_there_is_room_again() {
     let pair = pair();
@@ -266,7 +232,7 @@ fn on_a_disk_that_others_fill_readers_go_on_and_all_is_well_when_there_is_room_a
     pair.a.write("later", noise(2, 3 * MIB));
     pair.a.publishes();
     let host = pair.lab.host("c");
-    let disk = SmallDisk::mount(&host, "96M");
+    let disk = Disk::mount(&host, "96M");
     let c = host.mount(&pair.id, "--cache-size 64M --min-free 8M");
     c.meets(2);
     write(&c, "kept", &noise(3, MIB)).unwrap();
@@ -479,7 +445,7 @@ fn a_disk_that_is_full_to_the_last_byte_is_survived_without_a_remount() {
     pair.a.write("a", noise(1, 3 * MIB));
     pair.a.publishes();
     let host = pair.lab.host("c");
-    let disk = SmallDisk::mount(&host, "96M");
+    let disk = Disk::mount(&host, "96M");
     let c = host.mount(&pair.id, "--cache-size 1G --min-free 0");
     c.meets(2);
     write(&c, "kept", &noise(3, MIB)).unwrap();
