@@ -198,7 +198,13 @@ fn flip_bits(state: &Path, contents: &Contents, share: impl Fn(&Path) -> usize) 
                 Ok(store) => {
                     let missing = contents.compare(&store);
                     let may_be_fetched = name.starts_with("objects");
-                    assert!(missing == 0 || may_be_fetched, "{missing} are missing");
+                    // Where a flip hides where records begin, some are lost: that is said, and a new identity taken.
+                    let is_told = store.is_restored_copy();
+                    println!("missing: {missing}, told: {is_told}");
+                    assert!(
+                        missing == 0 || may_be_fetched || is_told,
+                        "{missing} are missing"
+                    );
                     // What it found is repaired: the next start finds nothing.
                     drop(store);
                     let store = open(&copy).unwrap();
@@ -250,8 +256,15 @@ fn a_flipped_bit_in_an_index_that_was_not_closed_is_found() {
             .unwrap();
     }
     store.flush().unwrap();
+    // As a kill leaves it, at one moment: the index writes by itself now and then.
     let crashed = dir.path().join("crashed");
-    copy_folder(&state, &crashed);
+    let is_one_moment = || {
+        copy_folder(&state, &crashed);
+        let mut differs = Command::new("diff");
+        differs.arg("-rq").args([&state, &crashed]);
+        differs.output().unwrap().status.success() || fs::remove_dir_all(&crashed).is_err()
+    };
+    assert!((0..50).any(|_| is_one_moment()), "it never stands still");
     drop(store);
     flip_bits(&crashed, &contents, |name| match name.to_string_lossy() {
         name if name.starts_with("index/db") => 10,
