@@ -112,14 +112,19 @@ fn data_path(store: &Store, object: &Object) -> PathBuf {
     store.inner.core.data_path(object)
 }
 
-/// A content that was written here and is settled.
-fn written(store: &Store, sample: &Sample) {
+/// Writes a content and imports it; others may be staged meanwhile.
+fn publish(store: &Store, sample: &Sample) {
     let (id, file) = store.stage().unwrap();
     file.write_all_at(&sample.data, 0).unwrap();
     store
         .import(id, sample.object.size, &Leaves::default())
         .unwrap();
     store.unstage(id).unwrap();
+}
+
+/// A content that was written here and is settled.
+fn written(store: &Store, sample: &Sample) {
+    publish(store, sample);
     store.settle().unwrap();
     wait_until("the staging file is gone", || {
         fs::read_dir(store.dir().join("staging")).unwrap().count() == 0

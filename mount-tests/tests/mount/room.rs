@@ -111,6 +111,22 @@ impl Drop for Watch {
     }
 }
 
+/// Writes files of 2 MiB until one is refused; the names of the others.
+fn fill(mount: &Mount) -> Vec<String> {
+    let mut written = Vec::new();
+    let refused = loop {
+        let number = written.len() as u64;
+        let name = format!("b{number}");
+        match write(mount, &name, &noise(100 + number, 2 * MIB)) {
+            Ok(()) => written.push(name),
+            Err(error) => break error,
+        }
+        assert!(written.len() < 20, "the limit is passed");
+    };
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC));
+    written
+}
+
 /// Where `open`, `write` or `close` failed.
 fn write(mount: &Mount, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     let bytes = bytes.to_vec();
@@ -186,17 +202,7 @@ fn with_nothing_that_may_go_writers_hear_of_it_and_readers_go_on() {
     a.write("a", noise(1, 6 * MIB));
     a.publishes();
     // Nobody else has these, so none of them may go.
-    let mut written = Vec::new();
-    let refused = loop {
-        let number = written.len() as u64;
-        let name = format!("b{number}");
-        match write(b, &name, &noise(100 + number, 2 * MIB)) {
-            Ok(()) => written.push(name),
-            Err(error) => break error,
-        }
-        assert!(written.len() < 20, "the limit is passed");
-    };
-    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC));
+    let written = fill(b);
     assert!(written.len() >= 5, "{written:?}");
     let cache = &b.status()["cache"];
     assert!(
@@ -343,17 +349,7 @@ fn a_full_cache_goes_on_while_nobody_is_reachable_and_after() {
     a.publishes();
     b.shows("a", noise(1, 3 * MIB));
     a.host().cut_off();
-    let mut written = Vec::new();
-    let refused = loop {
-        let number = written.len() as u64;
-        let name = format!("b{number}");
-        match write(b, &name, &noise(100 + number, 2 * MIB)) {
-            Ok(()) => written.push(name),
-            Err(error) => break error,
-        }
-        assert!(written.len() < 20, "the limit is passed");
-    };
-    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC));
+    let written = fill(b);
     // Again and again, for all that come: small ones, and what can't fit at all.
     for round in 0..3 {
         let name = format!("more{round}");

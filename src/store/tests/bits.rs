@@ -29,16 +29,6 @@ fn memory() -> TempDir {
         .unwrap()
 }
 
-/// Writes a content and imports it; others may be staged meanwhile.
-fn publish(store: &Store, sample: &Sample) {
-    let (id, file) = store.stage().unwrap();
-    file.write_all_at(&sample.data, 0).unwrap();
-    store
-        .import(id, sample.object.size, &Leaves::default())
-        .unwrap();
-    store.unstage(id).unwrap();
-}
-
 impl Contents {
     /// Fills a store with some of everything, over two processes, so that sled has both a page table and a log after it.
     fn make(dir: &Path) -> Self {
