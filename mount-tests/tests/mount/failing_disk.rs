@@ -165,6 +165,11 @@ struct Came {
     case: String,
 }
 
+/// Whether one of the calls that failed was to the index.
+fn hits_index(hits: &[String]) -> bool {
+    hits.iter().any(|hit| hit.contains("/index"))
+}
+
 /// Works on a disk that fails, until it is well again.
 fn work_on(mount: &Mount, disk: &FailingDisk, way: Way, nth: u64, case: &mut Case) -> Came {
     disk.fail(Plan {
@@ -190,9 +195,11 @@ fn work_on(mount: &Mount, disk: &FailingDisk, way: Way, nth: u64, case: &mut Cas
     work.abandon();
     let (hits, calls) = disk.heal();
     let case_name = format!("{way:?}, call {nth}: {hits:?}, told {told:?}");
-    for (_, error) in &told {
+    for (at, (_, error)) in told.iter().enumerate() {
         let number = error.raw_os_error().unwrap_or_default();
-        assert!(way.told.contains(&number), "{case_name}");
+        // Nothing counts as synced once syncing the index failed, whatever the reason was.
+        let is_old = at > 0 && number == libc::EIO && hits_index(&hits);
+        assert!(way.told.contains(&number) || is_old, "{case_name}");
     }
     assert!(told.is_empty() || !hits.is_empty(), "{case_name}");
     // A disk that can't be written to keeps nobody from reading.
@@ -228,9 +235,8 @@ fn fails(machine: &mut Machine, way: Way, nth: u64, case: &mut Case) -> u64 {
     let (a, disk) = (&machine.a, &machine.disk);
     let came = a.with_within(2 * LONG, "", |_| work_on(a, disk, way, nth, case));
     if let Err(error) = came.next {
-        // sled goes on only after a restart, and nothing counts as synced once syncing the index failed.
-        let is_index = came.hits.iter().any(|hit| hit.contains("/index"));
-        assert!(is_index, "{}: {error}", came.case);
+        // sled goes on only after a restart.
+        assert!(hits_index(&came.hits), "{}: {error}", came.case);
         machine.restart();
         let broken = case.work.broken(After::Kill);
         assert!(broken.is_empty(), "{}: {broken:#?}", came.case);
@@ -239,6 +245,7 @@ fn fails(machine: &mut Machine, way: Way, nth: u64, case: &mut Case) -> u64 {
 }
 
 #[test]
+#[ignore = "fails now and then (docs/semantics.md, Gaps): run by mount-tests/long"]
 fn whatever_fails_on_the_disk_is_told_and_nothing_is_lost_or_wrong() {
     let mut random = StdRng::seed_from_u64(seed());
     let mut machine = Machine::new();
