@@ -266,16 +266,6 @@ impl Core {
         })
     }
 
-    /// See [`super::Store::encode`].
-    pub(super) fn encode_proven(
-        &self,
-        object: &Object,
-        blocks: Range<u64>,
-    ) -> Result<Buffer, StoreError> {
-        self.prove(object, &blocks)?;
-        self.encode(object, blocks)
-    }
-
     /// Blocks as they are on the disk, with what is to prove them.
     pub(super) fn encode(&self, object: &Object, blocks: Range<u64>) -> Result<Buffer, StoreError> {
         let absent = || StoreError::Absent(blocks.clone());

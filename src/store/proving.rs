@@ -1,8 +1,8 @@
 //! Proving what is read: blocks that were not proven a short while ago are checked against the hash tree before their bytes
 //! leave the store, for readers and for peers alike. Damaged ones are dropped, so that who reads gets them from others.
 //!
-//! What the kernel reads by itself from a backing file that was lent to it is not seen here; `verify` and the scrub find
-//! damage there. The kernel's page cache keeps what programs read through p2pfs, so most re-reads don't come here at all.
+//! What the kernel reads by itself from a backing file that was lent to it is not seen here; `verify` finds damage
+//! there. The kernel's page cache keeps what programs read through p2pfs, so most re-reads don't come here at all.
 
 use std::{
     collections::VecDeque,
@@ -13,8 +13,16 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Damage, StoreError, cache::Core, check::steps, objects::is_of_the_block};
-use crate::content::{self, BlockSet, Object};
+use super::{
+    Damage, StoreError,
+    cache::{Core, Hot},
+    check::steps,
+    objects::is_of_the_block,
+};
+use crate::{
+    buffers::Buffer,
+    content::{self, BlockSet, Object},
+};
 
 /// How long blocks that were proven are taken to be what they were. What changes on a disk while the pages are in memory is not seen
 /// before they are read from the disk again.
@@ -89,6 +97,26 @@ impl Found {
     }
 }
 
+impl Hot {
+    /// Those of some blocks that are to be proven before they are read.
+    fn unproven(&self, blocks: &Range<u64>) -> Vec<Range<u64>> {
+        let state = self.state.read();
+        match state.record.inline {
+            // The index has a checksum on it.
+            Some(_) => Vec::new(),
+            None => state.proven.missing(blocks.clone(), Instant::now()),
+        }
+    }
+
+    /// Notes blocks that were proven, unless some were dropped since there were so many drops.
+    fn note_proven(&self, blocks: Range<u64>, drops: u64) {
+        let mut state = self.state.write();
+        if state.drops == drops {
+            state.proven.note(blocks, Instant::now());
+        }
+    }
+}
+
 impl Core {
     /// Proves those of the blocks that are here and were not proven a short while ago. Damaged ones are dropped, and told to
     /// who repairs. That some are not here is no error.
@@ -99,14 +127,7 @@ impl Core {
         let Some(hot) = self.hot(object)? else {
             return Ok(());
         };
-        let unproven = {
-            let state = hot.state.read();
-            if state.record.inline.is_some() {
-                // The index has a checksum on it.
-                return Ok(());
-            }
-            state.proven.missing(blocks.clone(), Instant::now())
-        };
+        let unproven = hot.unproven(blocks);
         for step in unproven.iter().flat_map(steps) {
             let drops = hot.state.read().drops;
             let is_sound = match self.encode(object, step.clone()) {
@@ -117,10 +138,7 @@ impl Core {
                 Err(error) => return Err(error),
             };
             if is_sound {
-                let mut state = hot.state.write();
-                if state.drops == drops {
-                    state.proven.note(step, Instant::now());
-                }
+                hot.note_proven(step, drops);
                 continue;
             }
             let path = self.data_path(object);
@@ -129,6 +147,28 @@ impl Core {
             self.tell_of_damage(object, step)?;
         }
         Ok(())
+    }
+
+    /// See [`super::Store::encode`]. What proves the blocks to a peer proves them here as well, so they are read once.
+    pub(super) fn encode_proven(
+        &self,
+        object: &Object,
+        blocks: Range<u64>,
+    ) -> Result<Buffer, StoreError> {
+        if let Some(hot) = self.hot(object)?
+            && !hot.unproven(&blocks).is_empty()
+        {
+            let drops = hot.state.read().drops;
+            if let Ok(encoded) = self.encode(object, blocks.clone())
+                && content::verify_range(*object, blocks.clone(), &encoded).is_ok()
+            {
+                hot.note_proven(blocks, drops);
+                return Ok(encoded);
+            }
+            // What is wrong, and with which of them, is found out next.
+            self.prove(object, &blocks)?;
+        }
+        self.encode(object, blocks)
     }
 
     /// Has those of the blocks repaired that are not here any more.
