@@ -20,17 +20,16 @@ use positioned_io::ReadAt;
 use super::{
     Origin, Presence, StoreError, Usage, failed,
     index::IndexFiles,
+    latest::Latest,
     proving::{Found, Proven},
     record::{ObjectRecord, object_key},
     rescue,
     room::{Room, estimate},
+    settle::WholeDisk,
     staging::Staging,
     worker::Bell,
 };
-use crate::{
-    content::{BlockSet, Object},
-    manifest::Dot,
-};
+use crate::content::{BlockSet, Object};
 
 /// Shards of the cache of objects in use, so that looking up one object doesn't wait for the record of another.
 pub(super) const SHARDS: usize = 16;
@@ -62,8 +61,8 @@ pub(super) struct Core {
     pub(super) found: Found,
     pub(super) bell: Bell,
     pub(super) staging: Mutex<Staging>,
-    /// The note by which head a file is published that was written last, whole.
-    pub(super) last_note: Mutex<Option<(Dot, PathBuf)>>,
+    pub(super) latest: Latest,
+    pub(super) disk: WholeDisk,
     shards: [Mutex<Shard>; SHARDS],
     /// Objects whose record is behind.
     dirty: Mutex<HashSet<Object>>,
@@ -235,6 +234,13 @@ impl Core {
         let db = rescue::open_sound(dir)?;
         // Before anything is put into it.
         let index_files = IndexFiles::open(&index)?;
+        let disk = WholeDisk::open(dir)?;
+        let (latest, is_damaged) = Latest::open(dir.join("journal"))?;
+        if is_damaged {
+            tracing::error!(
+                "the journal of unpublished files was damaged: an older state of some may be taken, or they are put aside in `lost`"
+            );
+        }
         // What an earlier process counted may not hold any more.
         db.drop_tree("pinned")?;
         Ok(Self {
@@ -261,7 +267,8 @@ impl Core {
             found: Found::default(),
             bell: Bell::default(),
             staging: Mutex::default(),
-            last_note: Mutex::default(),
+            latest,
+            disk,
             shards: Default::default(),
             dirty: Mutex::default(),
             loose: Mutex::default(),

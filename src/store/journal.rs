@@ -1,43 +1,33 @@
 //! The journal: what staging files are, so that the next process can publish them.
 //!
-//! Of a staging file there are up to two records. The *latest* is a small file beside it, replaced as a whole by `close`,
-//! renames and, before its durable one, by `fsync`: once written, a killed process leaves it, and nobody waits for the disk. It says nothing about what
-//! is on the disk, so it counts only while the machine stays up. The *durable* one stands in the index and was written
+//! Of a staging file there are up to two records. The *latest* ([`super::latest`]) is written by `close`, renames and, before
+//! its durable one, by `fsync`: once written, a killed process leaves it, and nobody waits for the disk. It says nothing about
+//! what is on the disk, so it counts only while the machine stays up. The *durable* one stands in the index and was written
 //! after the staging file's data, its name and its base had been synced; it counts when the machine went down.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
-    fs,
-    io::{self, Write},
+    fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
-use crate::manifest::{Dot, WriterNumber};
+use crate::manifest::Dot;
 
 use super::{
     JournalRecord, StagingId, StoreError,
     cache::{Core, remove_file},
     failed,
-    record::{check_of, decode_journal, encode_journal, journal_key, parse_journal_key},
-    staging::{new_file, open_existing},
+    record::{decode_journal, encode_journal, journal_key, parse_journal_key},
+    staging::open_existing,
 };
 
-/// Extension of the latest record of a staging file.
-const LATEST: &str = "journal";
-/// Extension of the note by which head a staging file is published: writer and sequence, 8 bytes each, big-endian, and their
-/// checksum.
-const PUBLISHED: &str = "published";
 /// Staging files of which nobody knows what they are, kept in `lost` at most: files, and bytes of all.
 const ORPHANS_MAX: usize = 1000;
 const ORPHANS_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 impl Core {
-    pub(super) fn latest_path(&self, id: StagingId) -> PathBuf {
-        self.temporary_path(id, LATEST)
-    }
-
     pub(super) fn journal(
         &self,
         id: StagingId,
@@ -46,7 +36,9 @@ impl Core {
     ) -> Result<(), StoreError> {
         let encoded = encode_journal(record)?;
         if !durable {
-            return self.write_latest(id, &encoded);
+            let taken = self.latest.put(id, &encoded)?;
+            self.note_beside(taken);
+            return Ok(());
         }
         let path = self.staging_path(id);
         open_existing(&path)?
@@ -61,59 +53,8 @@ impl Core {
         self.flush_index()
     }
 
-    pub(super) fn published_path(&self, id: StagingId) -> PathBuf {
-        self.temporary_path(id, PUBLISHED)
-    }
-
-    /// Many files are published by one head: their notes are names of one file, which no note is ever written into again.
     pub(super) fn note_published(&self, id: StagingId, by: Dot) -> Result<(), StoreError> {
-        let path = self.published_path(id);
-        let mut last = self.last_note.lock();
-        if let Some((_, last)) = last.as_ref().filter(|(known, _)| *known == by)
-            && fs::hard_link(last, &path).is_ok()
-        {
-            return Ok(());
-        }
-        *last = None;
-        let mut note = by.writer.0.to_be_bytes().to_vec();
-        note.extend(by.sequence.to_be_bytes());
-        note.extend(check_of(&note));
-        // An earlier note of this file may be others' note as well.
-        remove_file(&path)?;
-        new_file(&path)?
-            .write_all(&note)
-            .map_err(failed("writing", &path))?;
-        *last = Some((by, path));
-        Ok(())
-    }
-
-    /// Takes a note out of the folder.
-    fn take_note(&self, id: StagingId, path: &Path) -> Result<(), StoreError> {
-        let note = read_record(path)?.unwrap_or_default();
-        // One without its checksum was not finished, or is damaged: the file is published once more.
-        let numbers = note
-            .split_last_chunk()
-            .filter(|(numbers, check)| **check == check_of(numbers))
-            .and_then(|(numbers, _)| numbers.split_first_chunk())
-            .and_then(|(writer, sequence)| Some((writer, sequence.try_into().ok()?)));
-        if let Some((writer, sequence)) = numbers {
-            let by = Dot {
-                writer: WriterNumber(u64::from_be_bytes(*writer)),
-                sequence: u64::from_be_bytes(sequence),
-            };
-            self.staging.lock().published.insert(id, by);
-        }
-        remove_file(path)
-    }
-
-    fn write_latest(&self, id: StagingId, encoded: &[u8]) -> Result<(), StoreError> {
-        let partial = self.temporary_path(id, "journal-new");
-        let path = self.latest_path(id);
-        self.note_beside();
-        new_file(&partial)?
-            .write_all(encoded)
-            .map_err(failed("writing", &partial))?;
-        fs::rename(&partial, &path).map_err(failed("placing", &path))
+        self.latest.note_published(id, by)
     }
 
     pub(super) fn journaled(&self) -> Result<Vec<(StagingId, JournalRecord)>, StoreError> {
@@ -122,12 +63,8 @@ impl Core {
             let (key, value) = pair?;
             records.insert(parse_journal_key(&key)?, decode_journal(&value)?);
         }
-        for name in self.staging_names()? {
-            if let Named::Latest(id) = name.kind
-                && let Some(encoded) = read_record(&name.path)?
-            {
-                records.insert(id, decode_journal(&encoded)?);
-            }
+        for (id, encoded) in self.latest.records()? {
+            records.insert(id, decode_journal(&encoded)?);
         }
         for id in &self.staging.lock().unstaged {
             records.remove(id);
@@ -159,35 +96,31 @@ impl Core {
     /// `rebooted`: latest records may speak of data that never reached the disk. A file that has nothing else is put aside:
     /// it must neither be published with zeros in it nor be thrown away.
     pub(super) fn recover_staging(&self, rebooted: bool) -> Result<(), StoreError> {
-        let names = self.staging_names()?;
-        let staged: BTreeSet<StagingId> = names
-            .iter()
-            .filter_map(|name| match name.kind {
-                Named::File(id) => Some(id),
-                _ => None,
-            })
-            .collect();
-        self.staging.lock().used = staged.last().map_or(0, |last| last.0);
+        let mut staged = BTreeMap::new();
+        for name in self.staging_names()? {
+            match name.id {
+                Some(id) => drop(staged.insert(id, name.path)),
+                None => {
+                    self.take_over(&name.path)?;
+                    remove_file(&name.path)?;
+                }
+            }
+        }
+        self.staging.lock().used = staged.last_key_value().map_or(0, |(last, _)| last.0);
         let mut known = self.recover_durable(&staged)?;
-        for name in &names {
-            let Named::Latest(id) = name.kind else {
-                continue;
-            };
-            if !staged.contains(&id) {
+        let mut latest = BTreeSet::new();
+        for (id, encoded) in self.latest.records()? {
+            if !staged.contains_key(&id) {
                 // Unlinked after the entry was on disk.
-                remove_file(&name.path)?;
                 continue;
             }
-            let record = read_record(&name.path)?
-                .ok_or_else(|| StoreError::Damaged("journal record".to_owned()))
-                .and_then(|encoded| decode_journal(&encoded));
+            let record = decode_journal(&encoded);
             let path = record.as_ref().map_or("unknown".to_owned(), |record| {
                 String::from_utf8_lossy(&record.path).into_owned()
             });
             match record {
                 Ok(_) if !rebooted => {
-                    known.insert(id);
-                    continue;
+                    latest.insert(id);
                 }
                 _ if known.contains(&id) => {
                     tracing::warn!(
@@ -208,33 +141,40 @@ impl Core {
                     self.put_aside(&self.staging_path(id))?;
                 }
             }
-            remove_file(&name.path)?;
         }
-        let mut orphans = Vec::new();
-        for name in names {
-            match name.kind {
-                Named::File(id) if !known.contains(&id) => orphans.push((id, name.path)),
-                Named::Published(id) if known.contains(&id) && !rebooted => {
-                    self.take_note(id, &name.path)?;
-                }
-                Named::File(_) | Named::Latest(_) => {}
-                Named::Published(_) | Named::Other => remove_file(&name.path)?,
-            }
+        known.extend(&latest);
+        if !rebooted {
+            let noted = self.latest.published().into_iter();
+            let noted = noted.filter(|(id, _)| known.contains(id));
+            self.staging.lock().published.extend(noted);
         }
-        self.keep_orphans(orphans)
+        self.latest.keep(|id| latest.contains(&id))?;
+        let orphans = staged.into_iter().filter(|(id, _)| !known.contains(id));
+        self.keep_orphans(orphans.collect())
+    }
+
+    /// A latest record used to be a file beside the staging file.
+    fn take_over(&self, path: &Path) -> Result<(), StoreError> {
+        if path.extension() == Some(OsStr::new("journal"))
+            && let Some(id) = id_of(path)
+        {
+            let record = fs::read(path).map_err(failed("reading", path))?;
+            self.latest.put(id, &record)?;
+        }
+        Ok(())
     }
 
     /// Looks through the durable records; returns the files that have one.
     fn recover_durable(
         &self,
-        staged: &BTreeSet<StagingId>,
+        staged: &BTreeMap<StagingId, PathBuf>,
     ) -> Result<BTreeSet<StagingId>, StoreError> {
         let mut known = BTreeSet::new();
         for pair in self.journal.iter() {
             let (key, value) = pair?;
             match parse_journal_key(&key) {
                 // Else unstaged: unlinked after the entry was on disk, and the record's removal was not.
-                Ok(id) if staged.contains(&id) => match decode_journal(&value) {
+                Ok(id) if staged.contains_key(&id) => match decode_journal(&value) {
                     Ok(_) => {
                         known.insert(id);
                         continue;
@@ -296,18 +236,8 @@ impl Core {
         let mut names = Vec::new();
         for entry in fs::read_dir(&dir).map_err(failed("listing", &dir))? {
             let path = entry.map_err(failed("listing", &dir))?.path();
-            let id = path
-                .file_stem()
-                .and_then(OsStr::to_str)
-                .and_then(|stem| stem.parse().ok())
-                .map(StagingId);
-            let kind = match (id, path.extension()) {
-                (Some(id), None) => Named::File(id),
-                (Some(id), Some(extension)) if extension == LATEST => Named::Latest(id),
-                (Some(id), Some(extension)) if extension == PUBLISHED => Named::Published(id),
-                _ => Named::Other,
-            };
-            names.push(StagingName { path, kind });
+            let id = id_of(&path).filter(|_| path.extension().is_none());
+            names.push(StagingName { path, id });
         }
         Ok(names)
     }
@@ -337,24 +267,14 @@ pub(super) fn put_aside_in(state: &Path, path: &Path) -> Result<Option<PathBuf>,
 /// A name in the staging folder.
 struct StagingName {
     path: PathBuf,
-    kind: Named,
+    /// Of a staging file; else it is a temporary one's.
+    id: Option<StagingId>,
 }
 
-/// What it stands for.
-enum Named {
-    File(StagingId),
-    Latest(StagingId),
-    Published(StagingId),
-    Other,
-}
-
-/// The bytes of a latest record; `None` if it has gone.
-fn read_record(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
-    match fs::read(path) {
-        Ok(encoded) => Ok(Some(encoded)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed("reading", path)(error)),
-    }
+/// The staging file that a file is, or belongs to.
+fn id_of(path: &Path) -> Option<StagingId> {
+    let stem = path.file_stem().and_then(OsStr::to_str);
+    stem.and_then(|stem| stem.parse().ok()).map(StagingId)
 }
 
 /// Files in a folder, and their bytes; none if it isn't there.

@@ -633,10 +633,10 @@ impl Core {
         outcome.map_err(failed("writing", &self.staging_dir()))
     }
 
-    /// Counts a small file beside a staging file, which is never refused.
-    pub(super) fn note_beside(&self) {
+    /// Counts what the journal takes, which is never refused.
+    pub(super) fn note_beside(&self, bytes: u64) {
         let mut taken = self.room.taken.lock();
-        taken.staging = taken.staging.saturating_add(PAGE_BYTES);
+        taken.staging = taken.staging.saturating_add(bytes);
     }
 
     /// Counts staging files anew if that was last done so long ago: those that were unlinked, or became objects, are still in
@@ -649,7 +649,8 @@ impl Core {
         }
         let begun = Instant::now();
         let _nobody_writes = self.room.staging.write();
-        let bytes = self.staging_bytes()? + folder_bytes(&self.dir.join("lost"));
+        let bytes =
+            self.staging_bytes()? + self.latest.bytes() + folder_bytes(&self.dir.join("lost"));
         self.room.taken.lock().staging = bytes;
         let at = Instant::now();
         let took = at - begun;

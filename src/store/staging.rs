@@ -134,7 +134,7 @@ impl Core {
             Some(_) => {}
             None => {
                 // Nothing replaces it: somebody removed the file. A kill must not bring it back.
-                remove_file(&self.latest_path(id))?;
+                self.latest.forget(&[id])?;
                 if !is_durable {
                     remove_file(&self.staging_path(id))?;
                 }
@@ -158,12 +158,10 @@ impl Core {
             return Ok(());
         }
         let outcome = self.flush_index().and_then(|()| {
-            ids.iter().try_for_each(|id| {
-                // The record goes last: a file without one is taken for something that was lost.
-                remove_file(&self.staging_path(*id))?;
-                remove_file(&self.latest_path(*id))?;
-                remove_file(&self.published_path(*id))
-            })
+            ids.iter()
+                .try_for_each(|id| remove_file(&self.staging_path(*id)))?;
+            // The record goes last: a file without one is taken for something that was lost.
+            self.latest.forget(&ids)
         });
         if outcome.is_err() {
             self.staging.lock().unstaged.extend(ids);
@@ -379,6 +377,10 @@ fn copy_file(from: &File, size: u64, path: &Path) -> Result<File, StoreError> {
 /// Gives a file a second name, replacing what has it; on filesystems without hard links, a copy gets the name. Returns the
 /// file that has the name now.
 fn link_over(path: &Path, target: &Path, file: File) -> io::Result<File> {
+    // Most contents are new.
+    if fs::hard_link(path, target).is_ok() {
+        return Ok(file);
+    }
     let partial = target.with_extension("new");
     if let Err(error) = fs::remove_file(&partial)
         && error.kind() != io::ErrorKind::NotFound
