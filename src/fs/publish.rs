@@ -34,6 +34,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const JOURNAL_EVERY: Duration = Duration::from_secs(2);
 /// Publications at once: enough to keep the disk busy while some wait for the network.
 pub(super) const AT_ONCE: usize = 16;
+/// Files up to this size are published many at a time.
+const QUICK_BYTES_MAX: u64 = 1024 * 1024;
 /// Holes are filled in portions of this size, so that writers get their turn between them.
 const FILL_BYTES: u64 = 1024 * 1024;
 /// Publications that end shortly after each other are put on disk together.
@@ -64,13 +66,16 @@ pub(crate) async fn publisher(core: Arc<Core>) {
             journaled = Instant::now();
         }
         let looking = core.clone();
-        let Ok(due) = blocking(move || looking.due(false)).await else {
+        let looked = blocking(move || looking.due(false).into_iter().partition(is_quick)).await;
+        let Ok((quick, others)): Result<(Vec<_>, Vec<_>), _> = looked else {
             return;
         };
-        for live in due {
+        for live in others {
             let core = core.clone();
             tokio::spawn(async move { core.publish(live).await });
         }
+        // What is closed meanwhile is the next lot: an archive that is unpacked is published by the dozen.
+        core.publish_quick(quick).await;
     }
 }
 
@@ -164,6 +169,48 @@ impl Core {
             let _permit = self.publications.acquire().await;
             self.try_publish(&live).await
         };
+        self.end_publication(&live, outcome);
+    }
+
+    /// Publishes small files that [`Core::due`] has named, shared out among a few threads: to hand each over by itself
+    /// takes as long as to publish it.
+    async fn publish_quick(self: &Arc<Self>, lives: Vec<Arc<Live>>) {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let portion = lives.len().div_ceil(threads.min(AT_ONCE)).max(1);
+        let portions = lives.chunks(portion).map(|portion| async move {
+            let (core, lives) = (self.clone(), portion.to_vec());
+            let others = blocking(move || {
+                let is_other = |live: &Arc<Live>| !core.publish_at_once(live);
+                lives.into_iter().filter(is_other).collect::<Vec<_>>()
+            });
+            match others.await {
+                Ok(others) => others,
+                // They stopped half-way.
+                Err(_) => portion.to_vec(),
+            }
+        });
+        for live in futures::future::join_all(portions).await.concat() {
+            let core = self.clone();
+            tokio::spawn(async move { core.publish(live).await });
+        }
+    }
+
+    /// False if publishing it needs something that isn't here.
+    fn publish_at_once(&self, live: &Live) -> bool {
+        let outcome = self.import(live).map_err(Fail::from).and_then(|imported| {
+            imported.map_or(Ok(()), |(object, version)| {
+                self.commit(live, object, version)
+            })
+        });
+        match outcome {
+            Ok(()) => self.end_publication(live, Ok(())),
+            Err(Fail::Error(error)) => self.end_publication(live, Err(error)),
+            Err(Fail::Need(_)) => return false,
+        }
+        true
+    }
+
+    fn end_publication(&self, live: &Live, outcome: Result<(), FsError>) {
         {
             let mut state = live.state.lock();
             state.publishing = false;
@@ -527,6 +574,12 @@ fn hash_portion(live: &Live) -> bool {
         // It was published, or cut off, meanwhile; an error of the disk shows again when all of it is hashed.
         _ => false,
     }
+}
+
+/// Whether it is published soon, by itself.
+fn is_quick(live: &Arc<Live>) -> bool {
+    let state = live.state.lock();
+    state.overlay.size() <= QUICK_BYTES_MAX && next_hole(&state).is_none()
 }
 
 /// The first bytes that must come from the base before the file is complete.
