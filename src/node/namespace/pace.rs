@@ -2,40 +2,39 @@
 
 use std::time::{Duration, Instant};
 
-/// The least time between two commits of an idle committer.
-const GAP_MIN: Duration = Duration::from_millis(50);
-/// And of a busy one: a burst of changes becomes four heads a second.
-const GAP_MAX: Duration = Duration::from_millis(250);
+/// The least time between two commits.
+const GAP_MIN: Duration = Duration::from_millis(20);
+/// In the long run a commit may be made so often: a burst of changes becomes four heads a second…
+const EVERY: Duration = Duration::from_millis(250);
+/// …but for so many at first, for who changes one thing after the other and waits for each to be seen.
+const AT_ONCE: u32 = 4;
 
-/// Groups changes: the first one after a pause goes at once, those of a burst together.
-#[derive(Debug)]
+/// Groups changes: the first ones after a pause go at once, those of a burst together. The generic cell rate algorithm
+/// (ITU-T I.371), with commits for cells.
+#[derive(Debug, Default)]
 pub(super) struct Pace {
     last: Option<Instant>,
-    gap: Duration,
+    /// When as many commits will be allowed at once as ever are.
+    rested: Option<Instant>,
 }
 
 impl Pace {
     pub(super) fn new() -> Self {
-        Self {
-            last: None,
-            gap: GAP_MIN,
-        }
+        Self::default()
     }
 
     /// The moment from which a commit may be made.
     pub(super) fn due(&self, now: Instant) -> Instant {
-        self.last.map_or(now, |last| last + self.gap)
+        let apart = self.last.map_or(now, |last| last + GAP_MIN);
+        let ahead = EVERY * (AT_ONCE - 1);
+        let paced = self.rested.and_then(|rested| rested.checked_sub(ahead));
+        paced.map_or(apart, |paced| apart.max(paced))
     }
 
     /// Notes a commit.
     pub(super) fn committed(&mut self, now: Instant) {
-        let close = GAP_MAX.max(2 * self.gap);
-        let busy = self.last.is_some_and(|last| now < last + close);
-        self.gap = if busy {
-            (self.gap * 2).min(GAP_MAX)
-        } else {
-            GAP_MIN
-        };
+        let rested = self.rested.map_or(now, |rested| rested.max(now));
+        self.rested = Some(rested + EVERY);
         self.last = Some(now);
     }
 }
@@ -74,20 +73,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lone_change_goes_at_once_and_a_burst_is_grouped() {
+    fn the_first_changes_go_at_once_and_a_burst_is_grouped() {
         let start = Instant::now();
         let mut pace = Pace::new();
         assert_eq!(pace.due(start), start);
-        pace.committed(start);
-        assert_eq!(pace.due(start), start + GAP_MIN);
         let mut now = start;
-        let mut commits = 0;
+        let mut commits = Vec::new();
         while now < start + Duration::from_secs(2) {
-            now = pace.due(now);
             pace.committed(now);
-            commits += 1;
+            commits.push((now - start).as_millis());
+            now = pace.due(now);
         }
-        assert!((8..=12).contains(&commits), "{commits}");
+        let first = [0, 20, 40, 60, 250, 500, 750, 1000, 1250, 1500, 1750];
+        assert_eq!(commits, first);
         let later = now + Duration::from_secs(5);
         assert!(pace.due(later) < later);
         pace.committed(later);
@@ -106,7 +104,20 @@ mod tests {
                 commits += 1;
             }
         }
-        assert!((12..=18).contains(&commits), "{commits} in four seconds");
+        assert!((12..=19).contains(&commits), "{commits} in four seconds");
+    }
+
+    #[test]
+    fn who_changes_something_now_and_then_never_waits() {
+        let start = Instant::now();
+        let mut pace = Pace::new();
+        for pair in 0..20 {
+            for (change, millis) in [(0, 0), (1, 120)] {
+                let made = start + Duration::from_millis(600 * pair + millis);
+                assert!(pace.due(made) <= made, "{change} of pair {pair}");
+                pace.committed(made);
+            }
+        }
     }
 
     #[test]
