@@ -207,6 +207,7 @@ impl Executor {
         executor.recount_peers();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut noted = Instant::now();
         loop {
             executor.carry_out();
             let wake_at = executor.scheduler.poll_timeout();
@@ -222,7 +223,6 @@ impl Executor {
             let tell = tokio::time::sleep_until(tell_at.into());
             let has_news = !executor.news.is_empty();
             let ticking = !executor.waiting.is_empty();
-            let begun = Instant::now();
             let turn = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -234,9 +234,11 @@ impl Executor {
                 _ = tick.tick(), if ticking => Turn::Tick,
             };
             // Before anything asks what time it is. While nobody waits for anything there are no ticks, and time just passes.
+            // The last turn counts: a process may be stopped in the middle of it.
             if ticking {
-                executor.parts.clock.note(begun.elapsed());
+                executor.parts.clock.note(noted.elapsed());
             }
+            noted = Instant::now();
             match turn {
                 Turn::Report(report) => executor.on_report(report),
                 Turn::Event(Ok(event)) => executor.on_event(&event),
