@@ -2,7 +2,7 @@
 //!
 //! Pure code (no clock, no I/O): [`cluster`], [`content`], [`manifest`], [`transfer::scheduler`].
 //! Small parts that several use: `bucket` (pure), limits of rates; `awake`, time that was slept through; `buffers`, memory that
-//! is used again.
+//! is used again; `idle`, work that keeps nobody from the disk.
 //! Shells: [`store`], [`net`], [`transfer`], [`fs`], [`control`], [`cli`]; [`node`] owns and wires them.
 //! Dependencies point from shells to pure code, never back.
 
@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod content;
 pub mod control;
 pub mod fs;
+mod idle;
 pub mod manifest;
 pub mod net;
 pub mod node;

@@ -360,6 +360,8 @@ Each line is an object with \"at_s\" (seconds since 1970) and \"event\":
   settled     a conflict is none any more: path
   peer-up     a member is connected: id, node, address
   peer-down   it is gone: id, node
+  damaged     bytes were damaged on this node's disk: hash, offset, length,
+              repaired (true where a member gave them again)
   transfer    one has ended or stalled: path, hash, state, done_bytes,
               total_bytes, rate_bytes_per_s, sources
   lagged      so many events were passed over, because the reader was slow or

@@ -31,6 +31,7 @@ pub(crate) struct Far {
     /// Whether the total is final.
     pub(crate) counted: bool,
     pub(crate) done_files: u64,
+    /// 0 where it isn't about files, or there are none.
     pub(crate) files: u64,
 }
 
@@ -82,11 +83,14 @@ impl Drop for Progress {
 /// `[######··] 45 %  1.20 GiB of 2.60 GiB, 35 of 80 files, 120.0 MiB/s, 12 s left`.
 fn text(far: &Far, bytes_per_s: f64) -> String {
     let total = far.total_bytes.max(far.done_bytes);
-    let files = format!("{} of {} files", far.done_files, far.files);
+    let files = match far.files {
+        0 => String::new(),
+        files => format!("{} of {files} files, ", far.done_files),
+    };
     let rate = size(bytes_per_s as u64);
     if !far.counted {
         let (done, total) = (size(far.done_bytes), size(total));
-        return format!("counting: {done} of {total} so far, {files}, {rate}/s");
+        return format!("counting: {done} of {total} so far, {files}{rate}/s");
     }
     let part = |of: u64| match total {
         0 => of,
@@ -103,7 +107,7 @@ fn text(far: &Far, bytes_per_s: f64) -> String {
         left => format!(", {} left", duration(left as f64 / bytes_per_s)),
     };
     format!(
-        "[{bar}] {} %  {} of {}, {files}, {rate}/s{left}",
+        "[{bar}] {} %  {} of {}, {files}{rate}/s{left}",
         part(100),
         size(far.done_bytes),
         size(total)
@@ -149,6 +153,19 @@ mod tests {
         assert!(stuck.ends_with("0 B/s, no progress"), "{stuck}");
         let counting = text(&far(0, MIB, false), 0.0);
         assert!(counting.starts_with("counting: 0 B of 1.00 MiB so far"));
+    }
+
+    #[test]
+    fn what_is_not_about_files_speaks_of_none() {
+        let far = Far {
+            files: 0,
+            ..far(50 * MIB, 100 * MIB, true)
+        };
+        let half = text(&far, 10.0 * MIB as f64);
+        assert!(
+            half.ends_with("50 %  50.0 MiB of 100.0 MiB, 10.0 MiB/s, 5 s left"),
+            "{half}"
+        );
     }
 
     #[test]

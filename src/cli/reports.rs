@@ -8,20 +8,21 @@ use super::{
     Failure, Outcome, What,
     args::{Common, FindArgs, ReportArgs, ReportPeerArgs, StatusArgs},
     locate::{self, refused},
+    progress::{Far, Progress},
     units::{count, plain, size},
 };
 use crate::control::{
     client::escape,
     text::json_pretty,
-    types::{FindReport, PeerReport, StatusReport, TrackerState, TransferReport, VerifyReport},
+    types::{
+        FindReport, PeerReport, ScrubReport, StatusReport, TrackerState, TransferReport, VerifyLine,
+    },
 };
 
 /// How long a report may take.
 const REPORT_WITHIN: Duration = Duration::from_secs(30);
 /// How long a search may take: it may have to fetch the whole manifest.
 const FIND_WITHIN: Duration = Duration::from_secs(300);
-/// How long a verification may take: it reads the whole cache.
-const VERIFY_WITHIN: Duration = Duration::from_secs(24 * 3600);
 
 /// Names of others in it cannot steer a terminal.
 pub(super) fn print_json(report: &impl Serialize) -> Result<(), Failure> {
@@ -126,6 +127,9 @@ fn print_status(report: &StatusReport) {
                 size(report.cache.only_here_bytes)
             ),
         );
+    }
+    if let Some(scrub) = &report.cache.scrub {
+        line("checked", scrub_line(scrub));
     }
     line(
         "only here",
@@ -266,13 +270,49 @@ pub(crate) async fn find(common: &Common, options: FindArgs) -> Outcome {
     })
 }
 
+fn scrub_line(scrub: &ScrubReport) -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now_s = now.map_or(0, |now| now.as_secs());
+    let days = now_s.saturating_sub(scrub.began_s) / (24 * 3600);
+    let state = match scrub.ended_s {
+        Some(_) => "all of it",
+        None => "going on",
+    };
+    format!(
+        "{state}, begun {} ago: {}, {} damaged, {} not repaired",
+        count(days, "day", "days"),
+        size(scrub.bytes),
+        scrub.damaged,
+        scrub.unrepaired
+    )
+}
+
 pub(crate) async fn verify(common: &Common, options: ReportArgs) -> Outcome {
+    let broken = "the cache could not be verified";
     let mount = locate::find(common, &options.which).await?;
-    let report: VerifyReport = mount
-        .client
-        .post("/verify", &(), VERIFY_WITHIN)
-        .await
-        .map_err(refused("the cache could not be verified"))?;
+    let lines = mount.client.start("/verify", &(), REPORT_WITHIN).await;
+    let mut lines = lines.map_err(refused(broken))?;
+    let mut progress = Progress::new(common.quiet);
+    let report = loop {
+        let line = lines.next().await.map_err(refused(broken))?;
+        let line =
+            line.ok_or_else(|| Failure::new(format_args!("{broken}: the mount ended it")))?;
+        match serde_json::from_str(&line).what(broken)? {
+            VerifyLine::Done(report) => break report,
+            VerifyLine::Failed(why) => return Err(Failure::new(format_args!("{broken}: {why}"))),
+            VerifyLine::Progress {
+                bytes, total_bytes, ..
+            } => progress.show(Far {
+                done_bytes: bytes,
+                already_bytes: 0,
+                total_bytes,
+                counted: true,
+                done_files: 0,
+                files: 0,
+            }),
+        }
+    };
+    progress.clear();
     if options.json {
         print_json(&report)?;
     } else {
@@ -282,7 +322,7 @@ pub(crate) async fn verify(common: &Common, options: ReportArgs) -> Outcome {
             size(report.bytes),
             report.damaged,
             report.repaired,
-            report.unreachable.len()
+            report.unreachable_ranges
         );
         for damage in &report.unreachable {
             println!(
@@ -294,7 +334,7 @@ pub(crate) async fn verify(common: &Common, options: ReportArgs) -> Outcome {
             );
         }
     }
-    Ok(if report.unreachable.is_empty() {
+    Ok(if report.unreachable_ranges == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -23,7 +23,7 @@ use keeping::{
 pub use server::{ControlServer, serve};
 use types::{
     ConflictsReport, ConflictsRequest, FindReport, LeaveReport, LeaveRequest, PeerReport,
-    ResolveReport, ResolveRequest, StatusReport, UnmountRequest, VerifyReport,
+    ResolveReport, ResolveRequest, StatusReport, UnmountRequest,
 };
 
 /// A refusal: one sentence, and whether what was asked for makes no sense rather than failed.
@@ -94,8 +94,8 @@ pub trait Control: Send + Sync + 'static {
         self: Arc<Self>,
         request: PathsRequest,
     ) -> BoxFuture<'static, Result<WhyReport, ControlError>>;
-    /// For `verify`.
-    fn verify(self: Arc<Self>) -> BoxFuture<'static, Result<VerifyReport, ControlError>>;
+    /// For `verify`: lines of JSON, each a [`types::VerifyLine`].
+    fn verify(self: Arc<Self>) -> BoxStream<'static, Bytes>;
     /// For `conflicts`: a page of them.
     fn conflicts(
         self: Arc<Self>,

@@ -142,8 +142,9 @@ async fn why(State(node): Node, Json(request): Json<PathsRequest>) -> Response {
     answer(node.why(request).await)
 }
 
+/// Lines of JSON until it is done. A client that goes away ends it.
 async fn verify(State(node): Node) -> Response {
-    answer(node.verify().await)
+    ndjson(node.verify())
 }
 
 async fn conflicts(State(node): Node, Query(query): Query<ConflictsRequest>) -> Response {

@@ -159,10 +159,28 @@ pub struct CacheReport {
     /// Why something found no room a moment ago: then what is read is not kept, and writing fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub full: Option<String>,
+    /// The check of all that is here, which goes on slowly while nobody reads; nothing before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub: Option<ScrubReport>,
     /// Bytes of the cache that are pinned.
     pub pinned_bytes: u64,
     /// Bytes of [`OnlyHereReport`].
     pub only_here_bytes: u64,
+}
+
+/// The present round of the scrub, or the last one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// When it began, seconds since 1970.
+    pub began_s: u64,
+    /// When it had gone over all; nothing while it goes on.
+    pub ended_s: Option<u64>,
+    /// Bytes checked.
+    pub bytes: u64,
+    /// Damaged ranges found.
+    pub damaged: u64,
+    /// Those of them that nobody gave then.
+    pub unrepaired: u64,
 }
 
 /// Bytes since the mount began.
@@ -239,6 +257,25 @@ pub struct HolderReport {
     pub node: String,
 }
 
+/// A line of the answer to `verify`: any number that tell how far it is, then one that tells how it ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VerifyLine {
+    /// How far it is.
+    Progress {
+        /// Contents begun.
+        objects: u64,
+        /// Bytes checked.
+        bytes: u64,
+        /// Bytes that are here in all, about.
+        total_bytes: u64,
+    },
+    /// All was checked.
+    Done(VerifyReport),
+    /// It could not be gone on with.
+    Failed(String),
+}
+
 /// `p2pfs verify`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct VerifyReport {
@@ -246,12 +283,15 @@ pub struct VerifyReport {
     pub objects: u64,
     /// Bytes checked.
     pub bytes: u64,
-    /// Damaged ranges found.
+    /// Damaged ranges found, of at most 16 MiB each.
     pub damaged: u64,
     /// Damaged ranges that were fetched again.
     pub repaired: u64,
-    /// Damaged ranges that nobody could give, by object.
+    /// Damaged ranges that nobody could give: the first thousand.
     pub unreachable: Vec<DamageReport>,
+    /// How many there are in all.
+    #[serde(default)]
+    pub unreachable_ranges: u64,
 }
 
 /// A damaged range.
@@ -374,6 +414,17 @@ pub enum Happened {
         id: String,
         /// Node name.
         node: String,
+    },
+    /// Bytes here were damaged on this node's disk, and have been dropped.
+    Damaged {
+        /// Content id, hex.
+        hash: String,
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        length: u64,
+        /// A member gave them again; else reading them fails until one does.
+        repaired: bool,
     },
     /// A transfer has ended, or has made no progress for five seconds.
     Transfer {

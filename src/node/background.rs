@@ -9,7 +9,7 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::{
     Node, events,
-    keeping::{pins, repair, room},
+    keeping::{pins, repair, room, scrub},
     run_blocking,
 };
 use crate::{
@@ -53,6 +53,7 @@ pub(super) fn start(node: &Arc<Node>) {
         tokio::spawn(pins::bring_pinned(node.clone())),
         tokio::spawn(room::keep_room(node.clone())),
         tokio::spawn(repair::repair_found(node.clone())),
+        tokio::spawn(scrub::scrub(node.clone())),
     ] {
         let mut ended = node.ended.subscribe();
         tokio::spawn(async move {

@@ -152,6 +152,8 @@ pub struct Node {
     loads: Mutex<BTreeMap<PeerId, u32>>,
     mounted: OnceLock<Arc<fs::Mounted>>,
     socket: Mutex<Option<control::ControlServer>>,
+    /// How far the scrub is; nothing before the first.
+    scrub: Mutex<Option<types::ScrubReport>>,
     /// Unmounted by the command, with what could be published.
     unmounted: AtomicBool,
     /// True once the mount is to end.
@@ -250,6 +252,7 @@ impl Node {
             loads: Mutex::default(),
             mounted: OnceLock::new(),
             socket: Mutex::default(),
+            scrub: Mutex::default(),
             unmounted: AtomicBool::new(false),
             ending: watch::Sender::new(false),
             ended: watch::Sender::new(false),
@@ -608,8 +611,8 @@ impl Control for Node {
         async move { keeping::why(&self, keeping::path_of(&request.paths_hex)?).await }.boxed()
     }
 
-    fn verify(self: Arc<Self>) -> BoxFuture<'static, Result<types::VerifyReport, ControlError>> {
-        async move { self.verify_report().await }.boxed()
+    fn verify(self: Arc<Self>) -> BoxStream<'static, Bytes> {
+        keeping::verify(self)
     }
 
     fn conflicts(

@@ -19,9 +19,8 @@ use crate::{
     control::{
         ControlError,
         types::{
-            BlameReport, CacheReport, DamageReport, FindMatch, FindReport, HolderReport,
-            ManifestReport, NetworkReport, OnlyHereReport, PeerReport, SelfReport, StatusReport,
-            TransferReport, VerifyReport,
+            BlameReport, CacheReport, FindMatch, FindReport, HolderReport, ManifestReport,
+            NetworkReport, OnlyHereReport, PeerReport, SelfReport, StatusReport, TransferReport,
         },
     },
     manifest::{Kind, Shown, TreePath},
@@ -113,6 +112,7 @@ impl Node {
             min_free_bytes: limits.free_bytes_min,
             evictable_bytes: room.cleared_bytes,
             full: room.full.map(|why| why.to_string()),
+            scrub: self.scrub.lock().clone(),
             pinned_bytes: usage.pinned_bytes,
             only_here_bytes,
         }
@@ -345,40 +345,6 @@ impl Node {
                 hash: object.map(|object| object.content.to_string()),
                 holders: held,
             });
-        }
-        Ok(report)
-    }
-
-    pub(super) async fn verify_report(&self) -> Result<VerifyReport, ControlError> {
-        let store = self.store.clone();
-        let (checked, damages) = tokio::task::spawn_blocking(move || {
-            let mut damages = Vec::new();
-            let checked = store.verify(&mut |damage| damages.push(damage));
-            checked.map(|checked| (checked, damages))
-        })
-        .await
-        .map_err(ControlError::new)?
-        .map_err(ControlError::new)?;
-        let mut report = VerifyReport {
-            objects: checked.0,
-            bytes: checked.1,
-            damaged: damages.len() as u64,
-            ..VerifyReport::default()
-        };
-        for damage in damages {
-            let bytes = damage.object.bytes_of(damage.blocks.clone());
-            self.store
-                .reprove(&damage.object, damage.blocks.clone())
-                .map_err(ControlError::new)?;
-            match self.repair(&damage).await {
-                Ok(()) => report.repaired += 1,
-                Err(reason) => report.unreachable.push(DamageReport {
-                    hash: damage.object.content.to_string(),
-                    offset: bytes.start,
-                    length: bytes.end - bytes.start,
-                    reason,
-                }),
-            }
         }
         Ok(report)
     }

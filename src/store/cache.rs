@@ -64,6 +64,8 @@ pub(super) struct Core {
     pub(super) latest: Latest,
     pub(super) disk: WholeDisk,
     shards: [Mutex<Shard>; SHARDS],
+    /// When contents were last read or written through here, in seconds since 1970.
+    pub(super) used_at: AtomicU64,
     /// Objects whose record is behind.
     dirty: Mutex<HashSet<Object>>,
     /// Objects with loose blocks.
@@ -270,6 +272,7 @@ impl Core {
             latest,
             disk,
             shards: Default::default(),
+            used_at: AtomicU64::new(now()),
             dirty: Mutex::default(),
             loose: Mutex::default(),
             recording: Mutex::new(()),

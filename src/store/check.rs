@@ -13,10 +13,9 @@ use std::{
 use rustix::fs::SeekFrom;
 
 use super::{
-    Damage, Origin, Presence, StoreError,
+    Origin, Presence, StoreError,
     cache::{Core, Files, TreeFile, bytes_in, remove_file},
     failed, folder,
-    objects::is_of_the_block,
     policy::small_room,
     record::{ObjectRecord, object_key, parse_object_key},
     rescue,
@@ -301,66 +300,14 @@ impl Core {
         }
     }
 
-    pub(super) fn verify(&self, damaged: &mut dyn FnMut(Damage)) -> Result<(u64, u64), StoreError> {
-        self.write_records()?;
-        let (mut objects, mut bytes) = (0, 0);
-        for key in self.objects.iter().keys() {
-            let object = parse_object_key(&key?)?;
-            let present = match self.presence(&object)? {
-                Presence::Absent => continue,
-                Presence::Partial(blocks) => blocks,
-                Presence::Complete => BlockSet::of(0..object.blocks()),
-            };
-            objects += 1;
-            bytes += bytes_in(&object, &present);
-            let found = self.damage_of(&object, &present)?;
-            if found.is_empty() {
-                continue;
-            }
-            if self.presence(&object)? == Presence::Complete && self.repair_tree(&object)? {
-                tracing::warn!(content = %object.content, "the hash tree was damaged and has been made anew");
-                continue;
-            }
-            for blocks in found.ranges() {
-                damaged(Damage {
-                    object,
-                    blocks: blocks.clone(),
-                });
-            }
-        }
-        Ok((objects, bytes))
-    }
-
-    /// Which of these blocks do not prove. Blocks that went meanwhile are no damage.
-    fn damage_of(&self, object: &Object, present: &BlockSet) -> Result<BlockSet, StoreError> {
-        let mut damage = BlockSet::default();
-        for range in present.ranges() {
-            for step in steps(range) {
-                if self.proves(object, step.clone())? {
-                    continue;
-                }
-                for block in step {
-                    if !self.proves(object, block..block + 1)? {
-                        damage.insert(block..block + 1);
-                    }
-                }
-            }
-        }
-        Ok(damage)
-    }
-
-    fn proves(&self, object: &Object, blocks: Range<u64>) -> Result<bool, StoreError> {
-        match self.encode(object, blocks.clone()) {
-            Ok(encoded) => Ok(content::verify_range(*object, blocks, &encoded).is_ok()),
-            // One of several may have gone: then each is asked for by itself.
-            Err(StoreError::Absent(_)) => Ok(blocks.end - blocks.start == 1),
-            Err(error) if is_of_the_block(&error) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Makes the hash tree of a complete object anew; false if its data isn't the content.
-    pub(super) fn repair_tree(&self, object: &Object) -> Result<bool, StoreError> {
+    /// Makes the hash tree of a complete object anew, where it doesn't prove the hashes of some blocks: what was wrong is to
+    /// be looked at again then. False if it does, so that looking for what is wrong in a large content doesn't read all of
+    /// it, or if the data isn't the content.
+    pub(super) fn repair_tree(
+        &self,
+        object: &Object,
+        blocks: &Range<u64>,
+    ) -> Result<bool, StoreError> {
         if object.size <= INLINE_BYTES_MAX {
             return Ok(false);
         }
@@ -372,6 +319,10 @@ impl Core {
             return Ok(false);
         };
         let _change = hot.change.lock();
+        let proves = |tree| content::leaves_of(&tree, *object, blocks.clone()).is_ok();
+        if File::open(self.tree_path(object)).is_ok_and(proves) {
+            return Ok(false);
+        }
         let remade = self.remake_tree(object, &data)?;
         if remade {
             // Opened again at the next use.

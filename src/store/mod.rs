@@ -52,6 +52,7 @@ mod small;
 mod staging;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod worker;
 
 use std::{
@@ -68,6 +69,7 @@ pub use self::{
     lend::Lent,
     policy::{Candidate, Limits, Shortage},
     room::{RoomReport, Size},
+    verify::{Place, Step, VerifyProgress},
 };
 use crate::{
     buffers::Buffer,
@@ -631,11 +633,28 @@ impl Store {
         self.inner.core.each_object(visit)
     }
 
-    /// Checks every present block against its hash, calling back for each damaged range; returns (objects, bytes) checked.
+    /// Checks every present block against its hash, as it is on the disk, with several threads, calling back for each damaged
+    /// range from this one; returns (objects, bytes) checked. `progress` tells how far it is, and ends it.
     /// Drops nothing: that is up to the caller ([`Store::reprove`], then fetch again). A damaged hash tree over sound
     /// data of a complete object is made anew and is no damage.
-    pub fn verify(&self, damaged: &mut dyn FnMut(Damage)) -> Result<(u64, u64), StoreError> {
-        self.inner.core.verify(damaged)
+    pub fn verify(
+        &self,
+        progress: &VerifyProgress,
+        damaged: &mut dyn FnMut(Damage),
+    ) -> Result<(u64, u64), StoreError> {
+        self.inner.core.verify(progress, damaged)
+    }
+
+    /// Checks some of what is here as [`Store::verify`] does, on this thread: from a place on, or from the beginning, about
+    /// `bytes_max`. What comes meanwhile before the place is left to the next round.
+    pub fn verify_step(&self, from: Option<Place>, bytes_max: u64) -> Result<Step, StoreError> {
+        self.inner.core.verify_step(from, bytes_max)
+    }
+
+    /// When contents were last read or written here, in seconds since 1970; what the kernel reads by itself isn't seen, but for
+    /// its being lent out. A store that was just opened counts as used.
+    pub fn used_at(&self) -> u64 {
+        self.inner.core.used_at.load(Ordering::Relaxed)
     }
 
     /// Makes index records for all backing files that have none, by proving their blocks; returns how many objects were

@@ -5,7 +5,7 @@ use std::{
     io,
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
@@ -99,6 +99,7 @@ impl Core {
                 source: io::ErrorKind::InvalidInput.into(),
             });
         }
+        self.used_at.store(now(), Ordering::Relaxed);
         let kept = match self.reserve_blocks(range) {
             Ok(_reserved) => self.keep_blocks(range),
             Err(error) => Err(error),
@@ -268,13 +269,28 @@ impl Core {
 
     /// Blocks as they are on the disk, with what is to prove them.
     pub(super) fn encode(&self, object: &Object, blocks: Range<u64>) -> Result<Buffer, StoreError> {
+        let (encoded, hot) = self.encoded(object, blocks)?;
+        self.touch(&hot);
+        Ok(encoded)
+    }
+
+    /// The same for whoever only looks whether they are sound: that is no use, and keeps nothing here for longer.
+    pub(super) fn peek(&self, object: &Object, blocks: Range<u64>) -> Result<Buffer, StoreError> {
+        Ok(self.encoded(object, blocks)?.0)
+    }
+
+    fn encoded(
+        &self,
+        object: &Object,
+        blocks: Range<u64>,
+    ) -> Result<(Buffer, Arc<Hot>), StoreError> {
         let absent = || StoreError::Absent(blocks.clone());
         if blocks.is_empty() || blocks.end > object.blocks() {
             return Err(absent());
         }
         let length = content::encoded_bytes(*object, blocks.clone());
         let mut out = None;
-        self.with_blocks(object, &blocks, |source| {
+        let hot = self.see_blocks(object, &blocks, |source| {
             // Only now: the blocks are here, and callers stay near 1 MiB.
             let length = usize::try_from(length).map_err(io::Error::other)?;
             let out = out.get_or_insert_with(|| Buffer::new(length));
@@ -288,7 +304,7 @@ impl Core {
                 }
             }
         })?;
-        out.ok_or_else(absent)
+        Ok((out.ok_or_else(absent)?, hot))
     }
 
     /// See [`super::Store::copy_to`].
@@ -361,13 +377,25 @@ impl Core {
         Ok(leaves)
     }
 
-    /// Runs `read` with the bytes of blocks that are here, again if blocks were dropped meanwhile: it may have seen a hole.
+    /// As [`Core::see_blocks`], and counts it as a use.
     fn with_blocks(
         &self,
         object: &Object,
         blocks: &Range<u64>,
-        mut read: impl FnMut(Source<'_>) -> io::Result<()>,
+        read: impl FnMut(Source<'_>) -> io::Result<()>,
     ) -> Result<(), StoreError> {
+        let hot = self.see_blocks(object, blocks, read)?;
+        self.touch(&hot);
+        Ok(())
+    }
+
+    /// Runs `read` with the bytes of blocks that are here, again if blocks were dropped meanwhile: it may have seen a hole.
+    fn see_blocks(
+        &self,
+        object: &Object,
+        blocks: &Range<u64>,
+        mut read: impl FnMut(Source<'_>) -> io::Result<()>,
+    ) -> Result<Arc<Hot>, StoreError> {
         let Some(hot) = self.hot(object)? else {
             return Err(StoreError::Absent(blocks.clone()));
         };
@@ -391,8 +419,7 @@ impl Core {
             };
             if hot.state.read().drops == drops {
                 outcome.map_err(failed("reading", &self.data_path(object)))?;
-                self.touch(&hot);
-                return Ok(());
+                return Ok(hot);
             }
         }
         Err(StoreError::Absent(blocks.clone()))
@@ -400,6 +427,7 @@ impl Core {
 
     pub(super) fn touch(&self, hot: &Hot) {
         let now = now();
+        self.used_at.store(now, Ordering::Relaxed);
         hot.last_use.store(now, Ordering::Relaxed);
         let noted = hot.noted_use.load(Ordering::Relaxed);
         // One whose record can't be written stays in use: nothing is to wait for that because it was read.
@@ -491,7 +519,7 @@ impl Core {
             if proof != Proof::Sound && std::mem::take(&mut may_repair) {
                 let is_complete = hot.state.read().record.is_complete(object);
                 // Then it was the hash tree.
-                if is_complete && self.repair_tree(object)? {
+                if is_complete && self.repair_tree(object, &range)? {
                     proof = self.proof(&hot, range.clone())?;
                 }
             }

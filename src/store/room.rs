@@ -620,6 +620,7 @@ impl Core {
         bytes: u64,
         act: impl FnOnce() -> io::Result<T>,
     ) -> Result<T, StoreError> {
+        self.used_at.store(now(), Ordering::Relaxed);
         let want = Want::Files(room_to_grow(bytes));
         let reserved = self.try_reserve(want).map_err(|lack| lack.error(want))?;
         let _counted = self.room.staging.read();

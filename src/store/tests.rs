@@ -103,9 +103,18 @@ fn read_blocks(store: &Store, object: &Object, blocks: Range<u64>) -> Result<Vec
 }
 
 fn damage(store: &Store) -> Vec<Damage> {
+    verified(store, &VerifyProgress::default()).unwrap().1
+}
+
+/// Contents and bytes that a verification went over, and what it found, in order.
+fn verified(
+    store: &Store,
+    progress: &VerifyProgress,
+) -> Result<((u64, u64), Vec<Damage>), StoreError> {
     let mut found = Vec::new();
-    store.verify(&mut |damage| found.push(damage)).unwrap();
-    found
+    let checked = store.verify(progress, &mut |damage| found.push(damage))?;
+    found.sort_by_key(|damage| (damage.object, damage.blocks.start));
+    Ok((checked, found))
 }
 
 fn data_path(store: &Store, object: &Object) -> PathBuf {

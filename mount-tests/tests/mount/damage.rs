@@ -7,10 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use p2pfs_mount_tests::{LONG, Lab, Mount, SOON, files_below, noise, until};
+use p2pfs_mount_tests::{LONG, Lab, Mount, SOON, files_below, hash, noise, until};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::pair_with;
+use super::{pair, pair_with};
 
 /// What is in the folder: small files and large ones.
 fn files() -> Vec<(String, Vec<u8>)> {
@@ -167,4 +167,73 @@ fn what_flips_and_nobody_else_has_is_an_error_that_the_log_explains() {
         assert!(lost == 0 || said.contains("damage"), "{said}");
         a.unmount();
     }
+}
+
+#[test]
+fn verify_shows_how_far_it_is_and_names_what_nobody_gives() {
+    let pair = pair_with("--read-timeout 2s");
+    pair.lab.expects_errors();
+    let (both, alone) = (noise(1, 40_000_000), noise(2, 300_000));
+    pair.a.write("both", &both);
+    pair.b.shows_within(LONG, "both", &both);
+    pair.b.write("alone", &alone);
+    pair.b.publishes();
+    let host = pair.b.host();
+    let events = host.start_p2pfs("events -C mnt");
+    events.says("following");
+    pair.b.corrupt(&hash(&both), 1_000_000);
+    pair.b.corrupt(&hash(&both), 39_000_000);
+    pair.b.corrupt(&hash(&alone), 100_000);
+    // To a terminal.
+    let shown = host.try_sh(r#"script -qec "$P2PFS verify -C mnt" /dev/null"#);
+    assert_eq!(shown.code(), Some(1), "{shown}");
+    let said = &shown.stdout;
+    for words in [
+        "[####",
+        "3 damaged, 2 fetched again, 1 unreachable",
+        &format!("{} bytes 65536 to 131072: ", hash(&alone)),
+    ] {
+        assert!(said.contains(words), "{words} is not in {shown}");
+    }
+    until(SOON, "what was found is told", || {
+        let told = events.output();
+        let repaired = |yes: bool| told.matches(&format!("\"repaired\":{yes}")).count();
+        (repaired(true), repaired(false)) == (2, 1)
+    });
+    assert_eq!(hash(&pair.b.read("both").unwrap()), hash(&both));
+    // It is said once: what is not here any more is not damaged.
+    let report = pair.b.json("verify");
+    assert_eq!(report["damaged"], 0, "{report}");
+}
+
+#[test]
+fn what_is_damaged_and_read_by_nobody_is_found_and_repaired_while_the_mount_is_idle() {
+    let pair = pair();
+    pair.lab.expects_errors();
+    let (both, alone) = (noise(1, 2_000_000), noise(2, 300_000));
+    pair.b.write("both", &both);
+    pair.a.shows("both", &both);
+    pair.a.write("alone", &alone);
+    pair.a.publishes();
+    pair.a.corrupt(&hash(&both), 1_000_000);
+    pair.a.corrupt(&hash(&alone), 100_000);
+    let scrub = || pair.a.status()["cache"]["scrub"].clone();
+    until(2 * LONG, "it has gone over all", || {
+        scrub()["ended_s"].is_u64()
+    });
+    let report = scrub();
+    assert_eq!(
+        (&report["damaged"], &report["unrepaired"]),
+        (&2.into(), &1.into()),
+        "{report}"
+    );
+    let log = log(&pair.a);
+    assert!(log.contains("damaged on the disk, and repaired"), "{log}");
+    assert!(log.contains(&hash(&alone)), "{log}");
+    assert_eq!(pair.a.json("verify")["damaged"], 0);
+    assert_eq!(hash(&pair.a.read("both").unwrap()), hash(&both));
+    // It is known what was checked after a restart too.
+    pair.a.unmount();
+    let a = pair.a.host().mount("c", "");
+    assert_eq!(a.status()["cache"]["scrub"], report);
 }

@@ -15,6 +15,7 @@ const EIO: Option<i32> = Some(5);
 #[test]
 fn damaged_bytes_never_reach_a_reader_and_their_holder_is_blamed() {
     let pair = pair();
+    pair.lab.expects_errors();
     let bytes = noise(1, 1_000_000);
     let content = hash(&bytes);
     pair.a.write("data", &bytes);
@@ -49,6 +50,7 @@ fn damaged_bytes_never_reach_a_reader_and_their_holder_is_blamed() {
 #[test]
 fn a_good_holder_serves_where_another_one_is_damaged() {
     let pair = pair();
+    pair.lab.expects_errors();
     let bytes = noise(1, 3_000_000);
     pair.a.write("data", &bytes);
     pair.b.shows("data", &bytes);
@@ -64,6 +66,7 @@ fn a_good_holder_serves_where_another_one_is_damaged() {
 #[test]
 fn verify_finds_damage_and_repairs_it_from_another_holder() {
     let pair = pair();
+    pair.lab.expects_errors();
     let bytes = noise(1, 1_000_000);
     pair.a.write("data", &bytes);
     pair.b.shows("data", &bytes);

@@ -4,7 +4,8 @@
 //! - `pins` has what is below pinned paths brought here, now and as it changes.
 //! - `evict` drops what others promised to keep, and gives such promises.
 //! - `room` finds out what may go by itself when the cache needs room.
-//! - `repair` has what was dropped as damaged brought here again.
+//! - `repair` drops what is damaged, has it brought here again and tells of it. `verify` looks for damage everywhere, at once, and
+//!   `scrub` slowly and all the time.
 //! - `bring` has one file brought here, in windows; `fetch` does so for all below some paths, and tells how far it is.
 //!
 //! All of it goes behind what reads wait for, and memory is bounded by the folder that is being looked at, not by the tree.
@@ -15,6 +16,8 @@ mod fetch;
 pub(super) mod pins;
 pub(super) mod repair;
 pub(super) mod room;
+pub(super) mod scrub;
+mod verify;
 mod wait;
 mod walk;
 mod why;
@@ -29,6 +32,7 @@ use super::Node;
 pub(super) use {
     evict::{Evictions, evict},
     fetch::fetch,
+    verify::verify,
     wait::wait,
     why::why,
 };

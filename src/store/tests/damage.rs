@@ -38,7 +38,7 @@ fn a_file_that_cannot_be_opened_is_not_taken_for_damaged() {
     let barred = Barred::new(data_path(&store, &sample.object));
     let error = store.reprove(&sample.object, 0..3).unwrap_err();
     assert!(matches!(error, StoreError::Io { .. }), "{error}");
-    assert!(store.verify(&mut |damage| panic!("{damage:?}")).is_err());
+    assert!(verified(&store, &VerifyProgress::default()).is_err());
     assert_eq!(store.presence(&sample.object).unwrap(), Presence::Complete);
     drop(barred);
     assert_eq!(

@@ -72,9 +72,11 @@ fn contents_of_all_interesting_sizes_come_in_pieces_and_stay() {
     }
     let bytes: u64 = samples.iter().map(|sample| sample.object.size).sum();
     assert_eq!(store.usage().unwrap().objects_bytes, bytes);
-    let mut found = Vec::new();
-    let checked = store.verify(&mut |damage| found.push(damage)).unwrap();
-    assert_eq!((checked, found), ((samples.len() as u64, bytes), vec![]));
+    let progress = VerifyProgress::default();
+    let all = (samples.len() as u64, bytes);
+    assert_eq!(verified(&store, &progress).unwrap(), (all, vec![]));
+    let told = [&progress.objects, &progress.bytes].map(|count| count.load(Ordering::Relaxed));
+    assert_eq!(told, [all.0, all.1]);
 }
 
 #[test]
@@ -165,6 +167,122 @@ fn damage_is_found_to_the_block_and_repaired_by_fetching_again() {
         read_blocks(&store, &object, 1..30).unwrap(),
         sample.slice(1..30)
     );
+}
+
+#[test]
+fn a_large_content_is_verified_in_pieces_and_ends_when_told_to() {
+    let (_dir, store) = new_store();
+    // Three pieces, and a small content beside.
+    let (large, small) = (Sample::new(600 * BLOCK_BYTES + 1, 4), Sample::new(100, 5));
+    store.insert(&large.all()).unwrap();
+    store.insert(&small.all()).unwrap();
+    let object = large.object;
+    let file = OpenOptions::new()
+        .write(true)
+        .open(data_path(&store, &object))
+        .unwrap();
+    for block in [3, 255, 256, 599] {
+        file.write_all_at(b"rot", block * BLOCK_BYTES).unwrap();
+    }
+    let (all, found) = verified(&store, &VerifyProgress::default()).unwrap();
+    assert_eq!(all, (2, object.size + 100));
+    assert_eq!(
+        found,
+        [3..4, 255..256, 256..257, 599..600].map(|blocks| Damage { object, blocks })
+    );
+    let told = VerifyProgress::default();
+    told.stop.store(true, Ordering::Relaxed);
+    assert_eq!(verified(&store, &told).unwrap(), ((0, 0), vec![]));
+}
+
+#[test]
+fn all_that_is_here_is_verified_a_step_at_a_time_too() {
+    let (_dir, store) = new_store();
+    let samples: Vec<_> = INTERESTING_SIZES
+        .iter()
+        .filter(|&&size| size > 0)
+        .chain(&[70 * BLOCK_BYTES])
+        .map(|&size| Sample::new(size, 1))
+        .collect();
+    for sample in &samples {
+        store.insert(&sample.all()).unwrap();
+    }
+    let [.., going, large] = &samples[..] else {
+        unreachable!();
+    };
+    let file = OpenOptions::new()
+        .write(true)
+        .open(data_path(&store, &large.object))
+        .unwrap();
+    file.write_all_at(b"rot", 40 * BLOCK_BYTES).unwrap();
+    let (mut from, mut bytes, mut found, mut steps) = (None, 0, Vec::new(), 0);
+    loop {
+        let step = store.verify_step(from, 3 * BLOCK_BYTES).unwrap();
+        bytes += step.bytes;
+        found.extend(step.damage);
+        steps += 1;
+        from = step.next;
+        match from {
+            None => break,
+            // What goes meanwhile stops nobody.
+            Some(place) if place.object == going.object => {
+                let blocks = 0..going.object.blocks();
+                store.drop_blocks(&place.object, blocks).unwrap();
+            }
+            Some(_) => {}
+        }
+    }
+    assert!(steps > 10, "{steps}");
+    let all: u64 = samples.iter().map(|sample| sample.object.size).sum();
+    let gone = all - bytes;
+    assert!((1..=going.object.size).contains(&gone), "{gone}");
+    let object = large.object;
+    assert_eq!(
+        found,
+        [Damage {
+            object,
+            blocks: 40..41
+        }]
+    );
+}
+
+#[test]
+fn to_be_verified_is_no_use() {
+    let (_dir, store) = new_store();
+    let samples = [Sample::new(9 * BLOCK_BYTES, 4), Sample::new(100, 5)];
+    let used = |sample: &Sample| {
+        let hot = store.inner.core.hot(&sample.object).unwrap().unwrap();
+        hot.last_use.load(Ordering::Relaxed)
+    };
+    for sample in &samples {
+        store.insert(&sample.all()).unwrap();
+        let hot = store.inner.core.hot(&sample.object).unwrap().unwrap();
+        hot.last_use.store(5, Ordering::Relaxed);
+    }
+    assert_eq!(damage(&store), []);
+    assert_eq!(samples.each_ref().map(used), [5, 5]);
+    store.encode(&samples[0].object, 0..1).unwrap();
+    assert!(used(&samples[0]) > 5);
+}
+
+#[test]
+fn where_data_is_damaged_a_sound_hash_tree_is_left_alone() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(9 * BLOCK_BYTES, 4);
+    store.insert(&sample.all()).unwrap();
+    let file = OpenOptions::new()
+        .write(true)
+        .open(data_path(&store, &sample.object))
+        .unwrap();
+    file.write_all_at(b"rot", 3 * BLOCK_BYTES).unwrap();
+    let core = &store.inner.core;
+    assert!(!core.repair_tree(&sample.object, &(3..4)).unwrap());
+    // It would have been looked at if the hash tree had not proven the block's hash.
+    file.write_all_at(&sample.slice(3..4)[..3], 3 * BLOCK_BYTES)
+        .unwrap();
+    assert!(!core.repair_tree(&sample.object, &(3..4)).unwrap());
+    fs::write(core.tree_path(&sample.object), [0; 64]).unwrap();
+    assert!(core.repair_tree(&sample.object, &(3..4)).unwrap());
 }
 
 #[test]
