@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::watch;
+
 use super::{
     Failure, Outcome, What,
     args::{Common, MountArgs, UnmountArgs},
@@ -163,8 +165,17 @@ async fn mount(saved: SavedCluster, config: NodeConfig, ready: &mut dyn FnMut(Re
     let name = saved.name.to_string();
     let mountpoint = config.mountpoint.display().to_string();
     raise_open_files();
+    // From here on a signal ends it in order: none that comes while it starts leaves a mount without a process.
+    let ending = watch::Sender::new(false);
+    tokio::spawn({
+        let (ending, signal) = (ending.clone(), end_signal());
+        async move {
+            signal.await;
+            ending.send_replace(true);
+        }
+    });
     let made = prepare(&config.mountpoint)?;
-    let (node, started) = match Node::start(saved, config.clone()).await {
+    let (node, started) = match Node::start(saved, config.clone(), ending).await {
         Ok(started) => started,
         Err(error) => {
             // A folder that was made for a mount that didn't come about is not left behind.
@@ -180,13 +191,6 @@ async fn mount(saved: SavedCluster, config: NodeConfig, ready: &mut dyn FnMut(Re
         role: node.role(),
         peers: started.peers,
         warnings: started.warnings,
-    });
-    tokio::spawn({
-        let node = node.clone();
-        async move {
-            end_signal().await;
-            node.end();
-        }
     });
     node.run().await;
     Ok(ExitCode::SUCCESS)
@@ -251,28 +255,30 @@ fn could_not_mount(name: &str, mountpoint: &str, error: NodeError) -> Failure {
     }
 }
 
-/// Returns at Ctrl-C, at a request to end, and when the terminal is closed.
-pub(crate) async fn end_signal() {
+/// Returns at Ctrl-C, at a request to end, and when the terminal is closed; from the call on, not only while it is waited for.
+pub(crate) fn end_signal() -> impl Future<Output = ()> + Send {
     use tokio::signal::unix::{SignalKind, signal};
     let kinds = [
         SignalKind::interrupt(),
         SignalKind::terminate(),
         SignalKind::hangup(),
     ];
-    let waits = kinds.into_iter().map(|kind| {
-        Box::pin(async move {
-            match signal(kind) {
-                Ok(mut signals) => {
-                    signals.recv().await;
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a signal cannot be waited for");
-                    std::future::pending().await
-                }
+    let waits: Vec<_> = kinds
+        .into_iter()
+        .filter_map(|kind| match signal(kind) {
+            Ok(mut signals) => Some(Box::pin(async move { signals.recv().await })),
+            Err(error) => {
+                tracing::warn!(%error, "a signal cannot be waited for");
+                None
             }
         })
-    });
-    futures::future::select_all(waits).await;
+        .collect();
+    async move {
+        match waits.is_empty() {
+            true => std::future::pending().await,
+            false => drop(futures::future::select_all(waits).await),
+        }
+    }
 }
 
 /// How long the process behind an unmounted folder is given to end.

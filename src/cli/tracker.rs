@@ -34,7 +34,7 @@ pub(crate) fn run(common: &Common, options: TrackerArgs) -> Outcome {
         }
     };
     super::runtime()?
-        .block_on(server::run(config, ready, end_signal()))
+        .block_on(async { server::run(config, ready, end_signal()).await })
         .what("the tracker failed")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -129,6 +129,9 @@ pub enum NodeError {
     /// The control socket.
     #[error("the control socket could not be opened: {0}")]
     Control(std::io::Error),
+    /// The end was asked for before it was mounted.
+    #[error("it was asked to end while it started")]
+    Ended,
     /// `--new` with a read-only id.
     #[error("a read-only cluster id cannot start a new folder")]
     NewReadOnly,
@@ -172,10 +175,15 @@ pub struct Started {
 }
 
 impl Node {
-    /// Starts and mounts. Returns when the mount is usable; [`Node::run`] then keeps it until it ends.
+    /// Starts and mounts. Returns when the mount is usable; [`Node::run`] then keeps it until it ends. `ending` becomes true
+    /// when that is wanted, also while it starts.
+    ///
+    /// # Errors
+    /// Then nothing is mounted.
     pub async fn start(
         saved: SavedCluster,
         config: NodeConfig,
+        ending: watch::Sender<bool>,
     ) -> Result<(Arc<Self>, Started), NodeError> {
         let keys = saved.id.keys();
         let store = open_store(&saved).await?;
@@ -254,13 +262,20 @@ impl Node {
             socket: Mutex::default(),
             scrub: Mutex::default(),
             unmounted: AtomicBool::new(false),
-            ending: watch::Sender::new(false),
+            ending,
             ended: watch::Sender::new(false),
         });
         background::start(&node);
         let mut warnings = Vec::new();
-        node.first_head(&mut warnings).await;
-        node.first_peer().await;
+        let mut ending = node.ending.subscribe();
+        let ended = tokio::select! {
+            _ = ending.wait_for(|ending| *ending) => true,
+            () = node.first_head(&mut warnings).then(|()| node.first_peer()) => false,
+        };
+        if ended {
+            node.close().await;
+            return Err(NodeError::Ended);
+        }
         if let Err(error) = node.mount().and_then(|()| node.open_socket()) {
             node.close().await;
             return Err(error);

@@ -2,10 +2,10 @@
 
 use std::{fs, time::Duration};
 
-use p2pfs_mount_tests::{LONG, Lab, SOON, hash, noise, until};
-use rustix::process::{Signal, kill_process};
+use p2pfs_mount_tests::{Host, LONG, Lab, SOON, files_below, hash, noise, runs, until};
+use rustix::process::{Pid, Signal, kill_process};
 
-use super::pair;
+use super::{pair, pair_with};
 
 #[test]
 fn every_way_to_unmount_ends_the_process_with_everything_published() {
@@ -216,4 +216,164 @@ fn commands_about_a_mount_whose_process_is_stopped_end_and_say_so() {
     kill_process(pid, Signal::CONT).unwrap();
     assert_eq!(a.read("file").unwrap(), b"x");
     a.unmount();
+}
+
+type End = fn(&Host, Pid);
+
+/// Ways to end a mount that is in use. Where only the kernel is told, by a flag for that, its users keep what they have.
+const WAYS: [(&str, End); 5] = [
+    ("p2pfs unmount --lazy", |host, _| {
+        host.sh("$P2PFS unmount --lazy mnt");
+    }),
+    ("umount -l", |host, _| {
+        host.sh("umount -l mnt");
+    }),
+    ("fusermount3 -uz", |host, _| {
+        host.sh("if command -v fusermount3 > /dev/null; then fusermount3 -uz mnt; else umount -l mnt; fi");
+    }),
+    ("SIGTERM", |_, pid| kill_process(pid, Signal::TERM).unwrap()),
+    ("SIGINT", |_, pid| kill_process(pid, Signal::INT).unwrap()),
+];
+
+/// Longer than an end may take: publication, trackers, members.
+const ENDS_WITHIN: Duration = Duration::from_secs(90);
+
+#[test]
+fn a_mount_ends_whichever_way_while_programs_wait_for_the_network_and_write() {
+    let pair = pair_with("--read-timeout 60s");
+    pair.a.write("far", noise(1, 8_000_000));
+    until(SOON, "the entry is seen", || pair.b.has("far"));
+    let stopped = pair.a.pid();
+    kill_process(stopped, Signal::STOP).unwrap();
+    let host = pair.b.host().clone();
+    let mut confirmed = Vec::new();
+    pair.b.unmount();
+    for (number, (way, end)) in WAYS.iter().enumerate() {
+        println!("{way}");
+        let b = host.mount(&pair.id, "--read-timeout 60s");
+        let pid = b.pid();
+        let mut reader = host.start_sh("exec cat mnt/far");
+        // What is written of a file whose bytes nobody gives can't be published, and is waited for: once is enough.
+        if number == WAYS.len() - 1 {
+            host.sh("echo more >> mnt/far");
+        }
+        let mut writer = host.start_sh(&format!(
+            "cd mnt; i=0; while echo text > {number}-$i && sync {number}-$i; do echo synced {number}-$i; i=$((i+1)); done"
+        ));
+        writer.says(&format!("synced {number}-5"));
+        until(SOON, "somebody waits", || {
+            !b.status()["transfers"].as_array().unwrap().is_empty()
+        });
+        end(&host, pid);
+        if ["umount -l", "fusermount3 -uz"].contains(way) {
+            reader.signal(Signal::KILL);
+            writer.signal(Signal::KILL);
+        }
+        until(ENDS_WITHIN, "the process ends", || !runs(pid));
+        for process in [&mut reader, &mut writer] {
+            process.ends_within(SOON);
+        }
+        b.is_gone(pid);
+        let said = writer.output();
+        confirmed.extend(
+            said.lines()
+                .filter_map(|line| line.strip_prefix("synced "))
+                .map(str::to_owned),
+        );
+    }
+    let b = host.mount(&pair.id, "");
+    for name in &confirmed {
+        assert_eq!(b.read(name).unwrap(), b"text\n", "{name}");
+    }
+    kill_process(stopped, Signal::CONT).unwrap();
+    b.meets(1);
+    pair.a
+        .shows_within(LONG, confirmed.last().unwrap(), "text\n");
+    until(LONG, "what could not be published is", || {
+        b.status()["manifest"]["unpublished"] == 0
+    });
+    assert_eq!(b.read("far").unwrap().len(), 8_000_005);
+}
+
+#[test]
+fn a_mount_ends_whichever_way_while_it_fetches_and_publishes_and_goes_on_next_time() {
+    let pair = pair();
+    let fetched = noise(1, 20_000_000);
+    pair.a.write("fetched", &fetched);
+    until(SOON, "the entry is seen", || pair.b.has("fetched"));
+    pair.a.host().limit("20mbit");
+    let host = pair.b.host().clone();
+    let plain: [(&str, End); 2] = [
+        ("umount", |host, _| {
+            host.sh("umount mnt");
+        }),
+        ("p2pfs unmount", |host, _| {
+            host.sh("$P2PFS unmount mnt");
+        }),
+    ];
+    pair.b.unmount();
+    for (number, (way, end)) in WAYS.iter().chain(&plain).enumerate() {
+        println!("{way}");
+        let b = host.mount(&pair.id, "");
+        b.meets(1);
+        let pid = b.pid();
+        let mut fetch = host.start_p2pfs("fetch mnt/fetched");
+        if number < 4 {
+            until(SOON, "it comes", || {
+                let cached = b.attribute("fetched", "cached");
+                cached.is_ok_and(|bytes| bytes != "0")
+            });
+        }
+        b.write(&format!("large{number}"), noise(number as u64, 20 << 20));
+        end(&host, pid);
+        until(ENDS_WITHIN, "the process ends", || !runs(pid));
+        fetch.ends_within(SOON);
+        b.is_gone(pid);
+    }
+    let b = host.mount(&pair.id, "");
+    for number in 0..WAYS.len() + plain.len() {
+        let bytes = b.read(&format!("large{number}")).unwrap();
+        assert_eq!(hash(&bytes), hash(&noise(number as u64, 20 << 20)));
+    }
+    b.shows_within(LONG, "fetched", &fetched);
+    assert_eq!(b.json("verify")["damaged"], 0);
+    assert_eq!(b.status()["manifest"]["unpublished"], 0);
+}
+
+#[test]
+fn a_mount_that_is_asked_to_end_while_it_starts_ends_and_leaves_no_mount() {
+    let lab = Lab::new();
+    let (a, b) = (lab.host("a"), lab.host("b"));
+    // Of one cluster a head is here, of the other one nobody knows any, and it is waited for.
+    b.create("");
+    a.p2pfs("create --name d").ok();
+    let unknown = a.sh("$P2PFS id d");
+    let unknown = format!("mount {unknown} mnt -f --tracker 10.77.0.99");
+    let mounted = || {
+        let table = fs::read_to_string("/proc/self/mounts").unwrap();
+        table.contains(b.path("mnt").to_str().unwrap())
+    };
+    type Moment<'a> = &'a dyn Fn(Pid) -> bool;
+    let moments: [(&str, &str, Moment<'_>); 3] = [
+        ("at once", &unknown, &|_| true),
+        ("it has its state", &unknown, &|pid| {
+            let pid = pid.as_raw_nonzero().to_string();
+            let mut locks = files_below(&b.state()).into_iter();
+            locks.any(|(path, _)| {
+                path.ends_with("lock") && fs::read_to_string(path).is_ok_and(|by| by.trim() == pid)
+            })
+        }),
+        ("it is mounted", "mount c mnt -f", &|_| mounted()),
+    ];
+    for (what, words, moment) in moments {
+        for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+            println!("{what}, {signal:?}");
+            let mut mount = b.start_p2pfs(words);
+            until(LONG, what, || moment(mount.pid()));
+            mount.signal(signal);
+            mount.ends_within(ENDS_WITHIN);
+            assert!(!mounted(), "{}", mount.output());
+        }
+    }
+    b.mount("c", "").unmount();
 }
