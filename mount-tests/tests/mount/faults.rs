@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use p2pfs_mount_tests::{LONG, Lab, SOON, hash, noise, until};
+use p2pfs_mount_tests::{Disk, LONG, Lab, Mount, SOON, hash, noise, until};
 use rustix::process::{Signal, kill_process};
 
 use super::{pair, pair_with};
@@ -171,7 +171,7 @@ fn a_look_into_an_unknown_folder_ends_in_time_and_can_be_interrupted() {
 }
 
 /// The process of a mount that may not answer.
-fn pid_of(mount: &p2pfs_mount_tests::Mount) -> rustix::process::Pid {
+fn pid_of(mount: &Mount) -> rustix::process::Pid {
     let lock = p2pfs_mount_tests::files_below(&mount.host().state())
         .into_iter()
         .find(|(path, _)| path.ends_with("lock"));
@@ -206,13 +206,40 @@ const EVERYTHING: &str = r#"
     mkdir mnt/deep/made; echo text > mnt/deep/er/new; rm -r mnt/deep
 "#;
 
-#[test]
-fn every_operation_ends_with_all_members_stopped_and_the_tracker_gone() {
-    let pair = pair_with("--read-timeout 2s");
-    pair.a.host().sh(
+/// Files and folders for it.
+fn far(mount: &Mount) {
+    mount.host().sh(
         "cd mnt; mkdir -p deep/er; head -c 3000000 /dev/urandom > far; for i in 2 3 4 5 6 7; do cp far far$i; done
          for i in 1 2 3 4 5 6 7 8; do mkdir deep/er/$i; (cd deep/er/$i; touch $(seq 300)); done; echo text > deep/er/file",
     );
+}
+
+fn each_ends(mount: &Mount) {
+    for operation in EVERYTHING
+        .split([';', '\n'])
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+    {
+        let mut process = mount.host().start_sh(&format!("exec {operation}"));
+        // Several levels of several folders may wait one after the other.
+        let status = process.ends_within(Duration::from_secs(150));
+        println!("{operation}: {status} {}", process.output());
+    }
+}
+
+/// Asks its process to end, and waits for that.
+fn ends(mount: &Mount) {
+    let pid = mount.pid();
+    mount.signal(Signal::TERM);
+    until(Duration::from_secs(90), "the process ends", || {
+        !p2pfs_mount_tests::runs(pid)
+    });
+}
+
+#[test]
+fn every_operation_ends_with_all_members_stopped_and_the_tracker_gone() {
+    let pair = pair_with("--read-timeout 2s");
+    far(&pair.a);
     let b = &pair.b;
     until(SOON, "the entries are seen", || {
         b.has("far7") && b.has("deep")
@@ -220,28 +247,54 @@ fn every_operation_ends_with_all_members_stopped_and_the_tracker_gone() {
     let stopped = pair.a.pid();
     kill_process(stopped, Signal::STOP).unwrap();
     pair.tracker.kill();
-    for operation in EVERYTHING
-        .split([';', '\n'])
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-    {
-        let mut process = b.host().start_sh(&format!("exec {operation}"));
-        // Several levels of a folder may wait one after the other.
-        let status = process.ends_within(Duration::from_secs(40));
-        println!("{operation}: {status} {}", process.output());
-    }
+    each_ends(b);
     // It is as usable as before for what is here.
     b.write("after", "x");
     assert_eq!(b.read("after").unwrap(), b"x");
-    let pid = b.pid();
-    b.signal(Signal::TERM);
-    until(Duration::from_secs(90), "the process ends", || {
-        !p2pfs_mount_tests::runs(pid)
-    });
+    ends(b);
     kill_process(stopped, Signal::CONT).unwrap();
     let b = b
         .host()
         .mount(&pair.id, &format!("--peer {}", pair.a.multiaddr()));
     b.shows_within(LONG, "after", "x");
     pair.a.shows_within(LONG, "after", "x");
+}
+
+#[test]
+fn every_operation_ends_with_all_members_stopped_the_tracker_gone_and_the_disk_full() {
+    let pair = pair();
+    pair.lab.expects_errors();
+    far(&pair.a);
+    let host = pair.lab.host("c");
+    let disk = Disk::mount(&host, "96M");
+    let options = "--read-timeout 2s --cache-size 1G --min-free 0";
+    let c = host.mount(&pair.id, options);
+    c.meets(2);
+    until(SOON, "the entries are seen", || {
+        c.has("far7") && c.has("deep")
+    });
+    c.write("here", "x");
+    let stopped = [&pair.a, &pair.b].map(Mount::pid);
+    for pid in stopped {
+        kill_process(pid, Signal::STOP).unwrap();
+    }
+    pair.tracker.kill();
+    let foreign = disk.fill();
+    each_ends(&c);
+    assert_eq!(c.read("here").unwrap(), b"x");
+    fs::remove_file(foreign).unwrap();
+    until(LONG, "there is room again", || {
+        c.with("after", |path| fs::write(path, "x")).is_ok()
+    });
+    ends(&c);
+    for pid in stopped {
+        kill_process(pid, Signal::CONT).unwrap();
+    }
+    let c = host.mount(
+        &pair.id,
+        &format!("{options} --peer {}", pair.a.multiaddr()),
+    );
+    c.shows_within(LONG, "after", "x");
+    pair.a.shows_within(LONG, "after", "x");
+    c.unmount();
 }

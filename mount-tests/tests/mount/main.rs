@@ -14,6 +14,7 @@ mod failing_disk;
 mod faults;
 mod hostile;
 mod joining;
+mod killed;
 mod manners;
 mod member;
 mod native;

@@ -360,6 +360,28 @@ fn no_dev_fuse_is_said_with_what_to_do() {
     nothing_left(&host, "mnt");
 }
 
+/// As above, with a device that is there but can't be opened, as a container's is that was not given it.
+const WITH_BARRED_DEV_FUSE: &str = "exec unshare --mount sh -euc '
+    mkdir dev; mount -t tmpfs -o nodev none dev
+    mknod dev/fuse c 10 229; mount --bind dev/fuse /dev/fuse; exec \"$@\"' sh";
+
+#[test]
+fn in_a_container_it_is_said_what_the_container_lacks() {
+    let lab = Lab::new();
+    let (host, _) = alone(&lab);
+    let powerless = "exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs";
+    for container in [WITHOUT_DEV_FUSE, WITH_BARRED_DEV_FUSE, powerless] {
+        let mounted = host.try_sh(&format!("{container} $P2PFS mount c mnt"));
+        let said = mounted.fails(1);
+        assert!(
+            said.contains("--device /dev/fuse --cap-add SYS_ADMIN"),
+            "{said}"
+        );
+        nothing_left(&host, "mnt");
+        host.sh("rm -rf dev");
+    }
+}
+
 #[test]
 fn no_permission_is_said_with_what_to_do() {
     let lab = Lab::new();

@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use super::pair;
-use p2pfs_mount_tests::{Finished, Host};
+use p2pfs_mount_tests::{Finished, Host, Lab};
 
 fn packaging(file: &str) -> PathBuf {
     let packages = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../packaging");
@@ -82,5 +82,62 @@ fn what_mount_gets_wrong_is_said_in_a_sentence_with_the_exit_status_of_mount() {
         let failed = installed(&host, &format!("mkdir -p mnt\n{command}"));
         assert_eq!(failed.code(), Some(status), "{failed}");
         assert!(failed.stderr.contains(says), "{failed}");
+    }
+}
+
+#[test]
+fn at_boot_a_mount_is_usable_before_there_is_a_network() {
+    let pair = pair();
+    pair.a.write("file", "text");
+    pair.b.shows("file", "text");
+    pair.b.unmount();
+    let host = pair.b.host();
+    host.cut_off();
+    fs::write(host.path("id"), &pair.id).unwrap();
+    // Its loopback is all it has.
+    let shown = installed(
+        host,
+        r#"chmod 600 id
+        ip link set eth0 down
+        mount -t fuse.p2pfs -o "state-dir=$PWD/state,nofail" "$PWD/id" mnt
+        cat mnt/file
+        echo more > mnt/new
+        p2pfs unmount mnt"#,
+    );
+    assert_eq!(shown.ok(), "text");
+    host.sh("ip link set eth0 up");
+    host.reconnect();
+    let _b = host.mount(&pair.id, "");
+    pair.a
+        .shows_within(p2pfs_mount_tests::LONG, "new", "more\n");
+}
+
+#[test]
+fn units_wait_for_no_network_and_give_options_that_there_are() {
+    let lab = Lab::new();
+    let host = lab.host("a");
+    for unit in ["p2pfs@.service", "p2pfs-user@.service"] {
+        let text = fs::read_to_string(packaging(unit)).unwrap();
+        let settings = || {
+            let lines = text.lines().filter(|line| !line.starts_with('#'));
+            lines.filter_map(|line| line.split_once('='))
+        };
+        let waits = ["After", "Wants", "Requires", "BindsTo"];
+        for (name, value) in settings().filter(|(name, _)| waits.contains(name)) {
+            assert!(!value.contains("network"), "{unit}: {name}={value}");
+        }
+        let (_, start) = settings().find(|(name, _)| *name == "ExecStart").unwrap();
+        let help = host.p2pfs("mount --help");
+        let mut options = start.split(' ').filter(|word| word.starts_with("--"));
+        assert!(options.all(|option| help.ok().contains(option)), "{start}");
+        // Long enough for an orderly end: what is pending is published first.
+        assert!(
+            settings().any(|setting| setting == ("KillSignal", "SIGTERM")),
+            "{unit}"
+        );
+        assert!(
+            settings().any(|setting| setting == ("TimeoutStopSec", "90s")),
+            "{unit}"
+        );
     }
 }
