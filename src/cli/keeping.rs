@@ -99,7 +99,7 @@ pub(crate) async fn fetch(common: &Common, options: PathsArgs) -> Outcome {
 async fn follow(mut lines: Lines, mut progress: Progress) -> Result<FetchReport, Failure> {
     let broken = "the fetch broke off";
     loop {
-        let line = lines.next().await.map_err(refused(broken))?;
+        let line = lines.next_told().await.map_err(refused(broken))?;
         let line =
             line.ok_or_else(|| Failure::new(format_args!("{broken}: the mount ended it")))?;
         let line: FetchLine = serde_json::from_str(&line).what(broken)?;

@@ -294,7 +294,7 @@ pub(crate) async fn verify(common: &Common, options: ReportArgs) -> Outcome {
     let mut lines = lines.map_err(refused(broken))?;
     let mut progress = Progress::new(common.quiet);
     let report = loop {
-        let line = lines.next().await.map_err(refused(broken))?;
+        let line = lines.next_told().await.map_err(refused(broken))?;
         let line =
             line.ok_or_else(|| Failure::new(format_args!("{broken}: the mount ended it")))?;
         match serde_json::from_str(&line).what(broken)? {

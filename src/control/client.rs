@@ -220,7 +220,20 @@ pub struct Lines {
     _connection: AbortOnDropHandle<hyper::Result<()>>,
 }
 
+/// How long a mount may say nothing of how far something is; it says so several times a second.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(20);
+
 impl Lines {
+    /// As [`Lines::next`], of a report that tells how far something is.
+    ///
+    /// # Errors
+    /// Nothing came for 20 s, too: the mount's process is stopped, say.
+    pub async fn next_told(&mut self) -> Result<Option<String>, ClientError> {
+        tokio::time::timeout(PROGRESS_WITHIN, self.next())
+            .await
+            .map_err(|_| ClientError::TimedOut(PROGRESS_WITHIN))?
+    }
+
     /// The next line without its end, as soon as there is one; `None` when the mount ends the report.
     ///
     /// # Errors

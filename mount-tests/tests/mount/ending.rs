@@ -218,6 +218,39 @@ fn commands_about_a_mount_whose_process_is_stopped_end_and_say_so() {
     a.unmount();
 }
 
+#[test]
+fn a_fetch_and_a_verification_whose_mount_is_stopped_meanwhile_end_and_say_so() {
+    let pair = pair();
+    pair.lab.expects_errors();
+    pair.a.write("far", noise(1, 20_000_000));
+    let b = &pair.b;
+    let alone = noise(2, 300_000);
+    b.write("alone", &alone);
+    b.publishes();
+    b.corrupt(&hash(&alone), 100_000);
+    until(SOON, "the entry is seen", || b.has("far"));
+    pair.a.host().limit("1mbit");
+    let mut asking = ["fetch mnt/far", "verify -C mnt"].map(|words| b.host().start_p2pfs(words));
+    until(SOON, "both are at it", || {
+        let transfers = b.status()["transfers"].clone();
+        let of = |label: &str| {
+            let mut all = transfers.as_array().unwrap().iter();
+            all.any(|transfer| transfer["path"].as_str().unwrap().starts_with(label))
+        };
+        of("far") && of("repair ")
+    });
+    let pid = b.pid();
+    kill_process(pid, Signal::STOP).unwrap();
+    for process in &mut asking {
+        let status = process.ends_within(LONG);
+        let said = process.output();
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert!(said.contains("did not answer"), "{said}");
+    }
+    kill_process(pid, Signal::CONT).unwrap();
+    b.write("after", "x");
+}
+
 type End = fn(&Host, Pid);
 
 /// Ways to end a mount that is in use. Where only the kernel is told, by a flag for that, its users keep what they have.
