@@ -77,6 +77,14 @@ fn check_reply(SyncReply(_, answer): &SyncReply) {
             objects: vec![Object::empty(); kept.len()],
             for_s: 1,
         },
+        SyncAnswer::Tree(_) => SyncRequest::Tree {
+            object: Object {
+                size: 1 << 24,
+                ..Object::empty()
+            },
+            start: 3,
+            end: 9,
+        },
         SyncAnswer::Status { .. } | SyncAnswer::Error(_) => SyncRequest::Status,
     };
     let _ = answer.check(&fitting);
@@ -127,6 +135,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         epoch: 0,
         keeps_all: false,
         promises: false,
+        trees: false,
         sole: false,
     };
     let mut blocks = BlockSet::of(0..3);

@@ -8,12 +8,15 @@
 //! A content's size is part of the tree's shape and is proven by its last block alone: the way there always turns right,
 //! and the last chunk's hash includes its number and its length, so under any other size that way ends at a wrong hash.
 
+mod nodes;
+
 use std::{io, ops::Range, sync::Mutex, thread};
 
 use bao_tree::{BaoTree, BlockSize, ChunkNum, ChunkRanges, iter::BaoChunk};
 use blake3::hazmat::{self, HasherExt, Mode};
 use positioned_io::{ReadAt, WriteAt};
 
+pub use self::nodes::{Nodes, encode_nodes, nodes_bytes};
 use super::{BLOCK_BYTES, ContentId, LeafHash, Leaves, Object};
 
 /// 64 chunks of 1 KiB make a block.

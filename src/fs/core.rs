@@ -395,6 +395,14 @@ impl Core {
         Ok(u32::try_from(names).unwrap_or(u32::MAX).max(1))
     }
 
+    /// The content that an inode was last seen to have.
+    pub(super) fn content_of(&self, number: u64) -> Option<Object> {
+        match self.inodes.lock().facts(number)?.kind {
+            Kind::File(object) => Some(object),
+            _ => None,
+        }
+    }
+
     /// Where an inode stands, and what the tree shows there: of several names the first that still is it. `None` when none is.
     pub(super) fn stands(&self, number: u64) -> Result<Option<(TreePath, Shown, Facts)>, Fail> {
         let paths = self.inodes.lock().paths(number);

@@ -245,6 +245,9 @@ impl Core {
                 let Ok(next) = at.join(name) else { break };
                 at = next;
                 let child = self.inodes.lock().child(folder, name);
+                if let Some(child) = child.filter(|_| at == *path) {
+                    self.tell_replaced(child, path);
+                }
                 if at == *path || child.is_none() || !self.is_folder(&at) {
                     notices.insert(Notice::Folder(folder));
                     self.notice_name(&mut notices, folder, name, child, &at);
@@ -261,6 +264,16 @@ impl Core {
             }
         }
         notices
+    }
+
+    /// Tells the engine which content took the place of the one that an inode stands for, before the kernel forgets that.
+    fn tell_replaced(&self, number: u64, path: &TreePath) {
+        if let Some(old) = self.content_of(number)
+            && let Ok(Some(shown)) = self.tree.get(path)
+            && let Kind::File(new) = shown.entry.kind
+        {
+            self.bring.replaced(new, old);
+        }
     }
 
     /// What changes about a file with several names changes under all that are known.

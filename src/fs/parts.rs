@@ -115,6 +115,8 @@ pub(crate) trait Bring: Send + Sync + 'static {
         label: &'a str,
     ) -> BoxFuture<'a, Result<(), TransferError>>;
     fn prefetch(&self, object: Object, bytes: Range<u64>, label: &str) -> Option<Prefetch>;
+    /// One content took the place of another.
+    fn replaced(&self, new: Object, old: Object);
     /// Small contents that are worth having soon.
     fn ahead(&self, objects: Vec<Object>);
 }
@@ -130,6 +132,9 @@ impl Bring for Transfers {
     }
     fn prefetch(&self, object: Object, bytes: Range<u64>, label: &str) -> Option<Prefetch> {
         Transfers::prefetch(self, object, bytes, label)
+    }
+    fn replaced(&self, new: Object, old: Object) {
+        Transfers::replaced(self, new, old);
     }
     fn ahead(&self, objects: Vec<Object>) {
         Transfers::ahead(self, objects);

@@ -110,6 +110,7 @@ impl Bring for Elsewhere {
     fn prefetch(&self, _object: Object, _bytes: Range<u64>, _label: &str) -> Option<Prefetch> {
         None
     }
+    fn replaced(&self, _new: Object, _old: Object) {}
     fn ahead(&self, _objects: Vec<Object>) {}
 }
 

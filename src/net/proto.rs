@@ -9,7 +9,7 @@ use serde_bytes::ByteBuf;
 
 use crate::{
     cluster::{MembershipProof, Nonce},
-    content::{BLOCK_BYTES, BlockSet, Object},
+    content::{BLOCK_BYTES, BlockSet, Object, nodes_bytes},
     manifest::NodeHash,
 };
 
@@ -31,6 +31,8 @@ pub const KEPT_MAX: usize = 256;
 pub const HEADS_MAX: usize = 256;
 /// Most blocks of one block request (1 MiB).
 pub const REQUEST_BLOCKS_MAX: u64 = 16;
+/// Most blocks whose hashes are asked for at a time: 64 KiB of them, for 64 MiB.
+pub const TREE_BLOCKS_MAX: u64 = 1024;
 /// Most contents of one batch.
 pub const BATCH_OBJECTS_MAX: usize = 256;
 /// Most bytes of the contents of one batch together.
@@ -97,6 +99,9 @@ pub struct PeerHello {
     /// It understands [`SyncRequest::Keep`]; no other peer is to be asked that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub promises: bool,
+    /// It understands [`SyncRequest::Tree`]; no other peer is to be asked that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trees: bool,
     /// It knows of no other connection between the two: what the other side may still take for one is dead. Said by who dials.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sole: bool,
@@ -134,6 +139,15 @@ pub enum SyncRequest {
         /// For how many seconds.
         for_s: u64,
     },
+    /// The inner nodes above these blocks, at most [`TREE_BLOCKS_MAX`].
+    Tree {
+        /// Of which object.
+        object: Object,
+        /// The first block.
+        start: u64,
+        /// The block after the last.
+        end: u64,
+    },
 }
 
 /// How much of an object a peer has.
@@ -167,6 +181,8 @@ pub enum SyncAnswer {
     },
     /// For each object asked for, in order, whether it is whole here and the promise is on disk.
     Keep(#[serde(deserialize_with = "at_most::<_, _, KEPT_MAX>")] Vec<bool>),
+    /// The nodes in pre-order ([`crate::content::encode_nodes`]); nothing where they aren't all there.
+    Tree(ByteBuf),
     /// Could not be answered; at most 256 bytes.
     Error(String),
 }
@@ -366,6 +382,10 @@ impl SyncRequest {
         let named = match self {
             Self::Heads | Self::Status => 0,
             Self::Nodes(nodes) => nodes.len(),
+            Self::Tree { object, start, end } => {
+                let fits = start < end && *end <= object.blocks() && end - start <= TREE_BLOCKS_MAX;
+                return require(fits, "it asks for hashes of blocks that can't be");
+            }
             Self::Have(objects) => objects.len(),
             Self::Keep { objects, .. } => {
                 return require(
@@ -413,6 +433,10 @@ impl SyncAnswer {
                 )?;
                 have.iter().try_for_each(Have::check)
             }
+            (SyncRequest::Tree { object, start, end }, Self::Tree(nodes)) => require(
+                nodes.is_empty() || nodes.len() as u64 == nodes_bytes(*object, *start..*end),
+                "it has another number of hashes than was asked for",
+            ),
             (SyncRequest::Keep { objects, .. }, Self::Keep(promised)) => require(
                 promised.len() == objects.len(),
                 "it has another number of objects than was asked for",
@@ -541,6 +565,37 @@ mod tests {
             let error = decode(&reply(variant, 4_000_000)).unwrap_err();
             assert!(error.to_string().contains("at most"), "{error}");
         }
+    }
+
+    #[test]
+    fn hashes_are_asked_for_within_the_content_and_answered_in_full_or_not_at_all() {
+        let object = Object {
+            content: crate::content::ContentId([1; 32]),
+            size: 5000 * BLOCK_BYTES + 1,
+        };
+        let ask = |start, end| SyncRequest::Tree { object, start, end };
+        assert_eq!(ask(5000, 5001).check(), Ok(()));
+        assert_eq!(ask(7, 7 + TREE_BLOCKS_MAX).check(), Ok(()));
+        for (start, end) in [(5000, 5002), (7, 7), (9, 3), (7, 8 + TREE_BLOCKS_MAX)] {
+            assert!(ask(start, end).check().is_err(), "{start}..{end}");
+        }
+        let endless = SyncRequest::Tree {
+            object: Object {
+                size: u64::MAX,
+                ..object
+            },
+            start: u64::MAX / BLOCK_BYTES,
+            end: u64::MAX / BLOCK_BYTES + 1,
+        };
+        assert_eq!(endless.check(), Ok(()));
+        let answer = |length: u64| SyncAnswer::Tree(ByteBuf::from(vec![0; length as usize]));
+        let due = nodes_bytes(object, 7..10);
+        for (length, holds) in [(0, true), (due, true), (due - 1, false), (due + 64, false)] {
+            let checked = answer(length).check(&ask(7, 10));
+            assert_eq!(checked.is_ok(), holds, "{length}");
+        }
+        assert!(answer(0).check(&SyncRequest::Heads).is_err());
+        assert!(answer(64).check(&endless).is_err());
     }
 
     #[test]

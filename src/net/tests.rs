@@ -63,6 +63,7 @@ impl Service for Answering {
                 }
                 SyncRequest::Have(objects) => SyncAnswer::Have(vec![Have::Whole; objects.len()]),
                 SyncRequest::Keep { objects, .. } => SyncAnswer::Keep(vec![false; objects.len()]),
+                SyncRequest::Tree { .. } => SyncAnswer::Tree(ByteBuf::new()),
                 SyncRequest::Status => std::future::pending().await,
             }
         }
@@ -128,6 +129,7 @@ fn hello(node: &str) -> PeerHello {
         epoch: 0,
         keeps_all: false,
         promises: false,
+        trees: false,
         sole: false,
     }
 }

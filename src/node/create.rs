@@ -55,6 +55,7 @@ pub async fn create(
         epoch: keys.epoch(),
         keeps_all: false,
         promises: false,
+        trees: false,
         sole: false,
     };
     let service = Arc::new(Members {

@@ -254,7 +254,10 @@ impl Service for Members {
                     SyncAnswer::Heads(heads.map(ByteBuf::from).collect())
                 }
                 SyncRequest::Status => self.status(),
-                SyncRequest::Nodes(_) | SyncRequest::Have(_) | SyncRequest::Keep { .. } => {
+                SyncRequest::Nodes(_)
+                | SyncRequest::Have(_)
+                | SyncRequest::Keep { .. }
+                | SyncRequest::Tree { .. } => {
                     if let (SyncRequest::Have(objects), Some(transfers)) =
                         (&request, self.late.transfers.get())
                     {
@@ -272,6 +275,12 @@ impl Service for Members {
                                 SyncAnswer::Have,
                             ),
                         SyncRequest::Keep { objects, for_s } => self.promise(peer, &objects, for_s),
+                        SyncRequest::Tree { object, start, end } => {
+                            // What isn't here, or can't be read, is told by somebody else.
+                            let nodes = self.store.nodes_above(&object, start..end);
+                            let nodes = nodes.ok().flatten().unwrap_or_default();
+                            SyncAnswer::Tree(nodes.into())
+                        }
                         SyncRequest::Heads | SyncRequest::Status => {
                             SyncAnswer::Error("unexpected".into())
                         }

@@ -225,6 +225,7 @@ impl Node {
             epoch: keys.epoch(),
             keeps_all: config.keep_all,
             promises: true,
+            trees: true,
             sole: false,
         };
         let net = start_net(&store, &config, identity, &keys, hello, service).await?;

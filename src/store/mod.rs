@@ -529,6 +529,19 @@ impl Store {
         self.inner.core.leaves(object, blocks)
     }
 
+    /// The inner nodes above blocks, as [`crate::content::encode_nodes`] has them, proven; `None` where they aren't all here, or
+    /// are damaged. The caller bounds the range: the answer is made in memory.
+    ///
+    /// # Errors
+    /// Of the index and the disk.
+    pub fn nodes_above(
+        &self,
+        object: &Object,
+        blocks: Range<u64>,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        self.inner.core.nodes_above(object, blocks)
+    }
+
     /// Waits for damage that was found while something was read, and that nobody has repaired yet: the blocks were dropped.
     /// For one task at a time.
     pub async fn damage_found(&self) -> Damage {

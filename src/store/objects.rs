@@ -21,7 +21,8 @@ use super::{
 };
 use crate::buffers::Buffer;
 use crate::content::{
-    self, BLOCK_BYTES, BlockSet, ContentId, INLINE_BYTES_MAX, LeafHash, Object, VerifiedRange,
+    self, BLOCK_BYTES, BlockSet, ContentId, INLINE_BYTES_MAX, LeafHash, Nodes, Object,
+    VerifiedRange,
 };
 
 /// Blocks that may be missing in a record before it is written at once: 64 MiB.
@@ -375,6 +376,27 @@ impl Core {
             error => Err(error),
         })?;
         Ok(leaves)
+    }
+
+    /// See [`super::Store::nodes_above`].
+    pub(super) fn nodes_above(
+        &self,
+        object: &Object,
+        blocks: Range<u64>,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        if object.blocks() < 2 {
+            return Ok(None);
+        }
+        let Some(hot) = self.hot(object)? else {
+            return Ok(None);
+        };
+        let files = match self.files(&hot, false) {
+            Err(StoreError::Absent(_)) => return Ok(None),
+            files => files?,
+        };
+        // They prove themselves, whatever is here of the blocks, and a part of the file that nobody wrote proves nothing.
+        let nodes = content::encode_nodes(&files.tree, *object, blocks.clone()).ok();
+        Ok(nodes.filter(|nodes| Nodes::verify(*object, blocks, nodes).is_ok()))
     }
 
     /// As [`Core::see_blocks`], and counts it as a use.

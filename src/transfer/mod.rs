@@ -6,6 +6,7 @@
 
 mod board;
 mod executor;
+mod kin;
 mod readahead;
 pub mod scheduler;
 mod small;
@@ -35,6 +36,7 @@ pub use self::readahead::{Advice, Readahead};
 use self::{
     board::Board,
     executor::{Command, Executor, Limits, Parts, here},
+    kin::{Kin, Wait},
     scheduler::{Priority, WishId},
     source::BlockSource,
 };
@@ -134,6 +136,7 @@ pub struct Transfers {
     clock: Arc<AwakeClock>,
     stop: CancellationToken,
     stalls: Arc<Mutex<VecDeque<Stall>>>,
+    kin: Arc<Kin>,
 }
 
 /// A range that nobody could serve a moment ago.
@@ -187,6 +190,7 @@ impl Transfers {
             clock: Arc::new(AwakeClock::start()),
             stop: CancellationToken::new(),
             stalls: Arc::default(),
+            kin: Arc::new(Kin::new(store.clone(), source.clone())),
         };
         let parts = Parts {
             store,
@@ -258,6 +262,14 @@ impl Transfers {
         if let Some(error) = self.stalled(&object, &blocks) {
             return Some(Err(error));
         }
+        if self.kin.knows(&object) {
+            // Who waits for blocks has them no later than by fetching them.
+            let wait = match priority {
+                Priority::Demand => Wait::Never,
+                Priority::Prefetch => Wait::Shortly,
+            };
+            self.kin.take(object, blocks.clone(), wait).await;
+        }
         let id = self.new_wish();
         let (done, answer) = oneshot::channel();
         let wish = Command::Wish {
@@ -313,7 +325,7 @@ impl Transfers {
         if blocks.is_empty() {
             return None;
         }
-        let id = self.new_wish();
+        let (id, ahead) = (self.new_wish(), blocks.clone());
         let wish = Command::Wish {
             id,
             object,
@@ -322,6 +334,20 @@ impl Transfers {
             label: label.to_owned(),
             done: None,
         };
+        if self.kin.knows(&object) {
+            let (kin, commands) = (self.kin.clone(), self.commands.clone());
+            let taking = self.kin.runtime.spawn(async move {
+                kin.take(object, ahead, Wait::Shortly).await;
+                if commands.try_send(wish).is_err() {
+                    tracing::debug!("the engine is busy, a prefetch is passed over");
+                }
+            });
+            return Some(Prefetch {
+                wish: id,
+                commands: self.commands.clone(),
+                taking: Some(taking.abort_handle()),
+            });
+        }
         if self.commands.try_send(wish).is_err() {
             tracing::debug!(label, "the engine is busy, a prefetch is passed over");
             return None;
@@ -329,7 +355,14 @@ impl Transfers {
         Some(Prefetch {
             wish: id,
             commands: self.commands.clone(),
+            taking: None,
         })
+    }
+
+    /// A content took another's place under a name: what is equal in both isn't fetched, as far as the older one is here. A
+    /// hint: nothing breaks if it is wrong.
+    pub fn replaced(&self, new: Object, old: Object) {
+        self.kin.note(new, old);
     }
 
     /// Fetches small contents ahead, whole and in batches, without anybody waiting: what is here already, on its way or larger
@@ -396,10 +429,15 @@ impl Transfers {
 pub struct Prefetch {
     wish: WishId,
     commands: mpsc::Sender<Command>,
+    /// What is taken from an older version first.
+    taking: Option<tokio::task::AbortHandle>,
 }
 
 impl Drop for Prefetch {
     fn drop(&mut self) {
+        if let Some(taking) = &self.taking {
+            taking.abort();
+        }
         let _ = self.commands.try_send(Command::GiveUp(self.wish));
     }
 }

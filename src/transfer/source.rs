@@ -1,6 +1,6 @@
 //! What the engine needs of the network, and how [`Net`] gives it.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use futures::future::BoxFuture;
 use libp2p::PeerId;
@@ -31,6 +31,16 @@ pub(super) trait BlockSource: Send + Sync + 'static {
         objects: Vec<Object>,
         within: Duration,
     ) -> BoxFuture<'static, Result<Vec<Have>, NetError>>;
+    /// Those of [`BlockSource::peers`] that understand [`BlockSource::tree`]; no other is to be asked that.
+    fn tree_peers(&self) -> Vec<(PeerId, Option<Duration>)>;
+    /// Asks a peer for the inner nodes above blocks; nothing where it doesn't have them all.
+    fn tree(
+        &self,
+        peer: PeerId,
+        object: Object,
+        blocks: Range<u64>,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<Vec<u8>, NetError>>;
     /// Asks a peer how many block answers it is working on.
     fn load(&self, peer: PeerId, within: Duration) -> BoxFuture<'static, Result<u32, NetError>>;
     /// Asks a peer for blocks. Dropping the future cancels.
@@ -86,6 +96,32 @@ impl BlockSource for Net {
                 .await?
             {
                 SyncAnswer::Have(answers) => Ok(answers),
+                other => Err(unexpected(peer, other)),
+            }
+        })
+    }
+
+    fn tree_peers(&self) -> Vec<(PeerId, Option<Duration>)> {
+        Net::peers(self)
+            .into_iter()
+            .filter(|peer| peer.hello.trees)
+            .map(|peer| (peer.peer, peer.round_trip))
+            .collect()
+    }
+
+    fn tree(
+        &self,
+        peer: PeerId,
+        object: Object,
+        blocks: Range<u64>,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<Vec<u8>, NetError>> {
+        let net = self.clone();
+        Box::pin(async move {
+            let Range { start, end } = blocks;
+            let request = SyncRequest::Tree { object, start, end };
+            match net.request(peer, request, within).await? {
+                SyncAnswer::Tree(nodes) => Ok(nodes.into_vec()),
                 other => Err(unexpected(peer, other)),
             }
         })

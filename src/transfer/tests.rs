@@ -1,5 +1,7 @@
 //! The engine over a real store and peers that are simulated in memory.
 
+mod kin;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
@@ -8,7 +10,8 @@ use tokio::sync::broadcast;
 use super::*;
 use crate::{
     content::{
-        BLOCK_BYTES, ContentId, encode_range, encoded_bytes, hash_into, sizes::INTERESTING_SIZES,
+        BLOCK_BYTES, ContentId, encode_nodes, encode_range, encoded_bytes, hash_into,
+        sizes::INTERESTING_SIZES,
     },
     net::{
         NetError, NetEvent,
@@ -35,6 +38,11 @@ impl Content {
             .update(&[seed])
             .finalize_xof()
             .fill(&mut data);
+        Self::of(data)
+    }
+
+    fn of(data: Vec<u8>) -> Arc<Self> {
+        let size = data.len() as u64;
         let mut tree = Vec::new();
         let content = hash_into(&&data[..], size, &mut tree).unwrap();
         Arc::new(Self {
@@ -81,6 +89,9 @@ struct State {
     peers: BTreeMap<PeerId, FakePeer>,
     requests: Vec<(PeerId, BlockRequest)>,
     batches: Vec<(PeerId, Vec<Object>)>,
+    trees: Vec<(PeerId, Range<u64>)>,
+    /// Who doesn't know what a tree is.
+    treeless: BTreeSet<PeerId>,
     open: usize,
     pushes: Vec<(Object, BlockSet)>,
     blocked: BTreeSet<PeerId>,
@@ -243,6 +254,36 @@ impl BlockSource for FakeSource {
             objects.iter().map(have).collect()
         });
         Box::pin(async move { answers.ok_or(NetError::NotConnected(peer)) })
+    }
+
+    fn tree_peers(&self) -> Vec<(PeerId, Option<Duration>)> {
+        let mut peers = self.peers();
+        peers.retain(|(peer, _)| !self.0.state.lock().treeless.contains(peer));
+        peers
+    }
+
+    fn tree(
+        &self,
+        peer: PeerId,
+        object: Object,
+        blocks: Range<u64>,
+        _within: Duration,
+    ) -> BoxFuture<'static, Result<Vec<u8>, NetError>> {
+        let mut state = self.0.state.lock();
+        state.trees.push((peer, blocks.clone()));
+        let Some(fake) = state.peers.get(&peer) else {
+            return Box::pin(async move { Err(NetError::NotConnected(peer)) });
+        };
+        let content = fake.contents.get(&object.content);
+        let encoded = content.map(|content| encode_nodes(&&content.tree[..], object, blocks));
+        let mut encoded = encoded.transpose().unwrap().unwrap_or_default();
+        match &fake.behaviour {
+            Behaviour::SilentBut(_) => return Box::pin(std::future::pending()),
+            Behaviour::Failing => return Box::pin(async move { Err(NetError::Lost(peer)) }),
+            Behaviour::Corrupt => encoded.iter_mut().take(1).for_each(|byte| *byte ^= 1),
+            Behaviour::Honest | Behaviour::ClaimsSize(_) => {}
+        }
+        Box::pin(async { Ok(encoded) })
     }
 
     fn load(&self, peer: PeerId, _within: Duration) -> BoxFuture<'static, Result<u32, NetError>> {

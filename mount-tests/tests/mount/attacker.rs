@@ -222,6 +222,7 @@ impl Attacker {
             epoch: 0,
             keeps_all: false,
             promises: false,
+            trees: false,
             sole: false,
         };
         write(&mut stream, &own).await?;
@@ -372,6 +373,7 @@ pub(super) async fn trap(listen: String, victims: [String; 2], ready: Sender<Str
             epoch: 0,
             keeps_all: false,
             promises: false,
+            trees: false,
             sole: false,
         };
         let reflected = ListenerProof {

@@ -30,6 +30,7 @@ mod room;
 mod scale;
 mod security;
 mod small_files;
+mod versions;
 mod working;
 
 use p2pfs_mount_tests::{Host, Lab, Mount, Process};

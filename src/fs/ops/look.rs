@@ -38,6 +38,11 @@ impl Core {
             self.inodes.lock().detach(folder, &name);
             return Err(FsError::NotFound.into());
         };
+        if let Kind::File(new) = facts.kind
+            && let Some(old) = known.and_then(|number| self.content_of(number))
+        {
+            self.bring.replaced(new, old);
+        }
         let mut inodes = self.inodes.lock();
         let number = inodes.resolve(folder, &name, facts.clone());
         inodes.look(number);

@@ -27,6 +27,7 @@ fn hello(node: &str) -> PeerHello {
         epoch: 0,
         keeps_all: false,
         promises: false,
+        trees: false,
         sole: false,
     }
 }

@@ -364,6 +364,11 @@ async fn apply_changes(
             let Some(path) = key.path().filter(|path| is_below(path, pins)) else {
                 continue;
             };
+            if let ([new, ..], [old, ..]) =
+                (&files_of(new.as_ref())[..], &files_of(old.as_ref())[..])
+            {
+                node.transfers.replaced(*new, *old);
+            }
             // What it gains first: what stays is never uncounted in between.
             let gained = files_of(new.as_ref()).into_iter().map(|file| (file, true));
             let lost = files_of(old.as_ref()).into_iter().map(|file| (file, false));
