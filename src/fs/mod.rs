@@ -15,6 +15,7 @@
 //! whose state is not known.
 
 mod ahead;
+mod apart;
 mod attributes;
 mod behind;
 mod convert;

@@ -8,6 +8,7 @@
 use std::{collections::BTreeMap, ops::Range};
 
 use super::hashed::Hashed;
+use crate::content::{BLOCK_BYTES, BlockSet};
 
 /// The largest size of a file: what the system's offsets can say.
 pub(crate) const FILE_BYTES_MAX: u64 = i64::MAX as u64;
@@ -128,6 +129,19 @@ impl Overlay {
         self.size = self.size.max(range.end);
         self.hashed.wrote(&range);
         self.mark(range);
+    }
+
+    /// Whole blocks of which every byte is the base's, but the file's last one.
+    pub(crate) fn untouched(&self) -> BlockSet {
+        let mut blocks = BlockSet::default();
+        for (piece, source) in self.pieces(0..self.size) {
+            if source == Source::Base {
+                blocks.insert(piece.start.div_ceil(BLOCK_BYTES)..piece.end / BLOCK_BYTES);
+            }
+        }
+        let last = self.size.saturating_sub(1) / BLOCK_BYTES;
+        blocks.remove(last..last + 1);
+        blocks
     }
 
     /// Sets the length. What is cut off is gone; what is added is zeros.
@@ -359,6 +373,30 @@ mod tests {
         assert_eq!(Overlay::restore(0, 4, &[(3, 3)]), None);
         assert_eq!(Overlay::restore(0, 4, &[(3, 5)]), None);
         assert_eq!(Overlay::restore(0, u64::MAX, &[]), None);
+    }
+
+    #[test]
+    fn whole_blocks_of_the_base_are_untouched_but_the_last() {
+        let at = |blocks: u64| blocks * BLOCK_BYTES;
+        let mut overlay = Overlay::over(at(10) + 5);
+        assert_eq!(overlay.untouched(), BlockSet::of(0..10));
+        overlay.write(at(3) + 7..at(5));
+        overlay.write(at(7) + 9..at(7) + 10);
+        let mut untouched = BlockSet::of(0..3);
+        untouched.insert(5..7);
+        untouched.insert(8..10);
+        assert_eq!(overlay.untouched(), untouched);
+        // The last block proves the size, so it is always made here.
+        overlay.truncate(at(9));
+        untouched.remove(8..10);
+        assert_eq!(overlay.untouched(), untouched);
+        overlay.truncate(at(12));
+        untouched.insert(8..9);
+        assert_eq!(overlay.untouched(), untouched);
+        overlay.punch(at(1)..at(2));
+        untouched.remove(1..2);
+        assert_eq!(overlay.untouched(), untouched);
+        assert!(Overlay::default().untouched().is_empty());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 
 use super::core::Fail;
 use crate::{
-    content::Object,
+    content::{BlockSet, Leaves, Object},
     manifest::{Dot, FileId, HybridTime, Name, NodeHash, Shown, TreePath},
     node::namespace::{Edit, Namespace, NamespaceError},
     transfer::{Prefetch, TransferError, Transfers},
@@ -117,6 +117,10 @@ pub(crate) trait Bring: Send + Sync + 'static {
     fn prefetch(&self, object: Object, bytes: Range<u64>, label: &str) -> Option<Prefetch>;
     /// One content took the place of another.
     fn replaced(&self, new: Object, old: Object);
+    /// The hashes of blocks, here or not; `None` where not all could be had.
+    fn leaves<'a>(&'a self, object: Object, blocks: &'a BlockSet) -> BoxFuture<'a, Option<Leaves>>;
+    /// Has another member make a content, and promise to keep it, of which only what differs from an older one is here.
+    fn entrust(&self, new: Object, old: Object) -> BoxFuture<'_, bool>;
     /// Small contents that are worth having soon.
     fn ahead(&self, objects: Vec<Object>);
 }
@@ -135,6 +139,12 @@ impl Bring for Transfers {
     }
     fn replaced(&self, new: Object, old: Object) {
         Transfers::replaced(self, new, old);
+    }
+    fn leaves<'a>(&'a self, object: Object, blocks: &'a BlockSet) -> BoxFuture<'a, Option<Leaves>> {
+        Box::pin(Transfers::leaves(self, object, blocks))
+    }
+    fn entrust(&self, new: Object, old: Object) -> BoxFuture<'_, bool> {
+        Box::pin(Transfers::entrust(self, new, old))
     }
     fn ahead(&self, objects: Vec<Object>) {
         Transfers::ahead(self, objects);

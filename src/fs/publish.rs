@@ -13,6 +13,7 @@ use std::{
 };
 
 use super::{
+    apart::{self, next_hole},
     core::{Core, Fail, Need},
     drive::drive,
     errno::FsError,
@@ -20,7 +21,7 @@ use super::{
     overlay::{Overlay, Source},
 };
 use crate::{
-    content::{self, BLOCK_BYTES, Object},
+    content::{self, BLOCK_BYTES, BlockSet, Object},
     manifest::{Dot, Entry, HybridTime, Kind, Linked, Shown, TreePath},
     node::namespace::Edit,
     store::StoreError,
@@ -240,24 +241,13 @@ impl Core {
     }
 
     async fn try_publish(self: &Arc<Self>, live: &Arc<Live>) -> Result<(), FsError> {
-        loop {
-            let hole = next_hole(&live.state.lock());
-            let Some((base, hole, path)) = hole else {
-                break;
-            };
-            let label = path.to_string();
-            self.bring.ensure(base, hole.clone(), &label).await?;
-            let (core, live) = (self.clone(), live.clone());
-            match blocking(move || core.fill(&live, base, hole)).await? {
-                Err(FsError::Store(StoreError::NoRoom { why, bytes })) => {
-                    self.provide(Need::Room(why, bytes)).await?;
-                }
-                filled => filled?,
-            }
-        }
-        let (core, with) = (self.clone(), live.clone());
-        let Some((object, version)) = blocking(move || core.import(&with)).await?? else {
-            return Ok(());
+        let (object, version) = match self.make_apart(live).await? {
+            apart::Outcome::Made(object, version) => (object, version),
+            apart::Outcome::Later => return Ok(()),
+            apart::Outcome::No => match self.make_whole(live).await? {
+                Some(made) => made,
+                None => return Ok(()),
+            },
         };
         for _ in 0..ROUNDS_MAX {
             let (core, live) = (self.clone(), live.clone());
@@ -268,6 +258,41 @@ impl Core {
             }
         }
         Err(FsError::Stuck)
+    }
+
+    /// Makes the content of a file out of all its bytes, which are fetched as far as they are not here. `None` as for [`Core::import`].
+    async fn make_whole(
+        self: &Arc<Self>,
+        live: &Arc<Live>,
+    ) -> Result<Option<(Object, u64)>, FsError> {
+        loop {
+            let hole = next_hole(&live.state.lock(), &BlockSet::default());
+            let Some((base, hole, path)) = hole else {
+                break;
+            };
+            self.fill_hole(live, base, hole, &path).await?;
+        }
+        let (core, with) = (self.clone(), live.clone());
+        blocking(move || core.import(&with)).await?
+    }
+
+    /// Brings bytes of the base, and copies what of them still shows into the staging file.
+    pub(super) async fn fill_hole(
+        self: &Arc<Self>,
+        live: &Arc<Live>,
+        base: Object,
+        hole: Range<u64>,
+        path: &TreePath,
+    ) -> Result<(), FsError> {
+        let label = path.to_string();
+        self.bring.ensure(base, hole.clone(), &label).await?;
+        let (core, live) = (self.clone(), live.clone());
+        match blocking(move || core.fill(&live, base, hole)).await? {
+            Err(FsError::Store(StoreError::NoRoom { why, bytes })) => {
+                self.provide(Need::Room(why, bytes)).await
+            }
+            filled => filled,
+        }
     }
 
     /// Copies what of a hole still shows the base into the staging file.
@@ -314,7 +339,7 @@ impl Core {
             state.imported.extend(id);
             return Ok(Some((state.base, version)));
         }
-        if next_hole(&state).is_some() {
+        if next_hole(&state, &BlockSet::default()).is_some() {
             return Ok(None);
         }
         let object = if size == 0 {
@@ -579,24 +604,16 @@ fn hash_portion(live: &Live) -> bool {
 /// Whether it is published soon, by itself.
 fn is_quick(live: &Arc<Live>) -> bool {
     let state = live.state.lock();
-    state.overlay.size() <= QUICK_BYTES_MAX && next_hole(&state).is_none()
+    state.overlay.size() <= QUICK_BYTES_MAX && next_hole(&state, &BlockSet::default()).is_none()
 }
 
-/// The first bytes that must come from the base before the file is complete.
-fn next_hole(state: &LiveState) -> Option<(Object, Range<u64>, TreePath)> {
-    if state.unlinked || state.overlay.is_base(state.base.size) {
-        return None;
-    }
-    let pieces = state.overlay.pieces(0..state.overlay.size());
-    let (hole, _) = pieces
-        .into_iter()
-        .find(|(_, source)| *source == Source::Base)?;
+/// The part of a hole that is filled at a time.
+pub(super) fn fill_range(hole: Range<u64>) -> Range<u64> {
     let portion_end = (hole.start / FILL_BYTES + 1) * FILL_BYTES;
-    let hole = hole.start..hole.end.min(portion_end);
-    Some((state.base, hole, state.path.clone()))
+    hole.start..hole.end.min(portion_end)
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, FsError> {
     tokio::task::spawn_blocking(work)

@@ -1,5 +1,6 @@
 //! The filesystem over a real store and namespace, without a kernel; and a few times with one.
 
+mod apart;
 mod cases;
 mod copies;
 mod model;
@@ -10,7 +11,10 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     ops::Range,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -30,7 +34,7 @@ use super::{
 };
 use crate::{
     cluster::ClusterId,
-    content::{self, BLOCK_BYTES, Object},
+    content::{self, BLOCK_BYTES, BlockSet, Leaves, Object},
     manifest::{NodeHash, TreePath},
     node::namespace::{Edit, Namespace, NodeFetcher},
     store::Store,
@@ -60,6 +64,8 @@ pub(super) struct Elsewhere {
     contents: Arc<Mutex<HashMap<Object, Vec<u8>>>>,
     /// Bytes that were asked for.
     brought: Arc<Mutex<u64>>,
+    /// Whether it makes and keeps what it is asked to.
+    keeps: Arc<AtomicBool>,
 }
 
 impl Elsewhere {
@@ -98,6 +104,28 @@ impl Elsewhere {
     }
 }
 
+impl Elsewhere {
+    /// Makes a content of an older one and of what is here of it.
+    fn make(&self, new: Object, old: Object) -> bool {
+        let mut contents = self.contents.lock();
+        let mut data = contents.get(&old).cloned().unwrap_or_default();
+        data.resize(new.size as usize, 0);
+        for block in 0..new.blocks() {
+            let bytes = new.bytes_of(block..block + 1);
+            let place = &mut data[bytes.start as usize..bytes.end as usize];
+            let mut there = vec![0; place.len()];
+            if self.store.read(&new, bytes.start, &mut there).is_ok() {
+                place.copy_from_slice(&there);
+            }
+        }
+        let is_it = content::hash_bytes(&data) == new.content;
+        if is_it {
+            contents.insert(new, data);
+        }
+        is_it
+    }
+}
+
 impl Bring for Elsewhere {
     fn ensure<'a>(
         &'a self,
@@ -111,6 +139,25 @@ impl Bring for Elsewhere {
         None
     }
     fn replaced(&self, _new: Object, _old: Object) {}
+    fn leaves<'a>(&'a self, object: Object, blocks: &'a BlockSet) -> BoxFuture<'a, Option<Leaves>> {
+        let contents = self.contents.lock();
+        let leaves = contents.get(&object).map(|data| {
+            let mut leaves = Leaves::default();
+            for block in blocks.ranges().iter().cloned().flatten() {
+                let bytes = object.bytes_of(block..block + 1);
+                let bytes = &data[bytes.start as usize..bytes.end as usize];
+                leaves.put(block, content::leaf_hash(block, bytes));
+            }
+            leaves
+        });
+        Box::pin(async { leaves })
+    }
+    fn entrust(&self, new: Object, old: Object) -> BoxFuture<'_, bool> {
+        Box::pin(async move {
+            let keeps = self.keeps.load(Ordering::Relaxed);
+            keeps && self.make(new, old)
+        })
+    }
     fn ahead(&self, _objects: Vec<Object>) {}
 }
 
@@ -161,6 +208,7 @@ impl Fixture {
             store: store.clone(),
             contents: Arc::default(),
             brought: Arc::default(),
+            keeps: Arc::default(),
         };
         let options = Options {
             read_only: false,

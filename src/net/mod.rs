@@ -29,7 +29,7 @@ mod transport;
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use futures::future::{BoxFuture, join_all};
@@ -40,7 +40,7 @@ use tokio::{
 };
 use tracing::{error, warn};
 
-use crate::cluster::ClusterKeys;
+use crate::cluster::{Certificate, ClusterKeys};
 use blocks::Asked;
 use peers::{Peer, Shared};
 use proto::{
@@ -239,6 +239,18 @@ impl Net {
     /// This node.
     pub fn local_peer(&self) -> PeerId {
         self.shared.local
+    }
+
+    /// The cluster's word that this node may write; `None` with a read-only id.
+    pub(crate) fn certificate(&self) -> Option<Certificate> {
+        Certificate::issue(&self.shared.keys, &self.shared.local).ok()
+    }
+
+    /// Whether a certificate says now that this peer may write.
+    pub(crate) fn may_write(&self, peer: &PeerId, certificate: &Certificate) -> bool {
+        let now_ns = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now_ns = now_ns.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+        certificate.peer() == *peer && certificate.verify(&self.shared.keys, now_ns).is_ok()
     }
 
     /// Addresses that others may dial, without `/p2p`.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_bytes::ByteBuf;
 
 use crate::{
-    cluster::{MembershipProof, Nonce},
+    cluster::{Certificate, MembershipProof, Nonce},
     content::{BLOCK_BYTES, BlockSet, Object, nodes_bytes},
     manifest::NodeHash,
 };
@@ -99,7 +99,7 @@ pub struct PeerHello {
     /// It understands [`SyncRequest::Keep`]; no other peer is to be asked that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub promises: bool,
-    /// It understands [`SyncRequest::Tree`]; no other peer is to be asked that.
+    /// It understands [`SyncRequest::Tree`] and [`SyncRequest::Make`]; no other peer is to be asked that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub trees: bool,
     /// It knows of no other connection between the two: what the other side may still take for one is dead. Said by who dials.
@@ -148,6 +148,15 @@ pub enum SyncRequest {
         /// The block after the last.
         end: u64,
     },
+    /// Make a content out of an older version, whole there, and what differs, from who asks.
+    Make {
+        /// The content.
+        new: Object,
+        /// The older version.
+        old: Object,
+        /// That who asks may write.
+        certificate: Certificate,
+    },
 }
 
 /// How much of an object a peer has.
@@ -183,6 +192,8 @@ pub enum SyncAnswer {
     Keep(#[serde(deserialize_with = "at_most::<_, _, KEPT_MAX>")] Vec<bool>),
     /// The nodes in pre-order ([`crate::content::encode_nodes`]); nothing where they aren't all there.
     Tree(ByteBuf),
+    /// Whether the content is being made, or whole.
+    Make(bool),
     /// Could not be answered; at most 256 bytes.
     Error(String),
 }
@@ -386,6 +397,7 @@ impl SyncRequest {
                 let fits = start < end && *end <= object.blocks() && end - start <= TREE_BLOCKS_MAX;
                 return require(fits, "it asks for hashes of blocks that can't be");
             }
+            Self::Make { .. } => 2,
             Self::Have(objects) => objects.len(),
             Self::Keep { objects, .. } => {
                 return require(
@@ -399,6 +411,11 @@ impl SyncRequest {
 }
 
 impl Have {
+    /// Whether all of it is there.
+    pub fn is_whole(&self) -> bool {
+        *self == Self::Whole
+    }
+
     fn check(&self) -> Result<(), &'static str> {
         match self {
             Self::Part(blocks) => require(
@@ -437,6 +454,7 @@ impl SyncAnswer {
                 nodes.is_empty() || nodes.len() as u64 == nodes_bytes(*object, *start..*end),
                 "it has another number of hashes than was asked for",
             ),
+            (SyncRequest::Make { .. }, Self::Make(_)) => Ok(()),
             (SyncRequest::Keep { objects, .. }, Self::Keep(promised)) => require(
                 promised.len() == objects.len(),
                 "it has another number of objects than was asked for",

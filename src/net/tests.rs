@@ -15,7 +15,7 @@ use serde_bytes::ByteBuf;
 
 use super::*;
 use crate::{
-    cluster::ClusterId,
+    cluster::{Certificate, ClusterId},
     content::{BlockSet, ContentId, Object},
 };
 use proto::Have;
@@ -64,6 +64,7 @@ impl Service for Answering {
                 SyncRequest::Have(objects) => SyncAnswer::Have(vec![Have::Whole; objects.len()]),
                 SyncRequest::Keep { objects, .. } => SyncAnswer::Keep(vec![false; objects.len()]),
                 SyncRequest::Tree { .. } => SyncAnswer::Tree(ByteBuf::new()),
+                SyncRequest::Make { .. } => SyncAnswer::Make(false),
                 SyncRequest::Status => std::future::pending().await,
             }
         }
@@ -164,6 +165,19 @@ fn address(net: &Net) -> Multiaddr {
 fn knows(net: &Net, other: &Net) -> bool {
     let peers = net.peers();
     peers.iter().any(|peer| peer.peer == other.local_peer())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_lets_its_own_peer_write_and_no_other() {
+    let id = ClusterId::generate(rand::rng().random());
+    let (writer, _) = start(&id.keys(), "anna").await;
+    let (reader, _) = start(&id.read_only().keys(), "bert").await;
+    let certificate = writer.certificate().unwrap();
+    assert_eq!(reader.certificate(), None);
+    assert!(reader.may_write(&writer.local_peer(), &certificate));
+    assert!(!writer.may_write(&reader.local_peer(), &certificate));
+    let foreign = Certificate::issue(&cluster(), &reader.local_peer()).unwrap();
+    assert!(!writer.may_write(&reader.local_peer(), &foreign));
 }
 
 /// Two members that know each other.

@@ -22,6 +22,7 @@ use super::{
     trackers::Trackers,
 };
 use crate::{
+    cluster::Certificate,
     content::{BlockSet, Object},
     manifest::NodeHash,
     net::{
@@ -126,6 +127,26 @@ impl Members {
                 SyncAnswer::Error("the disk fails".into())
             }
         }
+    }
+
+    fn make(
+        &self,
+        peer: PeerId,
+        new: Object,
+        old: Object,
+        certificate: &Certificate,
+    ) -> SyncAnswer {
+        let (Some(transfers), Some(net)) = (self.late.transfers.get(), self.late.net.get()) else {
+            return SyncAnswer::Error("starting".into());
+        };
+        // Who can't publish it has no need of it.
+        if !net.may_write(&peer, certificate) {
+            return SyncAnswer::Make(false);
+        }
+        SyncAnswer::Make(transfers.make(new, old).unwrap_or_else(|error| {
+            tracing::warn!(%peer, %error, "a content could not be looked at for a peer");
+            false
+        }))
     }
 
     fn status(&self) -> SyncAnswer {
@@ -257,7 +278,8 @@ impl Service for Members {
                 SyncRequest::Nodes(_)
                 | SyncRequest::Have(_)
                 | SyncRequest::Keep { .. }
-                | SyncRequest::Tree { .. } => {
+                | SyncRequest::Tree { .. }
+                | SyncRequest::Make { .. } => {
                     if let (SyncRequest::Have(objects), Some(transfers)) =
                         (&request, self.late.transfers.get())
                     {
@@ -281,6 +303,11 @@ impl Service for Members {
                             let nodes = nodes.ok().flatten().unwrap_or_default();
                             SyncAnswer::Tree(nodes.into())
                         }
+                        SyncRequest::Make {
+                            new,
+                            old,
+                            certificate,
+                        } => self.make(peer, new, old, &certificate),
                         SyncRequest::Heads | SyncRequest::Status => {
                             SyncAnswer::Error("unexpected".into())
                         }

@@ -750,6 +750,28 @@ impl Store {
         self.inner.core.import(id, size, known)
     }
 
+    /// Makes an object of a staging file, cut or extended with zeros to `size` bytes, in which some blocks, not the last one, are absent: of these
+    /// `known` has the hashes, and the object lacks them. It counts as fetched: nobody has it whole by this. Its hash tree is all here.
+    /// The staging file stays what it is; [`Store::note_imported`] tells that it is not needed any more.
+    ///
+    /// # Errors
+    /// `InvalidInput` if a hash is unknown; [`StoreError::Absent`] where there is no room. Some blocks may be here then, proven like
+    /// others.
+    pub fn import_part(
+        &self,
+        id: StagingId,
+        size: u64,
+        known: &Leaves,
+        absent: &BlockSet,
+    ) -> Result<Object, StoreError> {
+        self.inner.core.import_part(id, size, known, absent)
+    }
+
+    /// Notes that an object has taken the place of a staging file, as [`Store::import`] does by itself.
+    pub fn note_imported(&self, id: StagingId, object: Object) {
+        self.inner.core.staging.lock().imported.insert(id, object);
+    }
+
     /// As [`Store::import`], from a copy (a shared one where the filesystem can), so that the staging file stays as it is
     /// and may be written meanwhile: the object is what the copy caught.
     pub fn import_copy(&self, id: StagingId, size: u64) -> Result<Object, StoreError> {

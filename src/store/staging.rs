@@ -18,7 +18,8 @@ use super::{
     record::journal_key,
 };
 use crate::{
-    content::{self, BLOCK_BYTES, INLINE_BYTES_MAX, Leaves, Object},
+    buffers::Buffer,
+    content::{self, BLOCK_BYTES, BlockSet, INLINE_BYTES_MAX, Leaves, Object},
     manifest::Dot,
 };
 
@@ -28,6 +29,9 @@ const IDS_RESERVED: u64 = 1024;
 const RESERVED_KEY: &str = "staging ids";
 /// Size of the unit of `st_blocks`, whatever the filesystem.
 pub(super) const STAT_BLOCK_BYTES: u64 = 512;
+
+/// Blocks that are proven at a time: 1 MiB.
+const PART_BLOCKS: u64 = 16;
 
 /// What is known of staging files while the process runs.
 #[derive(Default)]
@@ -41,7 +45,7 @@ pub(super) struct Staging {
     /// Files whose name may not be on disk.
     unsynced: HashSet<StagingId>,
     /// The latest object that each imported file became.
-    imported: HashMap<StagingId, Object>,
+    pub(super) imported: HashMap<StagingId, Object>,
     /// By which heads the last process had published files that it left.
     pub(super) published: HashMap<StagingId, Dot>,
     /// Files that are done, to be unlinked with their journal record once the index is on disk.
@@ -214,6 +218,88 @@ impl Core {
         Ok(object)
     }
 
+    /// See [`super::Store::import_part`].
+    pub(super) fn import_part(
+        &self,
+        id: StagingId,
+        size: u64,
+        known: &Leaves,
+        absent: &BlockSet,
+    ) -> Result<Object, StoreError> {
+        let path = self.staging_path(id);
+        let last = size.saturating_sub(1) / BLOCK_BYTES;
+        // A hole would be hashed as zeros.
+        let mut absent_blocks = absent.ranges().iter().cloned().flatten();
+        if last == 0 || !absent_blocks.all(|block| block < last && known.get(block).is_some()) {
+            return Err(failed("making a part of", &path)(
+                io::ErrorKind::InvalidInput.into(),
+            ));
+        }
+        let file = open_existing(&path)?;
+        if file.metadata().map_err(failed("looking at", &path))?.len() != size {
+            file.set_len(size).map_err(failed("resizing", &path))?;
+        }
+        let tree_path = self.temporary_path(id, "tree");
+        let mut tree = new_file(&tree_path)?;
+        let made = content::hash_over(&file, size, known, &mut tree)
+            .map_err(failed("hashing", &path))
+            .and_then(|content| {
+                let object = Object { content, size };
+                self.put_part(&object, &file, &tree, absent)?;
+                Ok(object)
+            });
+        remove_file(&tree_path)?;
+        made
+    }
+
+    /// Adds the blocks of a file but for some, and the whole hash tree.
+    fn put_part(
+        &self,
+        object: &Object,
+        data: &File,
+        tree: &File,
+        absent: &BlockSet,
+    ) -> Result<(), StoreError> {
+        for run in absent.missing(0..object.blocks()) {
+            let mut at = run.start;
+            while at < run.end {
+                let part = at..(at + PART_BLOCKS).min(run.end);
+                at = part.end;
+                let length = content::encoded_bytes(*object, part.clone());
+                // At most a MiB and its nodes.
+                let mut encoded = Buffer::new(length as usize);
+                let proven = content::encode_range(data, tree, *object, part.clone(), &mut encoded);
+                proven.map_err(failed("reading", &self.staging_dir()))?;
+                let range = content::verify_range(*object, part.clone(), &encoded);
+                let range = range.map_err(|error| StoreError::Damaged(error.to_string()))?;
+                self.insert(&range)?;
+                // What there is no room for only passes.
+                let is_kept = self.look(object, |state| state.require(&part).is_ok())?;
+                if is_kept != Some(true) {
+                    return Err(StoreError::Absent(part));
+                }
+            }
+        }
+        let Some(hot) = self.hot(object)? else {
+            return Err(StoreError::Absent(0..object.blocks()));
+        };
+        let bytes = tree
+            .metadata()
+            .map_err(failed("looking at", &self.staging_dir()))?
+            .len();
+        let _reserved = self.reserve(Want::Files(bytes))?;
+        let _change = hot.change.lock();
+        if hot.state.read().record.is_complete(object) {
+            return Ok(());
+        }
+        let files = self.files(&hot, false)?;
+        if let TreeFile(Some(target)) = &files.tree {
+            copy_over(tree, target).map_err(failed("writing", &self.tree_path(object)))?;
+        }
+        self.measure(&hot, &files);
+        Ok(())
+    }
+
     /// See [`super::Store::import`] for what a crash finds.
     fn import_file(
         &self,
@@ -329,6 +415,20 @@ impl Core {
             }
         }
         Ok(bytes)
+    }
+}
+
+/// Writes all of a file over the start of another.
+fn copy_over(from: &File, to: &File) -> io::Result<()> {
+    let mut buffer = vec![0; PART_BLOCKS as usize * BLOCK_BYTES as usize];
+    let mut at = 0;
+    loop {
+        let read = from.read_at(&mut buffer, at)?;
+        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else {
+            return Ok(());
+        };
+        to.write_all_at(bytes, at)?;
+        at += read as u64;
     }
 }
 

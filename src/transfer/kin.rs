@@ -5,23 +5,20 @@
 //! copied block is checked against the new content's id as one that comes from a peer is, so a damaged file, or a wrong
 //! relation, costs no more than fetching.
 //!
-//! All of it is help that may fail: what was not taken is fetched. A read that somebody waits for never waits for hashes; what is
-//! fetched ahead waits [`PATIENCE`] for them, once. Everything kept is bounded, and forgotten at the end.
+//! All of it is help that may fail: what was not taken is fetched. A read of few blocks never waits for hashes, another one
+//! [`BRIEFLY`], and what is fetched ahead [`PATIENCE`]; where they came late, nothing waits for a while. Everything kept is bounded, and forgotten at the end.
 
 use std::{
     collections::{BTreeMap, VecDeque},
     future::ready,
     io,
     ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{
-    FutureExt, StreamExt,
+    FutureExt, Stream, StreamExt,
     future::{BoxFuture, Shared},
     stream::FuturesUnordered,
 };
@@ -32,7 +29,9 @@ use positioned_io::ReadAt;
 use super::source::BlockSource;
 use crate::{
     buffers::Buffer,
-    content::{BlockSet, Nodes, Object, RangeError, encode_range, encoded_bytes, verify_range},
+    content::{
+        BlockSet, Leaves, Nodes, Object, RangeError, encode_range, encoded_bytes, verify_range,
+    },
     net::proto::{Have, REQUEST_BLOCKS_MAX, TREE_BLOCKS_MAX},
     store::{Presence, Store, StoreError},
 };
@@ -50,7 +49,11 @@ const TRIED_MAX: usize = 3;
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// How long what is fetched ahead waits for hashes. They may still come after that.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// Where nobody told the hashes of a content, nobody is asked again for so long.
+/// How long a read waits for them that would fetch so many blocks, all of which are here of the older content: fetching takes as many round
+/// trips, and more bytes.
+const BRIEFLY: Duration = Duration::from_millis(100);
+const BRIEFLY_BLOCKS_MIN: u64 = 8;
+/// Where nobody told the hashes of a content, nobody is asked again for so long; where they came late, nobody waits.
 const QUIET_FOR: Duration = Duration::from_secs(30);
 /// How long a peer that sent wrong hashes is refused.
 const BLOCKED_FOR: Duration = Duration::from_secs(60 * 60);
@@ -58,7 +61,7 @@ const BLOCKED_FOR: Duration = Duration::from_secs(60 * 60);
 /// See the module.
 pub(super) struct Kin {
     store: Store,
-    source: Arc<dyn BlockSource>,
+    pub(super) source: Arc<dyn BlockSource>,
     pub(super) runtime: tokio::runtime::Handle,
     known: Mutex<Known>,
 }
@@ -71,25 +74,43 @@ struct Known {
     order: VecDeque<Object>,
     /// Hashes by content and number of the part, those that are being asked for included.
     parts: BTreeMap<(Object, u64), Part>,
-    /// Contents whose hashes nobody told, and when that was.
-    quiet: BTreeMap<Object, Instant>,
+    /// Contents whose hashes nobody told: nobody is asked.
+    quiet: Lately,
+    /// Contents whose hashes a read, and something fetched ahead, has waited for in vain: none waits.
+    late: Lately,
+    late_ahead: Lately,
 }
 
 /// A part of a tree, known or being asked for.
-#[derive(Clone)]
-struct Part {
-    told: Shared<BoxFuture<'static, Option<Arc<Nodes>>>>,
-    /// Somebody has waited for it in vain: nobody else does.
-    late: Arc<AtomicBool>,
+type Part = Shared<BoxFuture<'static, Option<Arc<Nodes>>>>;
+
+/// Contents of which something is to be remembered for [`QUIET_FOR`].
+#[derive(Default)]
+struct Lately(BTreeMap<Object, Instant>);
+
+impl Lately {
+    fn note(&mut self, object: Object) {
+        if self.0.len() >= RELATIONS_MAX {
+            self.0.pop_first();
+        }
+        self.0.insert(object, Instant::now());
+    }
+
+    fn has(&mut self, object: &Object) -> bool {
+        self.0.retain(|_, since| since.elapsed() < QUIET_FOR);
+        self.0.contains_key(object)
+    }
 }
 
 /// How a wish waits for hashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// Not at all: they are asked for, and there the next time.
-    Never,
-    /// For a moment.
+    /// [`BRIEFLY`], where all of several blocks are here of the older content; else not at all: they are there the next time.
+    Briefly,
+    /// [`PATIENCE`].
     Shortly,
+    /// Until they are there, or nobody has told them: some seconds at most.
+    Long,
 }
 
 impl Known {
@@ -104,12 +125,6 @@ impl Known {
             self.relations.remove(&oldest);
             self.parts.retain(|(object, _), _| *object != oldest);
         }
-    }
-
-    /// Whether nobody is to be asked about a content for now.
-    fn is_quiet(&mut self, object: &Object) -> bool {
-        self.quiet.retain(|_, since| since.elapsed() < QUIET_FOR);
-        self.quiet.contains_key(object)
     }
 }
 
@@ -155,6 +170,7 @@ impl Kin {
         for part in blocks.start / TREE_BLOCKS_MAX..blocks.end.div_ceil(TREE_BLOCKS_MAX) {
             let of_part = range_of(&new, part);
             let wanted = of_part.start.max(blocks.start)..of_part.end.min(blocks.end);
+            let length = wanted.end - wanted.start;
             // Nobody is asked in vain.
             let useful = match useful(&self.store, old, new, wanted) {
                 Ok(useful) => useful,
@@ -166,21 +182,34 @@ impl Kin {
             if useful.is_empty() {
                 continue;
             }
+            let many = lengths(&useful);
+            if wait == Wait::Briefly && (many < BRIEFLY_BLOCKS_MIN || many < length) {
+                // Fetched in no more time.
+                let known = self.part(new, part).peek().cloned().flatten();
+                let Some(nodes) = known else { continue };
+                self.take_runs(old, new, useful, nodes).await;
+                continue;
+            }
             let Some(nodes) = self.nodes(new, part, wait).await else {
                 continue;
             };
-            for run in useful {
-                let mut at = run.start;
-                while at < run.end {
-                    let portion = at..(at + REQUEST_BLOCKS_MAX).min(run.end);
-                    at = portion.end;
-                    let (store, nodes) = (self.store.clone(), nodes.clone());
-                    let taken = tokio::task::spawn_blocking(move || {
-                        take_equal(&store, old, new, &nodes, portion)
-                    });
-                    if let Ok(Err(error)) = taken.await {
-                        tracing::debug!(content = %new.content, %error, "blocks of an older version are of no use");
-                    }
+            self.take_runs(old, new, useful, nodes).await;
+        }
+    }
+
+    /// Copies what of these blocks, which are here of the older content, is equal.
+    async fn take_runs(&self, old: Object, new: Object, runs: Vec<Range<u64>>, nodes: Arc<Nodes>) {
+        for run in runs {
+            let mut at = run.start;
+            while at < run.end {
+                let portion = at..(at + REQUEST_BLOCKS_MAX).min(run.end);
+                at = portion.end;
+                let (store, nodes) = (self.store.clone(), nodes.clone());
+                let taken = tokio::task::spawn_blocking(move || {
+                    take_equal(&store, old, new, &nodes, portion)
+                });
+                if let Ok(Err(error)) = taken.await {
+                    tracing::debug!(content = %new.content, %error, "blocks of an older version are of no use");
                 }
             }
         }
@@ -189,14 +218,19 @@ impl Kin {
     /// The hashes of a part of the content's blocks.
     async fn nodes(self: &Arc<Self>, new: Object, part: u64, wait: Wait) -> Option<Arc<Nodes>> {
         let part = self.part(new, part);
-        if let Some(told) = part.told.peek() {
+        if let Some(told) = part.peek() {
             return told.clone();
         }
-        if wait == Wait::Never || part.late.load(Ordering::Relaxed) {
+        let (late, patience): (fn(&mut Known) -> &mut Lately, _) = match wait {
+            Wait::Briefly => (|known| &mut known.late, BRIEFLY),
+            Wait::Shortly => (|known| &mut known.late_ahead, PATIENCE),
+            Wait::Long => return part.await,
+        };
+        if late(&mut self.known.lock()).has(&new) {
             return None;
         }
-        let Ok(told) = tokio::time::timeout(PATIENCE, part.told).await else {
-            part.late.store(true, Ordering::Relaxed);
+        let Ok(told) = tokio::time::timeout(patience, part).await else {
+            late(&mut self.known.lock()).note(new);
             return None;
         };
         told
@@ -206,58 +240,40 @@ impl Kin {
     fn part(self: &Arc<Self>, new: Object, part: u64) -> Part {
         let mut known = self.known.lock();
         if let Some(part) = known.parts.get(&(new, part))
-            && !matches!(part.told.peek(), Some(None))
+            && !matches!(part.peek(), Some(None))
         {
             return part.clone();
         }
-        let told = match known.is_quiet(&new) {
+        let asked = match known.quiet.has(&new) {
             true => ready(None).boxed(),
             false => {
                 let kin = self.clone();
                 async move { kin.learn(new, part).await }.boxed()
             }
         };
-        let asked = Part {
-            told: told.shared(),
-            late: Arc::default(),
-        };
+        let asked = asked.shared();
         if known.parts.len() >= PARTS_MAX {
             // Any will do.
             known.parts.pop_first();
         }
         known.parts.insert((new, part), asked.clone());
         // Whoever waits may go away meanwhile.
-        self.runtime.spawn(asked.told.clone());
+        self.runtime.spawn(asked.clone());
         asked
     }
 
     async fn learn(&self, new: Object, part: u64) -> Option<Arc<Nodes>> {
         let nodes = self.ask(new, range_of(&new, part)).await;
         if nodes.is_none() {
-            let mut known = self.known.lock();
-            if known.quiet.len() >= RELATIONS_MAX {
-                known.quiet.pop_first();
-            }
-            known.quiet.insert(new, Instant::now());
+            self.known.lock().quiet.note(new);
         }
         nodes.map(Arc::new)
     }
 
     /// Asks who is near and holds any of the content for hashes, one after the other.
     async fn ask(&self, new: Object, blocks: Range<u64>) -> Option<Nodes> {
-        let mut peers = self.source.tree_peers();
-        peers.sort_by_key(|(_, round_trip)| round_trip.unwrap_or(Duration::MAX));
-        let asked = peers
-            .into_iter()
-            .take(ASKED_MAX)
-            .map(|(peer, _)| async move {
-                let have = self.source.have(peer, vec![new], ANSWER_WITHIN).await;
-                matches!(have.as_deref(), Ok([Have::Whole | Have::Part(_)])).then_some(peer)
-            });
-        let mut holders = asked
-            .collect::<FuturesUnordered<_>>()
-            .filter_map(ready)
-            .take(TRIED_MAX);
+        let holders = self.holders(new, |have| !matches!(have, Have::No));
+        let mut holders = holders.take(TRIED_MAX);
         while let Some(peer) = holders.next().await {
             let nodes = self.ask_peer(peer, new, blocks.clone()).await;
             if nodes.is_some() {
@@ -265,6 +281,51 @@ impl Kin {
             }
         }
         None
+    }
+
+    /// Who of the nearest holds as much of a content as `holds` wants, in the order of their answers.
+    pub(super) fn holders(
+        &self,
+        object: Object,
+        holds: fn(&Have) -> bool,
+    ) -> impl Stream<Item = PeerId> + Unpin + '_ {
+        let mut peers = self.source.tree_peers();
+        peers.sort_by_key(|(_, round_trip)| round_trip.unwrap_or(Duration::MAX));
+        let asked = peers
+            .into_iter()
+            .take(ASKED_MAX)
+            .map(move |(peer, _)| async move {
+                let have = self.source.have(peer, vec![object], ANSWER_WITHIN).await;
+                matches!(have.as_deref(), Ok([have]) if holds(have)).then_some(peer)
+            });
+        asked.collect::<FuturesUnordered<_>>().filter_map(ready)
+    }
+
+    /// The hashes of blocks of a content; `None` where not all could be had.
+    pub(super) async fn leaves(self: &Arc<Self>, of: Object, blocks: &BlockSet) -> Option<Leaves> {
+        let mut leaves = Leaves::default();
+        for part in 0..of.blocks().div_ceil(TREE_BLOCKS_MAX) {
+            let range = range_of(&of, part);
+            let wanted = blocks.present(range.clone());
+            if wanted.is_empty() {
+                continue;
+            }
+            let store = self.store.clone();
+            let here = tokio::task::spawn_blocking(move || {
+                let encoded = store.nodes_above(&of, range.clone()).ok().flatten()?;
+                Nodes::verify(of, range, &encoded).ok()
+            });
+            let nodes = match here.await.ok().flatten() {
+                Some(nodes) => Arc::new(nodes),
+                None => self.nodes(of, part, Wait::Long).await?,
+            };
+            for block in wanted.into_iter().flatten() {
+                leaves.put(block, *nodes.leaf(block)?);
+                // No more are kept than that.
+                leaves.get(block)?;
+            }
+        }
+        Some(leaves)
     }
 
     async fn ask_peer(&self, peer: PeerId, new: Object, blocks: Range<u64>) -> Option<Nodes> {
@@ -293,6 +354,11 @@ impl Kin {
 fn range_of(object: &Object, part: u64) -> Range<u64> {
     let start = part * TREE_BLOCKS_MAX;
     start..(start + TREE_BLOCKS_MAX).min(object.blocks())
+}
+
+/// How many blocks these are.
+fn lengths(runs: &[Range<u64>]) -> u64 {
+    runs.iter().map(|run| run.end - run.start).sum()
 }
 
 /// Why nothing could be taken.

@@ -5,6 +5,7 @@
 //! kept anywhere: what the store has of an object is where the next wish for it goes on, across restarts too.
 
 mod board;
+mod entrust;
 mod executor;
 mod kin;
 mod readahead;
@@ -31,10 +32,12 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+pub use self::entrust::LEASE;
 pub(crate) use self::readahead::STREAMS;
 pub use self::readahead::{Advice, Readahead};
 use self::{
     board::Board,
+    entrust::Made,
     executor::{Command, Executor, Limits, Parts, here},
     kin::{Kin, Wait},
     scheduler::{Priority, WishId},
@@ -137,6 +140,7 @@ pub struct Transfers {
     stop: CancellationToken,
     stalls: Arc<Mutex<VecDeque<Stall>>>,
     kin: Arc<Kin>,
+    made: Arc<Mutex<Made>>,
 }
 
 /// A range that nobody could serve a moment ago.
@@ -191,6 +195,7 @@ impl Transfers {
             stop: CancellationToken::new(),
             stalls: Arc::default(),
             kin: Arc::new(Kin::new(store.clone(), source.clone())),
+            made: Arc::default(),
         };
         let parts = Parts {
             store,
@@ -263,9 +268,8 @@ impl Transfers {
             return Some(Err(error));
         }
         if self.kin.knows(&object) {
-            // Who waits for blocks has them no later than by fetching them.
             let wait = match priority {
-                Priority::Demand => Wait::Never,
+                Priority::Demand => Wait::Briefly,
                 Priority::Prefetch => Wait::Shortly,
             };
             self.kin.take(object, blocks.clone(), wait).await;

@@ -41,6 +41,23 @@ pub(super) trait BlockSource: Send + Sync + 'static {
         blocks: Range<u64>,
         within: Duration,
     ) -> BoxFuture<'static, Result<Vec<u8>, NetError>>;
+    /// Asks a peer to make a content out of an older version that it has whole; whether it does so, or has. For those that
+    /// [`BlockSource::tree_peers`] names.
+    fn make(
+        &self,
+        peer: PeerId,
+        new: Object,
+        old: Object,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<bool, NetError>>;
+    /// Asks a peer to promise to keep a content for so long.
+    fn keep(
+        &self,
+        peer: PeerId,
+        object: Object,
+        lease: Duration,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<bool, NetError>>;
     /// Asks a peer how many block answers it is working on.
     fn load(&self, peer: PeerId, within: Duration) -> BoxFuture<'static, Result<u32, NetError>>;
     /// Asks a peer for blocks. Dropping the future cancels.
@@ -104,7 +121,7 @@ impl BlockSource for Net {
     fn tree_peers(&self) -> Vec<(PeerId, Option<Duration>)> {
         Net::peers(self)
             .into_iter()
-            .filter(|peer| peer.hello.trees)
+            .filter(|peer| peer.hello.trees && peer.hello.promises)
             .map(|peer| (peer.peer, peer.round_trip))
             .collect()
     }
@@ -122,6 +139,50 @@ impl BlockSource for Net {
             let request = SyncRequest::Tree { object, start, end };
             match net.request(peer, request, within).await? {
                 SyncAnswer::Tree(nodes) => Ok(nodes.into_vec()),
+                other => Err(unexpected(peer, other)),
+            }
+        })
+    }
+
+    fn make(
+        &self,
+        peer: PeerId,
+        new: Object,
+        old: Object,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<bool, NetError>> {
+        let net = self.clone();
+        Box::pin(async move {
+            let Some(certificate) = net.certificate() else {
+                return Ok(false);
+            };
+            let request = SyncRequest::Make {
+                new,
+                old,
+                certificate,
+            };
+            match net.request(peer, request, within).await? {
+                SyncAnswer::Make(begun) => Ok(begun),
+                other => Err(unexpected(peer, other)),
+            }
+        })
+    }
+
+    fn keep(
+        &self,
+        peer: PeerId,
+        object: Object,
+        lease: Duration,
+        within: Duration,
+    ) -> BoxFuture<'static, Result<bool, NetError>> {
+        let net = self.clone();
+        Box::pin(async move {
+            let request = SyncRequest::Keep {
+                objects: vec![object],
+                for_s: lease.as_secs(),
+            };
+            match net.request(peer, request, within).await? {
+                SyncAnswer::Keep(promised) => Ok(promised == [true]),
                 other => Err(unexpected(peer, other)),
             }
         })

@@ -1,5 +1,6 @@
 //! The engine over a real store and peers that are simulated in memory.
 
+mod entrust;
 mod kin;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,6 +91,8 @@ struct State {
     requests: Vec<(PeerId, BlockRequest)>,
     batches: Vec<(PeerId, Vec<Object>)>,
     trees: Vec<(PeerId, Range<u64>)>,
+    /// Who was asked to make what.
+    makes: Vec<(PeerId, Object)>,
     /// Who doesn't know what a tree is.
     treeless: BTreeSet<PeerId>,
     open: usize,
@@ -284,6 +287,33 @@ impl BlockSource for FakeSource {
             Behaviour::Honest | Behaviour::ClaimsSize(_) => {}
         }
         Box::pin(async { Ok(encoded) })
+    }
+
+    fn make(
+        &self,
+        peer: PeerId,
+        new: Object,
+        old: Object,
+        _within: Duration,
+    ) -> BoxFuture<'static, Result<bool, NetError>> {
+        let mut state = self.0.state.lock();
+        state.makes.push((peer, new));
+        let fake = state.peers.get(&peer);
+        let made = fake.map(|fake| fake.contents.contains_key(&old.content));
+        Box::pin(async move { made.ok_or(NetError::NotConnected(peer)) })
+    }
+
+    fn keep(
+        &self,
+        peer: PeerId,
+        object: Object,
+        _lease: Duration,
+        _within: Duration,
+    ) -> BoxFuture<'static, Result<bool, NetError>> {
+        let state = self.0.state.lock();
+        let fake = state.peers.get(&peer);
+        let kept = fake.map(|fake| fake.contents.contains_key(&object.content));
+        Box::pin(async move { kept.ok_or(NetError::NotConnected(peer)) })
     }
 
     fn load(&self, peer: PeerId, _within: Duration) -> BoxFuture<'static, Result<u32, NetError>> {

@@ -233,6 +233,7 @@ async fn serve(mut stream: Stream, shown: Arc<Mutex<Shown>>) -> Option<()> {
                 SyncRequest::Have(objects) => SyncAnswer::Have(vec![Have::No; objects.len()]),
                 SyncRequest::Keep { objects, .. } => SyncAnswer::Keep(vec![false; objects.len()]),
                 SyncRequest::Tree { .. } => SyncAnswer::Tree(Default::default()),
+                SyncRequest::Make { .. } => SyncAnswer::Make(false),
                 SyncRequest::Status => SyncAnswer::Status {
                     load: 0,
                     members: Vec::new(),

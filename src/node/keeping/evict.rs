@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// For how long others are asked to keep what is evicted here.
-pub(super) const LEASE: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(super) const LEASE: Duration = crate::transfer::LEASE;
 /// Longest promise that is given.
 const PROMISE_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How long a member is given to promise: it writes to its disk first.

@@ -218,3 +218,61 @@ fn a_start_knows_by_which_heads_files_were_published_and_the_next_one_does_not()
         assert_eq!(found.published_by(id), None);
     }
 }
+
+#[test]
+fn a_part_of_a_staging_file_becomes_an_object_that_lacks_the_rest_but_not_its_tree() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(5000 * BLOCK_BYTES + 9, 1);
+    let absent = BlockSet::of(3..4990);
+    let (id, file) = store.stage().unwrap();
+    for run in absent.missing(0..sample.object.blocks()) {
+        let start = run.start * BLOCK_BYTES;
+        file.write_all_at(sample.slice(run), start).unwrap();
+    }
+    let mut known = Leaves::default();
+    for block in 3..4990 {
+        known.put(
+            block,
+            crate::content::leaf_hash(block, sample.slice(block..block + 1)),
+        );
+    }
+    let size = sample.object.size;
+    let made = store.import_part(id, size, &known, &absent).unwrap();
+    assert_eq!(made, sample.object);
+    let mut here = BlockSet::of(0..3);
+    here.insert(4990..5001);
+    assert_eq!(store.presence(&made).unwrap(), Presence::Partial(here));
+    assert!(store.size_proven(&made).unwrap());
+    let nodes = store.nodes_above(&made, 100..1100).unwrap().unwrap();
+    assert!(crate::content::Nodes::verify(made, 100..1100, &nodes).is_ok());
+    // The staging file is what it was, and what is lacking can come from elsewhere.
+    assert_eq!(store.staged(id).unwrap().metadata().unwrap().nlink(), 1);
+    for start in (3..4990).step_by(16) {
+        store
+            .insert(&sample.range(start..(start + 16).min(4990)))
+            .unwrap();
+    }
+    assert_eq!(store.presence(&made).unwrap(), Presence::Complete);
+    assert_eq!(damage(&store), []);
+    store
+        .each_object(&mut |_, _, origin| {
+            assert_eq!(origin, Origin::Fetched);
+            true
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_part_whose_hashes_are_not_all_known_is_no_object() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(20 * BLOCK_BYTES, 1);
+    let (id, file) = store.stage().unwrap();
+    file.write_all_at(&sample.data, 0).unwrap();
+    let mut known = Leaves::default();
+    known.put(3, [0; 32]);
+    for absent in [3..5, 19..20, 20..21] {
+        let made = store.import_part(id, sample.object.size, &known, &BlockSet::of(absent));
+        assert!(made.is_err());
+    }
+    assert_eq!(store.presence(&sample.object).unwrap(), Presence::Absent);
+}

@@ -5,12 +5,12 @@ use std::{fs, os::unix::fs::FileExt};
 use super::*;
 use crate::content::verify_range;
 
-const OLD_BLOCKS: u64 = 1100;
+pub(super) const OLD_BLOCKS: u64 = 1100;
 /// What the new version has that the old one has not: a block in the middle, and three at its end.
-const CHANGED: [u64; 4] = [1050, 1100, 1101, 1102];
+pub(super) const CHANGED: [u64; 4] = [1050, 1100, 1101, 1102];
 
 /// A content and a later version of it.
-fn versions() -> (Arc<Content>, Arc<Content>) {
+pub(super) fn versions() -> (Arc<Content>, Arc<Content>) {
     let old = Content::new(OLD_BLOCKS * BLOCK_BYTES, 1);
     let mut data = old.data.clone();
     data[(CHANGED[0] * BLOCK_BYTES) as usize + 7] ^= 1;
@@ -20,7 +20,7 @@ fn versions() -> (Arc<Content>, Arc<Content>) {
 
 impl Fixture {
     /// Has blocks of a content here.
-    fn has(&self, content: &Content, blocks: Range<u64>) {
+    pub(super) fn has(&self, content: &Content, blocks: Range<u64>) {
         for start in blocks.clone().step_by(16) {
             let part = start..(start + 16).min(blocks.end);
             let encoded = content.prove(part.clone());
