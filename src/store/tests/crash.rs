@@ -320,9 +320,7 @@ fn process_that_aborts() {
         store.put_head(&number.to_be_bytes(), b"entry").unwrap();
         store.unstage(id).unwrap();
     }
-    wait_until("staging files are unlinked", || {
-        fs::read_dir(store.dir().join("staging")).unwrap().count() == 0
-    });
+    wait_until("staging files are unlinked", || nothing_is_staged(&store));
     std::process::abort();
 }
 
