@@ -39,6 +39,9 @@ pub(super) const AT_ONCE: usize = 16;
 const QUICK_BYTES_MAX: u64 = 1024 * 1024;
 /// Holes are filled in portions of this size, so that writers get their turn between them.
 const FILL_BYTES: u64 = 1024 * 1024;
+/// Files that are closed shortly after others were published are published together: nobody sees them sooner, as heads are
+/// no closer to each other than that.
+const LOT: Duration = Duration::from_millis(20);
 /// Publications that end shortly after each other are put on disk together.
 const GATHER: Duration = Duration::from_millis(100);
 /// Waits after failures: the first, and the longest.
@@ -50,10 +53,12 @@ const ROUNDS_MAX: u32 = 256;
 /// Publishes what is due, for as long as the mount lives.
 pub(crate) async fn publisher(core: Arc<Core>) {
     let mut journaled = Instant::now();
+    let mut published = journaled;
     let mut is_failing = false;
     loop {
         // Either outcome means: look.
         let _ = tokio::time::timeout(LOOK_EVERY, core.wake.notified()).await;
+        tokio::time::sleep_until((published + LOT).into()).await;
         if journaled.elapsed() >= JOURNAL_EVERY {
             let journaling = core.clone();
             let outcome = blocking(move || journaling.journal_written()).await;
@@ -76,7 +81,10 @@ pub(crate) async fn publisher(core: Arc<Core>) {
             tokio::spawn(async move { core.publish(live).await });
         }
         // What is closed meanwhile is the next lot: an archive that is unpacked is published by the dozen.
-        core.publish_quick(quick).await;
+        if !quick.is_empty() {
+            core.publish_quick(quick).await;
+            published = Instant::now();
+        }
     }
 }
 
