@@ -632,9 +632,7 @@ impl Work {
                 14 => Op::Link(one, other),
                 _ => Op::Rename(one, other),
             };
-            // Not over another file: see the gaps in docs/semantics.md.
-            let replaces = matches!(op, Op::Rename(_, to) if self.promises.tree().contains_key(to));
-            if self.can(op) && !replaces {
+            if self.can(op) {
                 return op;
             }
         }

@@ -5,7 +5,7 @@
 //!
 //! Lock order, outermost first: `order`, `modes`, a [`Live`]'s `syncing`, its state, `lives`, `inodes`, `files`/`folders`/`following`. `order` is held
 //! shared by operations that look at names and exclusively by those that change them, so that the tree and the table of inodes
-//! agree. Nobody waits for a disk to sync while holding any of them but `syncing`.
+//! agree. Who changes names has the tree hold ([`super::parts::Tree::hold`]) next after `order`, until the journal agrees as well. Nobody waits for a disk to sync while holding any of them but `syncing`.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -26,6 +26,7 @@ use super::{
     OwnerMode,
     ahead::Following,
     errno::FsError,
+    fates::Unsettled,
     inodes::{Facts, Inodes},
     live::{Live, LiveState},
     modes::Modes,
@@ -58,6 +59,8 @@ pub(crate) enum Need {
     Entry(u64),
     /// Room for what is to be written.
     Room(Shortage, u64),
+    /// That the changes of names made so far are on disk.
+    Names,
     /// That all of a file is published; gives up after a while.
     Publication(u64, Duration),
 }
@@ -162,7 +165,9 @@ pub(crate) struct Core {
     pub(super) ripened: Notify,
     /// Rung when there may be something to publish.
     pub(super) wake: Notify,
-    /// Published staging files whose entry is not on disk yet.
+    /// Names that no head on disk has yet.
+    pub(super) unsettled_names: Mutex<Unsettled>,
+    /// Staging files that were published, removed or replaced, which is not on disk yet.
     pub(super) settling: Mutex<Vec<StagingId>>,
     pub(super) unsettled: Notify,
     /// Places where a publication here met a change from elsewhere: the kernel has yet to hear.
@@ -203,6 +208,7 @@ impl Core {
             ripe: Mutex::default(),
             ripened: Notify::new(),
             wake: Notify::new(),
+            unsettled_names: Mutex::default(),
             settling: Mutex::new(Vec::new()),
             unsettled: Notify::new(),
             stirred: Mutex::new(BTreeSet::new()),

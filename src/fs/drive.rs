@@ -91,6 +91,7 @@ impl Core {
                 self.wait_while(self.options.wait, is_so).await;
                 Ok(())
             }
+            Need::Names => self.settle_names().await,
             Need::Publication(number, within) => {
                 let is_so = || self.with_live(number, |live| live.is_dirty()) == Some(true);
                 self.wait_while(within, is_so).await;
@@ -140,27 +141,10 @@ impl Core {
                 return Ok(());
             }
         }
-        let core = self.clone();
-        let moved = tokio::task::spawn_blocking(move || core.moved()).await;
-        for number in moved.map_err(|_| FsError::Stopping)? {
-            let need = Need::Import(number);
-            drive(self, pid, need, move |core| core.fsync_live(number)).await?;
-        }
-        self.tree.flush().await?;
+        self.settle_names().await?;
         let core = self.clone();
         let settled = tokio::task::spawn_blocking(move || core.store.settle()).await;
         Ok(settled.map_err(|_| FsError::Stopping)??)
-    }
-
-    /// Files that were put on disk before they were published, and renamed since: a new name is as durable as the old one
-    /// was when the folder is synced.
-    fn moved(&self) -> Vec<u64> {
-        let lives: Vec<_> = self.lives.lock().values().cloned().collect();
-        let moved = lives.iter().filter(|live| {
-            let state = live.state.lock();
-            state.is_moved && !state.done
-        });
-        moved.map(|live| live.number).collect()
     }
 
     /// Returns once it is not so any more, by something that [`Core::published`] counts, or the time is up.

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::{inodes::Facts, overlay::Overlay};
 use crate::{
     content::Object,
-    manifest::{Dot, Entry, HybridTime, Kind, Linked, TreePath},
+    manifest::{Dot, Entry, FileId, HybridTime, Kind, Linked, TreePath},
     store::{JournalRecord, StagingId, Store, StoreError},
 };
 
@@ -49,6 +49,8 @@ pub(crate) struct LiveState {
     pub(crate) staging: Option<Staging>,
     /// Staging files that became objects which no entry names yet.
     pub(crate) imported: Vec<StagingId>,
+    /// Staging files of what had the name before: no head replaces it before this file is published.
+    pub(crate) replaced: Vec<StagingId>,
     /// The entry that this began with, or that was published last; what differs from it was changed here. `None` when that
     /// is not known, and all of it counts as changed.
     pub(crate) began: Option<Entry>,
@@ -60,6 +62,8 @@ pub(crate) struct LiveState {
     pub(crate) seen: Vec<Dot>,
     /// Of the record, where the file has several names: which it is, and the versions that the writer saw.
     pub(crate) link: Option<Linked>,
+    /// Its name may still be one of this file, which it replaces there.
+    pub(crate) other_than: Option<FileId>,
     /// Its entry is held back until the first publication.
     pub(crate) fresh: bool,
     /// Somebody waits for that publication.
@@ -72,14 +76,16 @@ pub(crate) struct LiveState {
     pub(crate) published: u64,
     /// The version that the journal has.
     pub(crate) journaled: u64,
+    /// There is a journal record of the staging file.
+    pub(crate) is_recorded: bool,
     /// A journal record of it was put on disk since it was last published.
     pub(crate) is_durable: bool,
-    /// And it was renamed after that: the record on disk has another name.
-    pub(crate) is_moved: bool,
     /// The last change.
     pub(crate) quiet_since: Instant,
     /// Its name was removed here: it is never published.
     pub(crate) unlinked: bool,
+    /// What replaced it sees to its staging files.
+    pub(crate) is_replaced: bool,
     /// The staging file is being turned into an object: writers wait.
     pub(crate) importing: bool,
     /// It has left the table; whoever still holds it asks the table again.
@@ -112,21 +118,24 @@ impl Live {
                 agreed: base,
                 staging: None,
                 imported: Vec::new(),
+                replaced: Vec::new(),
                 began: Some(entry.clone()),
                 entry,
                 changed,
                 seen,
                 link: None,
+                other_than: None,
                 fresh: false,
                 hurry: false,
                 writers: 0,
                 version: 0,
                 published: 0,
                 journaled: 0,
+                is_recorded: false,
                 is_durable: false,
-                is_moved: false,
                 quiet_since: Instant::now(),
                 unlinked: false,
+                is_replaced: false,
                 importing: false,
                 done: false,
                 publishing: false,
@@ -177,30 +186,39 @@ impl LiveState {
         Ok(file)
     }
 
-    /// Writes the journal record where the journal lacks something; syncs nothing. Without a staging file there is nothing
-    /// to lose but an empty new file.
+    /// Whether the journal lacks something. Without a staging file there is nothing to lose but an empty new file.
+    pub(crate) fn lacks_record(&self) -> bool {
+        let has_file = matches!(&self.staging, Some(Staging { id: Some(_), .. }));
+        has_file && !self.unlinked && self.is_dirty() && self.journaled != self.version
+    }
+
+    /// Writes the journal record where the journal lacks something; syncs nothing.
     pub(crate) fn journal(&mut self, store: &Store) -> Result<(), StoreError> {
-        if self.unlinked || !self.is_dirty() || self.journaled == self.version {
-            return Ok(());
+        if let (true, Some(Staging { id: Some(id), .. })) = (self.lacks_record(), &self.staging) {
+            store.journal(*id, &self.record(), false)?;
+            self.journaled = self.version;
+            self.is_recorded = true;
         }
-        let Some(Staging { id: Some(id), .. }) = &self.staging else {
-            return Ok(());
-        };
-        store.journal(*id, &self.record(), false)?;
-        self.journaled = self.version;
         Ok(())
     }
 
-    /// Notes that it stands elsewhere by now, in the journal too.
-    pub(crate) fn stands_at(&mut self, path: TreePath, store: &Store) {
-        self.path = path;
-        self.is_moved = self.is_durable;
-        self.journaled = u64::MAX;
-        if self.staging.is_some()
-            && let Err(error) = self.journal(store)
+    /// Takes the staging file away, which has become an object or shows nothing.
+    pub(crate) fn take_imported(&mut self) {
+        let id = self.staging.take().and_then(|staging| staging.id);
+        self.imported.extend(id);
+        self.is_recorded = false;
+    }
+
+    /// Takes what the journal tells anything of, since that is done with.
+    pub(crate) fn take_journaled(&mut self) -> Vec<StagingId> {
+        let mut ids = std::mem::take(&mut self.imported);
+        ids.append(&mut self.replaced);
+        if (self.is_recorded || self.is_durable)
+            && let Some(staging) = &mut self.staging
         {
-            tracing::warn!(path = %self.path, %error, "the journal could not be written");
+            ids.extend(staging.id.take());
         }
+        ids
     }
 
     /// Removes the staging file from the store, and so what a restart would find; open handles keep its bytes.
@@ -214,20 +232,13 @@ impl LiveState {
     }
 
     pub(crate) fn record(&self) -> JournalRecord {
-        let mut path = Vec::new();
-        for name in self.path.names() {
-            if !path.is_empty() {
-                path.push(b'/');
-            }
-            path.extend_from_slice(name.as_bytes());
-        }
         let attributes = self.entry.attributes.iter();
         let attributes = attributes.map(|(name, value)| {
             let of = |bytes: &Vec<u8>| serde_bytes::ByteBuf::from(bytes.clone());
             (of(name), of(value))
         });
         JournalRecord {
-            path,
+            path: self.path.to_bytes(),
             seen: self.seen.clone(),
             base: (self.base.size > 0).then_some(self.base),
             base_bytes: self.overlay.base_bytes(),
@@ -238,6 +249,7 @@ impl LiveState {
             group: self.entry.group,
             modified: self.entry.modified.0,
             attributes: attributes.collect(),
+            is_new: self.fresh || self.other_than.is_some(),
         }
     }
 

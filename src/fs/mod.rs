@@ -3,17 +3,19 @@
 //! * `core.rs` and `ops/` are the filesystem itself: operations on inode numbers and names, free of kernel types, tested
 //!   without a mount. An operation is a plain function over what is on this machine. Where something is missing it changes
 //!   nothing and returns a `Need`; `drive.rs` waits for that (with a deadline, and an eye on signals) and calls it again.
-//! * `inodes.rs`, `overlay.rs`, `hashed.rs`, `modes.rs` and `behind.rs` are pure: the table of inode numbers, which bytes of a
-//!   file that is being written come from where, which of its blocks are hashed, how open files reach their bytes, and which
-//!   of the kernel's pages have served their purpose.
+//! * `inodes.rs`, `overlay.rs`, `hashed.rs`, `modes.rs`, `behind.rs` and `aftermath.rs` are pure: the table of inode numbers,
+//!   which bytes of a file that is being written come from where, which of its blocks are hashed, how open files reach their
+//!   bytes, which of the kernel's pages have served their purpose, and what a crash has left where.
 //! * `ahead.rs` notices who reads the files of a folder one after the other, and has them fetched ahead.
-//! * `live.rs` holds files that are being written, `publish.rs` hands them to the cluster, `recovery.rs` does so after a crash.
+//! * `live.rs` holds files that are being written, `publish.rs` hands them to the cluster, `recovery.rs` does so after a crash;
+//!   `fates.rs` notes for that what becomes of their names.
 //! * `fuse.rs` only translates between the kernel and the core; `notify.rs` tells the kernel what changed elsewhere;
 //!   `mount.rs` mounts and unmounts.
 //!
 //! Never here: waiting for the network in a callback thread; overwriting published bytes; an empty listing for a folder
 //! whose state is not known.
 
+mod aftermath;
 mod ahead;
 mod apart;
 mod attributes;
@@ -22,6 +24,7 @@ mod convert;
 mod core;
 mod drive;
 mod errno;
+mod fates;
 mod fuse;
 mod hashed;
 mod inodes;

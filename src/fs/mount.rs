@@ -146,7 +146,6 @@ pub(super) fn mount_parts(
         state_dir: config.state_dir.clone(),
         pinned: config.pinned.clone(),
     };
-    let journal = store.journaled()?;
     let core = Arc::new(Core::new(
         tree,
         store,
@@ -154,14 +153,15 @@ pub(super) fn mount_parts(
         config.holders.clone(),
         options,
     ));
-    let later = if journal.is_empty() || config.read_only {
+    let unfinished = core.aftermath()?;
+    let later = if unfinished.is_empty() || config.read_only {
         Vec::new()
     } else {
         tracing::info!(
-            files = journal.len(),
+            files = unfinished.len(),
             "taking up files that were not published"
         );
-        core.recover_here(journal)
+        core.recover_here(unfinished)
     };
     let shell = Shell {
         core: core.clone(),

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, ops::Range, time::Duration};
 
 use futures::future::BoxFuture;
+use parking_lot::RwLockReadGuard;
 
 use super::core::Fail;
 use crate::{
@@ -38,8 +39,12 @@ pub(crate) trait Tree: Send + Sync + 'static {
     ) -> Result<Box<dyn FnOnce() + '_>, Fail>;
     fn flush(&self) -> BoxFuture<'_, Result<(), NamespaceError>>;
     fn settled(&self) -> BoxFuture<'_, Result<(), NamespaceError>>;
+    fn keep(&self) -> BoxFuture<'_, Result<(), NamespaceError>>;
     fn committed_by(&self) -> Option<Dot>;
     fn was_committed(&self, by: Dot) -> bool;
+    fn is_committed(&self, by: Dot) -> bool;
+    /// No head is begun until this is dropped.
+    fn hold(&self) -> RwLockReadGuard<'_, ()>;
     /// Number of regular files, as far as known.
     fn files(&self) -> u64;
 }
@@ -95,11 +100,20 @@ impl Tree for Namespace {
     fn settled(&self) -> BoxFuture<'_, Result<(), NamespaceError>> {
         Box::pin(Namespace::settled(self))
     }
+    fn keep(&self) -> BoxFuture<'_, Result<(), NamespaceError>> {
+        Box::pin(Namespace::keep(self))
+    }
     fn committed_by(&self) -> Option<Dot> {
         Namespace::committed_by(self)
     }
     fn was_committed(&self, by: Dot) -> bool {
         Namespace::was_committed(self, by)
+    }
+    fn is_committed(&self, by: Dot) -> bool {
+        Namespace::is_committed(self, by)
+    }
+    fn hold(&self) -> RwLockReadGuard<'_, ()> {
+        Namespace::hold(self)
     }
     fn files(&self) -> u64 {
         self.status().summary.map_or(0, |summary| summary.files)

@@ -17,14 +17,14 @@ use super::{
     core::{Core, Fail, Need},
     drive::drive,
     errno::FsError,
-    live::{Live, LiveState, Staging},
+    live::{Live, Staging},
     overlay::{Overlay, Source},
 };
 use crate::{
     content::{self, BLOCK_BYTES, BlockSet, Object},
     manifest::{Dot, Entry, HybridTime, Kind, Linked, Shown, TreePath},
     node::namespace::Edit,
-    store::StoreError,
+    store::{StagingId, StoreError},
 };
 
 /// An open file is published when nothing was written to it for so long.
@@ -132,7 +132,7 @@ impl Core {
             if let Some(mut state) = live.state.try_lock()
                 && !state.done
             {
-                outcome = outcome.and(state.journal(&self.store));
+                outcome = outcome.and(self.journal_soon(live.number, &mut state));
             }
         }
         outcome
@@ -343,8 +343,7 @@ impl Core {
         let size = state.overlay.size();
         if state.overlay.is_base(state.base.size) {
             // A staging file that nothing shows of (a copy by reference) has a record in the journal all the same.
-            let id = state.staging.take().and_then(|staging| staging.id);
-            state.imported.extend(id);
+            state.take_imported();
             return Ok(Some((state.base, version)));
         }
         if next_hole(&state, &BlockSet::default()).is_some() {
@@ -354,7 +353,7 @@ impl Core {
             Object::empty()
         } else {
             state.staging(&self.store)?;
-            state.journal(&self.store)?;
+            self.journal_soon(live.number, &mut state)?;
             let id = state.staging.as_ref().and_then(|staging| staging.id);
             let id = id.ok_or(FsError::Stuck)?;
             state.importing = true;
@@ -368,17 +367,20 @@ impl Core {
         };
         state.base = object;
         state.overlay = Overlay::over(object.size);
-        let id = state.staging.take().and_then(|staging| staging.id);
-        state.imported.extend(id);
+        state.take_imported();
         Ok(Some((object, version)))
     }
 
     /// Changes the entry. From now on the content is what the inode is.
     fn commit(&self, live: &Live, object: Object, version: u64) -> Result<(), Fail> {
         let _order = self.order.write();
+        let _held = self.tree.hold();
         let mut state = live.state.lock();
         if state.unlinked || state.done {
-            self.settle_later(&mut state);
+            let imported = std::mem::take(&mut state.imported);
+            if !state.is_replaced {
+                self.settle_soon(imported);
+            }
             return Ok(());
         }
         let linked = self.inodes.lock().path(live.number);
@@ -404,6 +406,7 @@ impl Core {
         let mut edits = Vec::new();
         let mut seen = state.seen.clone();
         let link = current.as_ref().and_then(|current| current.link.clone());
+        let link = link.filter(|link| state.other_than != Some(link.file));
         let mut link = link.map(|link| {
             // Of a file that got another name meanwhile nothing is known to have been seen of that.
             let own = state.link.clone().filter(|own| own.file == link.file);
@@ -456,7 +459,11 @@ impl Core {
             edits.extend(self.keep_folder_time(&path, written));
             self.change(edits)?;
         }
-        self.note_published(&state.imported);
+        // What it replaced is replaced in the same head.
+        let mut done = std::mem::take(&mut state.imported);
+        done.append(&mut state.replaced);
+        self.note_end(&done);
+        self.settle_soon(done);
         let facts = self.facts_after(&path, &entry);
         self.inodes.lock().set_facts(live.number, facts);
         state.path = path;
@@ -466,10 +473,9 @@ impl Core {
         state.began = Some(entry);
         state.published = version;
         state.fresh = false;
+        state.other_than = None;
         state.hurry = false;
         state.is_durable = false;
-        state.is_moved = false;
-        self.settle_later(&mut state);
         Ok(())
     }
 
@@ -490,14 +496,15 @@ impl Core {
         })
     }
 
-    fn settle_later(&self, state: &mut LiveState) {
-        if !state.imported.is_empty() {
-            self.settling.lock().append(&mut state.imported);
+    /// Has staging files removed once what was changed so far is on disk.
+    pub(super) fn settle_soon(&self, mut ids: Vec<StagingId>) {
+        if !ids.is_empty() {
+            self.settling.lock().append(&mut ids);
             self.unsettled.notify_one();
         }
     }
 
-    /// Puts published entries and contents on disk, then removes their staging files. Without `hurry` the entries go into
+    /// Puts published entries and contents on disk, then removes staging files that are done with. Without `hurry` the entries go into
     /// the heads that are made anyway: a burst of files is no reason for more of them.
     pub(super) async fn settle(self: &Arc<Self>, hurry: bool) -> Result<(), FsError> {
         let ids = std::mem::take(&mut *self.settling.lock());
@@ -524,6 +531,8 @@ impl Core {
                     tracing::warn!(%error, "a staging file could not be removed");
                 }
             }
+            // Those that were removed may have made room.
+            *core.no_room.lock() = None;
         })
         .await
     }

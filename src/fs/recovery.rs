@@ -1,8 +1,9 @@
 //! Files that were written but not published when the process ended: taken up again from the journal.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use super::{
+    aftermath::{Unfinished, sort_out},
     core::{Core, Fail, now_hybrid},
     errno::FsError,
     inodes::{Facts, ROOT},
@@ -12,16 +13,13 @@ use super::{
 use crate::{
     content::Object,
     manifest::{HybridTime, Kind, Timestamp, TreePath},
-    store::{JournalRecord, StagingId, StoreError},
+    store::{JournalRecord, StoreError},
 };
 
 /// How long to wait for a first head before asking again.
 const HEAD_WAIT: Duration = Duration::from_secs(60);
 /// Permission bits of folders that have to be made anew.
 const FOLDER_MODE: u32 = 0o755;
-
-/// A file that was not published: its newest staging file, what the journal says of it, and staging files that it stands on.
-pub(super) type Unfinished = (StagingId, JournalRecord, Vec<StagingId>);
 
 fn not_taken_up(record: &JournalRecord, error: FsError) {
     let path = String::from_utf8_lossy(&record.path).into_owned();
@@ -32,79 +30,50 @@ impl Core {
     /// Makes the files of the journal live files without writers, which the publisher then publishes, as far as that needs
     /// nobody else. Done before anybody looks into the folder, so that what was written is there from the first look on.
     /// Returns the others.
-    pub(super) fn recover_here(&self, records: Vec<(StagingId, JournalRecord)>) -> Vec<Unfinished> {
-        let records = self.without_published(records);
-        // Of several records for one path the newest counts; it stands on the ones before it.
-        let mut newest: BTreeMap<Vec<u8>, Vec<(StagingId, JournalRecord)>> = BTreeMap::new();
-        for (id, record) in records {
-            newest
-                .entry(record.path.clone())
-                .or_default()
-                .push((id, record));
-        }
+    pub(super) fn recover_here(&self, unfinished: Vec<Unfinished>) -> Vec<Unfinished> {
         let mut later = Vec::new();
-        for mut same in newest.into_values() {
-            let Some((id, record)) = same.pop() else {
-                continue;
-            };
-            let older: Vec<StagingId> = same.into_iter().map(|(id, _)| id).collect();
-            match self.revive(id, &record, older.clone()) {
+        for file in unfinished {
+            match self.revive(&file) {
                 Ok(()) => {}
-                Err(Fail::Need(_)) => later.push((id, record, older)),
-                Err(Fail::Error(error)) => not_taken_up(&record, error),
+                Err(Fail::Need(_)) => later.push(file),
+                Err(Fail::Error(error)) => not_taken_up(&file.record, error),
             }
         }
         later
     }
 
-    /// Notes by which head the entry of these staging files is committed. While `order` is held for the change, so that
-    /// the note is there before the name can be removed or renamed.
-    pub(super) fn note_published(&self, imported: &[StagingId]) {
-        let Some(by) = self.tree.committed_by() else {
-            return;
-        };
-        for id in imported {
-            if let Err(error) = self.store.note_published(*id, by) {
-                // Then a kill before the staging file goes publishes it once more.
-                tracing::warn!(%error, "a publication could not be noted");
-            }
-        }
-    }
-
-    /// Leaves out what was published by a head that is on disk: its name may have been removed or renamed since.
-    fn without_published(
-        &self,
-        mut records: Vec<(StagingId, JournalRecord)>,
-    ) -> Vec<(StagingId, JournalRecord)> {
-        records.retain(|(id, _)| {
-            let by = self.store.published_by(*id);
-            let is_published = by.is_some_and(|by| self.tree.was_committed(by));
-            if is_published && let Err(error) = self.store.unstage(*id) {
+    /// Sorts out what the last process has left in the journal. To be called before anything is changed, whether it is taken
+    /// up or not: what was noted of heads holds for those of the last process.
+    pub(super) fn aftermath(&self) -> Result<Vec<Unfinished>, StoreError> {
+        let left = self.store.journaled()?.into_iter();
+        let left = left.map(|(id, record)| (id, record, self.store.fate(id)));
+        let aftermath = sort_out(left.collect(), |by| self.tree.was_committed(by));
+        for id in aftermath.ended {
+            if let Err(error) = self.store.unstage(id) {
                 tracing::warn!(%error, "a staging file could not be removed");
             }
-            !is_published
-        });
-        records
+        }
+        for (id, fate) in aftermath.fates {
+            if let Err(error) = self.store.note_fate(id, |known| *known = fate) {
+                tracing::warn!(%error, "where an unpublished file stands could not be noted");
+            }
+        }
+        Ok(aftermath.unfinished)
     }
 
     /// Takes up the others. Retries while the folder's state can't be had; meanwhile the journal keeps them.
     pub(super) async fn recover(self: Arc<Self>, later: Vec<Unfinished>) -> Result<(), FsError> {
-        for (id, record, older) in later {
-            self.recover_one(id, record, older).await?;
+        for file in later {
+            self.recover_one(file).await?;
         }
         Ok(())
     }
 
-    async fn recover_one(
-        self: &Arc<Self>,
-        id: StagingId,
-        record: JournalRecord,
-        older: Vec<StagingId>,
-    ) -> Result<(), FsError> {
-        let record = Arc::new(record);
+    async fn recover_one(self: &Arc<Self>, file: Unfinished) -> Result<(), FsError> {
+        let file = Arc::new(file);
         loop {
-            let (core, with, older) = (self.clone(), record.clone(), older.clone());
-            let done = tokio::task::spawn_blocking(move || core.revive(id, &with, older)).await;
+            let (core, with) = (self.clone(), file.clone());
+            let done = tokio::task::spawn_blocking(move || core.revive(&with)).await;
             match done.map_err(|_| FsError::Stopping)? {
                 Ok(()) => return Ok(()),
                 Err(Fail::Need(super::core::Need::Head)) => {
@@ -116,19 +85,21 @@ impl Core {
                     }
                 }
                 Err(Fail::Error(error)) => {
-                    not_taken_up(&record, error);
+                    not_taken_up(&file.record, error);
                     return Ok(());
                 }
             }
         }
     }
 
-    fn revive(
-        &self,
-        id: StagingId,
-        record: &JournalRecord,
-        older: Vec<StagingId>,
-    ) -> Result<(), Fail> {
+    fn revive(&self, unfinished: &Unfinished) -> Result<(), Fail> {
+        let Unfinished {
+            id,
+            record,
+            older,
+            replaced,
+        } = unfinished;
+        let id = *id;
         let damaged = || StoreError::Damaged(format!("journal record {}", id.0));
         let path = TreePath::parse(&record.path).map_err(|_| damaged())?;
         let base_bytes = record
@@ -153,6 +124,12 @@ impl Core {
         let attributes = record.attributes.iter();
         let attributes = attributes.map(|(name, value)| (name.to_vec(), value.to_vec()));
         entry.attributes = attributes.collect();
+        // A new file replaces what has the name, be that one of several of a file.
+        let linked = current.as_ref().and_then(|current| current.link.clone());
+        let (linked, other_than) = match linked {
+            Some(link) if record.is_new => (None, Some(link.file)),
+            linked => (linked, None),
+        };
         let mut seen = record.seen.clone();
         if let Some(current) = &current {
             // What this machine itself had there before, whoever wrote the file has seen, also where no head had it then.
@@ -172,7 +149,9 @@ impl Core {
             return Ok(());
         }
         // One of several names of a file: what is found under the others is to be the same inode.
-        let shared = current.filter(|there| there.link.is_some() && there.entry.kind == entry.kind);
+        let shared = current.filter(|there| {
+            there.link.is_some() && there.entry.kind == entry.kind && other_than.is_none()
+        });
         let facts = match &shared {
             Some(there) => Facts::of(there),
             None => Facts::of_entry(&entry, now_hybrid()),
@@ -185,8 +164,14 @@ impl Core {
         let state = live.state.get_mut();
         state.overlay = overlay;
         state.staging = Some(Staging { id: Some(id), file });
-        state.imported = older;
+        state.imported.clone_from(older);
+        state.replaced.clone_from(replaced);
         state.began = None;
+        state.link = linked.map(|mut link| {
+            link.seen.retain(|dot| self.tree.was_committed(*dot));
+            link
+        });
+        state.other_than = other_than;
         state.version = 1;
         state.journaled = 1;
         state.is_durable = true;

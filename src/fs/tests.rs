@@ -3,6 +3,7 @@
 mod apart;
 mod cases;
 mod copies;
+mod crashes;
 mod model;
 mod mounted;
 mod moves;
@@ -400,6 +401,12 @@ pub(super) fn folder() -> TempDir {
 }
 
 pub(super) const CALLER: Caller = Caller { uid: 0, gid: 0 };
+
+/// Takes up what the last process has left, as a mount does.
+pub(super) fn taken_up(fixture: &Fixture) {
+    let unfinished = fixture.core.aftermath().expect("sorted out");
+    assert_eq!(fixture.core.recover_here(unfinished), []);
+}
 
 /// Polls, with a deadline.
 pub(super) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {

@@ -1,9 +1,10 @@
 //! The journal: what staging files are, so that the next process can publish them.
 //!
-//! Of a staging file there are up to two records. The *latest* ([`super::latest`]) is written by `close`, renames and, before
+//! Of a staging file there are up to two records. The *latest* ([`super::latest`]) is written by `close` and, before
 //! its durable one, by `fsync`: once written, a killed process leaves it, and nobody waits for the disk. It says nothing about
 //! what is on the disk, so it counts only while the machine stays up. The *durable* one stands in the index and was written
-//! after the staging file's data, its name and its base had been synced; it counts when the machine went down.
+//! after the staging file's data, its name and its base had been synced; it counts when the machine went down. What becomes of
+//! its name afterwards is noted apart ([`super::fate`]): no record changes, and none goes, before what supersedes it is on disk.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,8 +13,6 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
-
-use crate::manifest::Dot;
 
 use super::{
     JournalRecord, StagingId, StoreError,
@@ -51,10 +50,6 @@ impl Core {
         self.index_takes(encoded.len() as u64)?;
         self.journal.insert(journal_key(id), encoded)?;
         self.flush_index()
-    }
-
-    pub(super) fn note_published(&self, id: StagingId, by: Dot) -> Result<(), StoreError> {
-        self.latest.note_published(id, by)
     }
 
     pub(super) fn journaled(&self) -> Result<Vec<(StagingId, JournalRecord)>, StoreError> {
@@ -107,6 +102,7 @@ impl Core {
             }
         }
         self.staging.lock().used = staged.last_key_value().map_or(0, |(last, _)| last.0);
+        self.recover_fates(|id| staged.contains_key(&id))?;
         let mut known = self.recover_durable(&staged)?;
         let mut latest = BTreeSet::new();
         for (id, encoded) in self.latest.records()? {
@@ -143,14 +139,17 @@ impl Core {
             }
         }
         known.extend(&latest);
-        if !rebooted {
-            let noted = self.latest.published().into_iter();
-            let noted = noted.filter(|(id, _)| known.contains(id));
-            self.staging.lock().published.extend(noted);
-        }
         self.latest.keep(|id| latest.contains(&id))?;
-        let orphans = staged.into_iter().filter(|(id, _)| !known.contains(id));
-        self.keep_orphans(orphans.collect())
+        let mut orphans = Vec::new();
+        for (id, path) in staged.into_iter().filter(|(id, _)| !known.contains(id)) {
+            let is_ended = |fate: &super::Fate| fate.ended.is_some();
+            // The record of one that is done with went when that was on disk.
+            match self.staging.lock().fates.get(&id).is_some_and(is_ended) {
+                true => remove_file(&path)?,
+                false => orphans.push((id, path)),
+            }
+        }
+        self.keep_orphans(orphans)
     }
 
     /// A latest record used to be a file beside the staging file.

@@ -1,4 +1,4 @@
-//! The latest records of staging files, and by which heads they are published: one file that is only added to.
+//! The latest records of staging files: one file that is only added to.
 //!
 //! What is written here is the kernel's when a call returns, so a killed process leaves it; nothing is synced, so it says
 //! nothing once the machine went down. Each entry is one write, and has a checksum: half of one ends the file. When most of
@@ -8,9 +8,9 @@
 //! ```text
 //! entry  mark (4) ‖ kind (1) ‖ staging id (8, big-endian) ‖ length (4, big-endian) ‖ value ‖
 //!        first 8 bytes of the BLAKE3 hash of all before
-//! kinds  1 record: as in the index · 2 published: writer and sequence of a head (8 each, big-endian) · 3 gone: no value
+//! kinds  1 record: as in the index · 2 was a note that is not made any more · 3 gone: no value
 //! ```
-//! Of an id the last record and the last note count, up to its being gone.
+//! Of an id the last record counts, up to its being gone.
 
 use std::{
     collections::BTreeMap,
@@ -23,12 +23,11 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{StagingId, StoreError, failed, record::check_of};
-use crate::manifest::{Dot, WriterNumber};
 
 /// Where an entry may begin; finds the next one after damage.
 const MARK: [u8; 4] = *b"p2je";
 const RECORD: u8 = 1;
-const PUBLISHED: u8 = 2;
+const NOTE: u8 = 2;
 const GONE: u8 = 3;
 /// Bytes of an entry before its value, and after it.
 const HEAD_BYTES: usize = 4 + 1 + 8 + 4;
@@ -48,21 +47,16 @@ struct Log {
     end: u64,
     /// When it is written anew next, in bytes.
     rewrite_at: u64,
-    known: BTreeMap<StagingId, Known>,
+    /// Where the record of each file stands, and its length.
+    known: BTreeMap<StagingId, Place>,
 }
 
-/// What counts of an id.
-#[derive(Default)]
-struct Known {
-    /// Where its record stands, and its length.
-    record: Option<(u64, usize)>,
-    published: Option<Dot>,
-}
+type Place = (u64, usize);
 
 /// What [`scan`] found.
 #[derive(Default)]
 struct Scanned {
-    known: BTreeMap<StagingId, Known>,
+    known: BTreeMap<StagingId, Place>,
     /// Bytes that are no entry, though they were written to their end.
     damaged: bool,
 }
@@ -108,18 +102,9 @@ impl Latest {
         let mut log = self.log.lock();
         let place = (log.end + HEAD_BYTES as u64, record.len());
         let taken = self.add(&mut log, &entry(RECORD, id, record)?)?;
-        log.known.entry(id).or_default().record = Some(place);
+        log.known.insert(id, place);
         self.rewrite_if_due(&mut log);
         Ok(taken)
-    }
-
-    /// Notes by which head a file is published.
-    pub(super) fn note_published(&self, id: StagingId, by: Dot) -> Result<(), StoreError> {
-        let mut log = self.log.lock();
-        self.add(&mut log, &published(id, by)?)?;
-        log.known.entry(id).or_default().published = Some(by);
-        self.rewrite_if_due(&mut log);
-        Ok(())
     }
 
     /// Takes out what is known of files.
@@ -137,13 +122,10 @@ impl Latest {
         Ok(())
     }
 
-    /// Keeps the records of these files alone, and no note.
+    /// Keeps the records of these files alone.
     pub(super) fn keep(&self, is_kept: impl Fn(StagingId) -> bool) -> Result<(), StoreError> {
         let mut log = self.log.lock();
-        log.known.retain(|id, known| {
-            known.published = None;
-            known.record.is_some() && is_kept(*id)
-        });
+        log.known.retain(|id, _| is_kept(*id));
         match log.known.is_empty() && log.end == 0 {
             true => Ok(()),
             false => self.rewrite(&mut log),
@@ -153,21 +135,9 @@ impl Latest {
     /// The record of each file that has one.
     pub(super) fn records(&self) -> Result<Vec<(StagingId, Vec<u8>)>, StoreError> {
         let log = self.log.lock();
-        let places = log
-            .known
-            .iter()
-            .filter_map(|(id, known)| Some((*id, known.record?)));
+        let places = log.known.iter();
         places
-            .map(|(id, place)| Ok((id, self.read(&log, place)?)))
-            .collect()
-    }
-
-    /// The files that are noted as published, and by which heads.
-    pub(super) fn published(&self) -> Vec<(StagingId, Dot)> {
-        let log = self.log.lock();
-        let noted = log.known.iter();
-        noted
-            .filter_map(|(id, known)| Some((*id, known.published?)))
+            .map(|(id, place)| Ok((*id, self.read(&log, *place)?)))
             .collect()
     }
 
@@ -201,19 +171,9 @@ impl Latest {
     /// Writes what counts to a new file that takes the place of the old one.
     fn rewrite(&self, log: &mut Log) -> Result<(), StoreError> {
         let (mut bytes, mut known) = (Vec::new(), BTreeMap::new());
-        for (id, now) in &log.known {
-            let mut then = Known {
-                published: now.published,
-                ..Known::default()
-            };
-            if let Some(place) = now.record {
-                then.record = Some(((bytes.len() + HEAD_BYTES) as u64, place.1));
-                bytes.extend(entry(RECORD, *id, &self.read(log, place)?)?);
-            }
-            if let Some(by) = now.published {
-                bytes.extend(published(*id, by)?);
-            }
-            known.insert(*id, then);
+        for (id, place) in &log.known {
+            known.insert(*id, ((bytes.len() + HEAD_BYTES) as u64, place.1));
+            bytes.extend(entry(RECORD, *id, &self.read(log, *place)?)?);
         }
         let partial = self.path.with_extension("new");
         let file = super::staging::new_file(&partial)?;
@@ -239,11 +199,6 @@ fn entry(kind: u8, id: StagingId, value: &[u8]) -> Result<Vec<u8>, StoreError> {
     let check = check_of(&out);
     out.extend(check);
     Ok(out)
-}
-
-fn published(id: StagingId, by: Dot) -> Result<Vec<u8>, StoreError> {
-    let numbers = [by.writer.0.to_be_bytes(), by.sequence.to_be_bytes()];
-    entry(PUBLISHED, id, &numbers.concat())
 }
 
 /// Reads all entries. After bytes that are none it goes on at the next one.
@@ -276,21 +231,8 @@ fn scan(bytes: &[u8]) -> Scanned {
 
 fn note(found: &mut Scanned, kind: u8, id: StagingId, (place, value): (u64, &[u8])) {
     match kind {
-        RECORD => found.known.entry(id).or_default().record = Some((place, value.len())),
-        PUBLISHED => {
-            let numbers = value.split_first_chunk();
-            let numbers = numbers.and_then(|(writer, rest)| Some((writer, rest.try_into().ok()?)));
-            match numbers {
-                Some((writer, sequence)) => {
-                    let by = Dot {
-                        writer: WriterNumber(u64::from_be_bytes(*writer)),
-                        sequence: u64::from_be_bytes(sequence),
-                    };
-                    found.known.entry(id).or_default().published = Some(by);
-                }
-                None => found.damaged = true,
-            }
-        }
+        RECORD => drop(found.known.insert(id, (place, value.len()))),
+        NOTE => {}
         GONE => drop(found.known.remove(&id)),
         _ => found.damaged = true,
     }
@@ -348,18 +290,10 @@ mod tests {
         Latest::open(dir.join("journal")).unwrap()
     }
 
-    fn by(sequence: u64) -> Dot {
-        Dot {
-            writer: WriterNumber(7),
-            sequence,
-        }
-    }
-
     /// What somebody does with it.
     #[derive(Clone, Debug)]
     enum Act {
         Put(u64, Vec<u8>),
-        Publish(u64, u64),
         Forget(Vec<u64>),
         Rewrite,
         Reopen,
@@ -369,7 +303,6 @@ mod tests {
         let bytes = prop::collection::vec(any::<u8>(), 0..40);
         let act = prop_oneof![
             4 => (0..5u64, bytes).prop_map(|(id, bytes)| Act::Put(id, bytes)),
-            2 => (0..5u64, 0..9u64).prop_map(|(id, sequence)| Act::Publish(id, sequence)),
             2 => prop::collection::vec(0..5u64, 1..3).prop_map(Act::Forget),
             1 => Just(Act::Rewrite),
             1 => Just(Act::Reopen),
@@ -379,7 +312,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn of_each_file_the_last_record_and_note_count(acts in acts()) {
+        fn of_each_file_the_last_record_counts(acts in acts()) {
             let dir = tempfile::tempdir().unwrap();
             let (mut log, _) = open(dir.path());
             let mut model = Model::new();
@@ -387,11 +320,7 @@ mod tests {
                 match act {
                     Act::Put(id, bytes) => {
                         log.put(StagingId(id), &bytes).unwrap();
-                        model.entry(id).or_default().0 = Some(bytes);
-                    }
-                    Act::Publish(id, sequence) => {
-                        log.note_published(StagingId(id), by(sequence)).unwrap();
-                        model.entry(id).or_default().1 = Some(sequence);
+                        model.insert(id, bytes);
                     }
                     Act::Forget(ids) => {
                         let gone: Vec<_> = ids.iter().copied().map(StagingId).collect();
@@ -432,18 +361,12 @@ mod tests {
         }
     }
 
-    /// Record and note of each id.
-    type Model = BTreeMap<u64, (Option<Vec<u8>>, Option<u64>)>;
+    /// The record of each id.
+    type Model = BTreeMap<u64, Vec<u8>>;
 
     fn shown(log: &Latest) -> Model {
-        let mut all = Model::new();
-        for (id, record) in log.records().unwrap() {
-            all.entry(id.0).or_default().0 = Some(record);
-        }
-        for (id, by) in log.published() {
-            all.entry(id.0).or_default().1 = Some(by.sequence);
-        }
-        all
+        let records = log.records().unwrap().into_iter();
+        records.map(|(id, record)| (id.0, record)).collect()
     }
 
     #[test]
@@ -478,7 +401,6 @@ mod tests {
         let (log, _) = open(dir.path());
         for round in 0..2000 {
             log.put(StagingId(round), &[1; 2000]).unwrap();
-            log.note_published(StagingId(round), by(round)).unwrap();
             if round >= 10 {
                 log.forget(&[StagingId(round - 10)]).unwrap();
             }

@@ -14,7 +14,7 @@
 //!     <64 hex>-<size>          a content of more than 4 KiB; sparse where blocks are absent
 //!     <64 hex>-<size>.tree     its hash tree, sparse as well; none for a single block
 //!   staging/<id>               contents in the making; `.tree` and `.copy` are temporary
-//!   journal                    what each of them is, as of the last `close`, rename or `fsync`, and by which head it is published
+//!   journal                    what each of them is, as of the last `close`, rename or `fsync`
 //!   lost/                      files that nothing else may be left of: staging files that can't be published, contents
 //!                              written here that were damaged, and an index that was
 //! ```
@@ -34,6 +34,7 @@
 
 mod cache;
 mod check;
+mod fate;
 mod folder;
 mod index;
 mod journal;
@@ -64,6 +65,7 @@ use std::{
 
 use bytes::Bytes;
 
+pub use self::fate::{Fate, Move};
 use self::{cache::Core, worker::Worker};
 pub use self::{
     lend::Lent,
@@ -221,6 +223,9 @@ pub struct JournalRecord {
     /// Extended attributes: names and values.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attributes: Vec<(serde_bytes::ByteBuf, serde_bytes::ByteBuf)>,
+    /// No head has ever had it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_new: bool,
 }
 
 impl JournalRecord {
@@ -712,16 +717,16 @@ impl Store {
         self.inner.core.journal(id, record, durable)
     }
 
-    /// Notes beside a staging file that its entry is committed by the head `by`, for the next process. To be called only
-    /// for one that was imported and is not journaled again.
-    pub fn note_published(&self, id: StagingId, by: Dot) -> Result<(), StoreError> {
-        self.inner.core.note_published(id, by)
+    /// Notes what becomes of the name of a staging file. To be called in the moment in which the name changes: before the head
+    /// is begun that has the change ([`crate::node::namespace::Namespace::hold`]).
+    pub fn note_fate(&self, id: StagingId, note: impl FnOnce(&mut Fate)) -> Result<(), StoreError> {
+        self.inner.core.note_fate(id, note)
     }
 
-    /// What the last process noted, if it was killed; `None` after the machine went down. A process that doesn't ask
-    /// forgets it, since heads that it makes would seem to be the one that was noted.
-    pub fn published_by(&self, id: StagingId) -> Option<Dot> {
-        self.inner.core.staging.lock().published.get(&id).copied()
+    /// What is noted of the name of a staging file, by an earlier process too.
+    pub fn fate(&self, id: StagingId) -> Fate {
+        let staging = self.inner.core.staging.lock();
+        staging.fates.get(&id).cloned().unwrap_or_default()
     }
 
     /// All journal records, for recovery, in the order in which their files were made.

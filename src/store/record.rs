@@ -1,8 +1,10 @@
-//! What stands in the index: object records and journal records. The first byte of each is its version.
+//! What stands in the index: object records, journal records and notes of renames. The first byte of each is its version.
 
 use bytes::Bytes;
 
-use super::{JournalRecord, Origin, StagingId, StoreError};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{Fate, JournalRecord, Origin, StagingId, StoreError};
 use crate::content::{BlockSet, INLINE_BYTES_MAX, Object};
 
 const OBJECT_VERSION: u8 = 1;
@@ -212,22 +214,40 @@ pub(super) fn parse_journal_key(key: &[u8]) -> Result<StagingId, StoreError> {
 }
 
 pub(super) fn encode_journal(record: &JournalRecord) -> Result<Vec<u8>, StoreError> {
+    encode_checked(record)
+}
+
+pub(super) fn decode_journal(value: &[u8]) -> Result<JournalRecord, StoreError> {
+    match value.split_first() {
+        Some((&JOURNAL_VERSION_1, encoded)) => cbor4ii::serde::from_slice(encoded)
+            .map_err(|error| StoreError::Damaged(format!("journal record: {error}"))),
+        _ => decode_checked(value),
+    }
+}
+
+/// What is known of a staging file's name is encoded as its journal record is; the key is its id (8, big-endian).
+pub(super) fn encode_fate(fate: &Fate) -> Result<Vec<u8>, StoreError> {
+    encode_checked(fate)
+}
+
+pub(super) fn decode_fate(value: &[u8]) -> Result<Fate, StoreError> {
+    decode_checked(value)
+}
+
+fn encode_checked(record: &impl Serialize) -> Result<Vec<u8>, StoreError> {
     let encoded = cbor4ii::serde::to_vec(Vec::new(), record)
         .map_err(|error| StoreError::Damaged(format!("journal record: {error}")))?;
     let check = check_of(&encoded);
     Ok([&[JOURNAL_VERSION][..], &check, &encoded].concat())
 }
 
-pub(super) fn decode_journal(value: &[u8]) -> Result<JournalRecord, StoreError> {
-    let encoded = match value.split_first() {
-        Some((&JOURNAL_VERSION, rest)) => rest
-            .split_first_chunk()
-            .filter(|(check, encoded)| **check == check_of(encoded))
-            .map(|(_, encoded)| encoded),
-        Some((&JOURNAL_VERSION_1, encoded)) => Some(encoded),
-        _ => None,
-    };
-    let encoded = encoded.ok_or_else(|| damaged("journal record"))?;
+fn decode_checked<T: DeserializeOwned>(value: &[u8]) -> Result<T, StoreError> {
+    let checked = value
+        .split_first()
+        .filter(|(version, _)| **version == JOURNAL_VERSION)
+        .and_then(|(_, rest)| rest.split_first_chunk())
+        .filter(|(check, encoded)| **check == check_of(encoded));
+    let (_, encoded) = checked.ok_or_else(|| damaged("journal record"))?;
     cbor4ii::serde::from_slice(encoded)
         .map_err(|error| StoreError::Damaged(format!("journal record: {error}")))
 }

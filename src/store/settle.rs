@@ -72,8 +72,13 @@ impl WholeDisk {
 
 impl Core {
     pub(super) fn settle(&self) -> Result<(), StoreError> {
-        let objects: Vec<_> = self.loose.lock().iter().copied().collect();
-        self.settle_objects(&objects)
+        self.settle_objects(&self.loose_objects())
+    }
+
+    /// Objects with loose blocks that nobody is syncing: for those that somebody is, this waits.
+    fn loose_objects(&self) -> Vec<Object> {
+        let _one = self.settling.lock();
+        self.loose.lock().iter().copied().collect()
     }
 
     /// Returns when what is here of one object is on disk.
@@ -108,9 +113,8 @@ impl Core {
 
     /// Puts the bytes of contents on disk that were written here; that they are, the index says once it is flushed.
     pub(super) fn settle_written(&self) -> Result<(), StoreError> {
-        let loose: Vec<_> = self.loose.lock().iter().copied().collect();
         let mut written = Vec::new();
-        for object in loose {
+        for object in self.loose_objects() {
             let origin = self.look(&object, |state| state.record.origin)?;
             if origin == Some(Origin::Written) {
                 written.push(object);

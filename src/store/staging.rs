@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    Origin, Presence, StagingId, StoreError,
+    Fate, Origin, Presence, StagingId, StoreError,
     cache::{Core, Files, TreeFile, remove_file},
     failed,
     folder::sync_dir,
@@ -23,7 +23,6 @@ use super::{
 use crate::{
     buffers::Buffer,
     content::{self, BLOCK_BYTES, BlockSet, INLINE_BYTES_MAX, Leaves, Object},
-    manifest::Dot,
 };
 
 /// Ids are taken from the index this many at a time, with one flush: no id is given out twice, whatever crashes.
@@ -51,8 +50,8 @@ pub(super) struct Staging {
     unsynced: HashSet<StagingId>,
     /// The latest object that each imported file became.
     pub(super) imported: HashMap<StagingId, Object>,
-    /// By which heads the last process had published files that it left.
-    pub(super) published: HashMap<StagingId, Dot>,
+    /// What became of the names of files, by the last process too.
+    pub(super) fates: HashMap<StagingId, Fate>,
     /// Files that are done, to be unlinked with their journal record once the index is on disk.
     pub(super) unstaged: Vec<StagingId>,
     /// Empty ones that nobody has open, still under the names of contents that are gone. To make and remove a file for each
@@ -176,7 +175,7 @@ impl Core {
             Some(object) if is_durable => self.make_durable(&object)?,
             Some(_) => {}
             None => {
-                // Nothing replaces it: somebody removed the file. A kill must not bring it back.
+                // Nothing replaces it: somebody removed the file, and that is on disk.
                 self.latest.forget(&[id])?;
                 if !is_durable {
                     remove_file(&self.staging_path(id))?;
@@ -186,7 +185,6 @@ impl Core {
         self.journal.remove(journal_key(id))?;
         let mut staging = self.staging.lock();
         staging.imported.remove(&id);
-        staging.published.remove(&id);
         staging.unsynced.remove(&id);
         staging.unstaged.push(id);
         drop(staging);
@@ -206,7 +204,8 @@ impl Core {
                 false => remove_file(&self.staging_path(*id)),
             })?;
             // The record goes last: a file without one is taken for something that was lost.
-            self.latest.forget(&ids)
+            self.latest.forget(&ids)?;
+            ids.iter().try_for_each(|id| self.forget_fate(*id))
         });
         if outcome.is_err() {
             self.staging.lock().unstaged.extend(ids);

@@ -170,6 +170,7 @@ fn entry(size: u64) -> JournalRecord {
         group: 1000,
         modified: -5,
         attributes: Vec::new(),
+        is_new: false,
     }
 }
 

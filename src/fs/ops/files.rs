@@ -611,7 +611,7 @@ impl Core {
     pub(crate) fn flush(&self, handle: u64) -> Result<(), Fail> {
         let file = self.file(handle)?;
         if file.wrote.load(Ordering::Relaxed) {
-            self.with_live(file.number, |live| live.journal(&self.store))
+            self.with_live(file.number, |live| self.journal(file.number, live))
                 .unwrap_or(Ok(()))?;
         }
         Ok(())
@@ -627,30 +627,30 @@ impl Core {
             return Err(Self::after_import(number));
         }
         let _syncing = live.syncing.lock();
-        let (id, record, path) = {
+        let (id, record) = {
             let mut state = live.state.lock();
             if state.done || !state.is_dirty() || state.unlinked {
                 return Ok(false);
             }
+            self.names_are_settled(number, &state.path)?;
             state.staging(&self.store)?;
             let staging = state.staging.as_ref().and_then(|staging| staging.id);
             let id = staging.ok_or(FsError::Stuck)?;
             // Before the durable record, and under the lock as by everybody else: the latest is never the older one.
             state.journal(&self.store)?;
-            (id, state.record(), state.path.clone())
+            (id, state.record())
         };
         // What takes long happens while others go on.
         let journaled = self.store.journal(id, &record, true);
         let mut state = live.state.lock();
         let is_still = |staging: &Staging| staging.id == Some(id);
         if !state.staging.as_ref().is_some_and(is_still) {
-            // Unlinked meanwhile: no record must stay behind.
-            self.store.unstage(id)?;
+            // Unlinked meanwhile: no record must stay behind, once that is on disk.
+            self.settle_soon(vec![id]);
             return Ok(false);
         }
         journaled?;
         state.is_durable = true;
-        state.is_moved &= state.path != path;
         Ok(true)
     }
 
@@ -698,7 +698,7 @@ impl Core {
         if state.writers > 0 || state.unlinked {
             return;
         }
-        if let Err(error) = state.journal(&self.store) {
+        if let Err(error) = self.journal_soon(number, &mut state) {
             tracing::warn!(path = %state.path, %error, "the journal could not be written");
         }
         drop(state);

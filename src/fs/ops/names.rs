@@ -4,11 +4,13 @@ use crate::{
     fs::{
         core::{Attr, Caller, Core, Fail, Need, now, now_hybrid},
         errno::FsError,
+        fates::Extent,
         inodes::Facts,
         live::plain_entry,
     },
     manifest::{Dot, Entry, FileId, Kind, Name, Shown, TreePath},
     node::namespace::Edit,
+    store::StagingId,
 };
 
 /// The longest target of a symbolic link.
@@ -123,7 +125,9 @@ impl Core {
             edits.push(put(from.clone(), Entry::link(file), shown.seen.clone()));
         }
         edits.push(put(path.clone(), Entry::link(file), Vec::new()));
+        let _held = self.tree.hold();
         self.change(edits)?;
+        self.note_names([(&path, Extent::All)]);
         let linked = Facts {
             file: Some(file),
             links: facts.links + 1,
@@ -199,7 +203,7 @@ impl Core {
         drop(inodes);
         self.with_live(number, |live| {
             live.changed = now_hybrid();
-            live.stands_at(other.clone(), &self.store);
+            self.note_move(live, other.clone(), Vec::new());
         });
     }
 
@@ -214,9 +218,16 @@ impl Core {
         }
         let (others, last) = self.without_name(&path, &shown)?;
         let mut edits = self.keep_folder(&path)?;
-        edits.push(removal(path, shown));
+        edits.push(removal(path.clone(), shown));
         edits.extend(last);
+        let _held = self.tree.hold();
         self.change(edits)?;
+        // A new file under one of several names is to be no name of the old one.
+        let extent = match others.is_empty() {
+            true => Extent::Below,
+            false => Extent::All,
+        };
+        self.note_names([(&path, extent)]);
         let number = self.lose(folder, &name, &others);
         self.inodes.lock().detach(folder, &name);
         self.keep_named(number, &others);
@@ -263,32 +274,52 @@ impl Core {
             return Err(FsError::NotEmpty.into());
         }
         let mut edits = self.keep_folder(&path)?;
-        edits.push(removal(path, shown));
+        edits.push(removal(path.clone(), shown));
+        let _held = self.tree.hold();
         self.change(edits)?;
+        self.note_names([(&path, Extent::All)]);
         self.inodes.lock().detach(folder, &name);
         Ok(())
     }
 
-    /// A file's name was removed or given to another: what is being written to it goes to nobody but its open handles.
+    /// A file's name was removed or given to another: what is being written to it goes to nobody but its open handles. What
+    /// the journal has of it stays until that is on disk.
     pub(super) fn disown(&self, number: u64) {
+        let ids = self.disinherit(number, false);
+        self.note_end(&ids);
+        self.settle_soon(ids);
+    }
+
+    /// The same, but for what the journal has of it, which is returned. `is_replaced`: what replaces it sees to that.
+    pub(super) fn disinherit(&self, number: u64, is_replaced: bool) -> Vec<StagingId> {
         let Some(live) = self.live(number) else {
-            return;
+            return Vec::new();
         };
         let mut state = live.state.lock();
         if state.done {
-            return;
+            return Vec::new();
         }
         state.unlinked = true;
         // That may make room.
         *self.no_room.lock() = None;
         if state.importing {
             // The publication finds out, and cleans up.
-            return;
+            state.is_replaced = is_replaced;
+            let importing = state.staging.as_ref().and_then(|staging| staging.id);
+            let mut ids = std::mem::take(&mut state.imported);
+            ids.append(&mut state.replaced);
+            match is_replaced {
+                true => ids.extend(importing),
+                false => self.note_end(importing.as_slice()),
+            }
+            return ids;
         }
+        let ids = state.take_journaled();
         state.unstage(&self.store);
         if !state.publishing && self.may_end(number, &state) {
             self.end_writing(number, &mut state);
         }
+        ids
     }
 
     /// A folder that is there only because something is below it must not vanish with the last of that: an edit that gives

@@ -11,10 +11,12 @@ use crate::{
     fs::{
         core::{Core, Fail, Need},
         errno::FsError,
+        fates::Extent,
         live::Live,
     },
     manifest::{self, Dot, Entry, Kind, Shown, TreePath},
     node::namespace::Edit,
+    store::StagingId,
 };
 
 /// What to do about an existing target.
@@ -96,6 +98,9 @@ impl Core {
             Some(target) if replace == Replace::Yes => self.without_name(&to_path, target)?,
             _ => (Vec::new(), None),
         };
+        // A file that no head has yet can't replace anything in one: until then what it replaces keeps all of its names there.
+        let is_new = self.held(&[&from_path]).contains(&from_path);
+        let last = last.filter(|_| !is_new);
         let mut edits = self.keep_folder(&from_path)?;
         let mut places = vec![from_path.clone(), to_path.clone()];
         places.extend(last.iter().map(|edit| edit.path.clone()));
@@ -122,20 +127,36 @@ impl Core {
         };
         // Where each is where the other was, there is nowhere to follow to.
         let followed = (replace != Replace::Exchange).then(|| (from_path.clone(), to_path.clone()));
-        if is_long {
+        let _held = if is_long {
             let prepare = || self.tree.prepare(Box::new(gather), followed);
             let make = RwLockWriteGuard::unlocked(&mut order, prepare)?;
+            // Until it is made, no head is begun anyway.
+            let held = self.tree.hold();
             make();
+            held
         } else {
-            match (gather()?, followed) {
-                (edits, Some((from, to))) => self.tree.rename(edits, from, to)?,
-                (edits, None) => self.tree.change(edits)?,
+            let edits = gather()?;
+            let held = self.tree.hold();
+            match followed {
+                Some((from, to)) => self.tree.rename(edits, from, to)?,
+                None => self.tree.change(edits)?,
             }
-        }
+            held
+        };
         self.note_change();
+        self.note_names([(&from_path, Extent::All), (&to_path, Extent::All)]);
         drop(moving);
+        let mut over = Vec::new();
         let lost = match replace {
             Replace::Exchange => None,
+            Replace::Yes | Replace::No if is_new && others.is_empty() => {
+                let lost = self.inodes.lock().child(to.0, &to_name);
+                over.extend(
+                    lost.into_iter()
+                        .flat_map(|lost| self.disinherit(lost, true)),
+                );
+                lost
+            }
             Replace::Yes | Replace::No => self.lose(to.0, &to_name, &others),
         };
         let mut inodes = self.inodes.lock();
@@ -145,7 +166,12 @@ impl Core {
         }
         drop(inodes);
         self.keep_named(lost, &others);
-        self.move_lives(&from_path, &to_path, &target_seen, &source_seen, replace);
+        self.move_lives(
+            (&from_path, &source_seen),
+            (&to_path, &target_seen),
+            over,
+            replace,
+        );
         Ok(())
     }
 
@@ -238,13 +264,13 @@ impl Core {
         Ok(gathered)
     }
 
-    /// Files that are being written move along.
+    /// Files that are being written move along, from one place to another, where the moved file is to replace, once it is
+    /// published, what is in the staging files `over`.
     fn move_lives(
         &self,
-        from: &TreePath,
-        to: &TreePath,
-        target_seen: &[Dot],
-        source_seen: &[Dot],
+        (from, source_seen): (&TreePath, &[Dot]),
+        (to, target_seen): (&TreePath, &[Dot]),
+        mut over: Vec<StagingId>,
         replace: Replace,
     ) {
         // The table of inodes has the new places already.
@@ -269,8 +295,18 @@ impl Core {
             } else {
                 Vec::new()
             };
-            state.stands_at(path, &self.store);
+            // Where it was, there is nothing any more, or something else: that is in the next head.
+            let replaced = std::mem::take(&mut state.replaced);
+            self.note_end(&replaced);
+            self.settle_soon(replaced);
+            let over = match path == *to {
+                true => std::mem::take(&mut over),
+                false => Vec::new(),
+            };
+            self.note_move(&mut state, path, over);
         }
+        self.note_end(&over);
+        self.settle_soon(over);
     }
 }
 

@@ -112,6 +112,7 @@ impl Core {
         let id = state.staging.as_ref().and_then(|staging| staging.id);
         let is_told = state.is_durable || state.journaled > 0;
         if let Some(id) = id.filter(|_| is_told && !state.unlinked) {
+            self.names_are_settled(live.number, &state.path)?;
             let mut record = state.record();
             record.cut(size);
             self.store.journal(id, &record, false)?;

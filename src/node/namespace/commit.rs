@@ -89,7 +89,9 @@ impl<D: Disk> Replica<D> {
         let result = if self.state.read().redo.is_some() {
             self.redo_work(now)
         } else {
-            self.commit_pending(extent, now)
+            let result = self.commit_pending(extent, now);
+            self.state.write().end_commit();
+            result
         };
         match result {
             Err(NamespaceError::Missing(nodes)) => Ok(Step::Missing(nodes)),
@@ -100,10 +102,12 @@ impl<D: Disk> Replica<D> {
     /// `turn` is held.
     fn commit_pending(&self, extent: Extent, now: Moment) -> Result<Step, NamespaceError> {
         let (base, covers, pending, mut renames, joins, contradicted, made) = {
+            let _choosing = self.choosing.write();
             let mut state = self.state.write();
             let Some(root) = state.root else {
                 return Ok(Step::Idle);
             };
+            state.committing = state.writer.as_ref().map(|writer| writer.last + 1);
             let joins = state.join_due.is_some_and(|due| due <= now.at)
                 && !state.heads.represents(root, &state.covers);
             let contradicted = state.heads.contradicts(root, &state.covers);
@@ -154,7 +158,10 @@ impl<D: Disk> Replica<D> {
         }
         let applied = manifest::apply(&self.nodes, base, &edits)?;
         if applied.root == base && !joins {
-            // Deletions of what was never committed, or is gone already.
+            // Deletions of what was never committed, or is gone already: no head tells of them.
+            if left.is_empty() {
+                self.note_kept(dot)?;
+            }
             self.forget_pending(&pending, dot)?;
             return Ok(step);
         }

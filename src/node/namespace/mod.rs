@@ -13,7 +13,7 @@
 //! Two tasks, the committer and the merger, move the state, one at a time (`turn`); neither holds `turn` while it waits
 //! for the network, so local changes are published whether or not anybody answers.
 //!
-//! Lock order: `turn`, then `state`.
+//! Lock order: `turn`, `choosing`, `state`.
 
 mod admit;
 mod commit;
@@ -48,6 +48,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use libp2p::{PeerId, identity::Keypair};
+use parking_lot::RwLockReadGuard;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -421,8 +422,20 @@ impl Namespace {
         self.shared.replica.prepare(gather, rename, Moment::now())
     }
 
+    /// Until it is dropped, no head is begun: what is changed meanwhile, and what is noted of that beside, comes in one.
+    /// Nothing that waits for heads may be done under it.
+    pub fn hold(&self) -> RwLockReadGuard<'_, ()> {
+        self.shared.replica.choosing.read()
+    }
+
+    /// Until it is dropped, no head is made.
+    #[cfg(test)]
+    pub(crate) fn pause(&self) -> parking_lot::MutexGuard<'_, ()> {
+        self.shared.replica.turn.lock()
+    }
+
     /// A head of this node's by which all changes made so far, but for what is held, are committed: it or any later one has
-    /// them. `None` when that can't be told now.
+    /// them, and while [`Namespace::hold`] is held no earlier one. `None` when that can't be told now.
     pub fn committed_by(&self) -> Option<Dot> {
         self.shared.replica.committed_by()
     }
@@ -431,6 +444,12 @@ impl Namespace {
     /// Heads of this process don't count, since it goes on behind the sequences that the earlier one may have used.
     pub fn was_committed(&self, by: Dot) -> bool {
         self.shared.replica.was_committed(by)
+    }
+
+    /// Whether what [`Namespace::committed_by`] has said in this process is on disk; true as well where another identity has
+    /// taken the place of the one that it spoke of.
+    pub fn is_committed(&self, by: Dot) -> bool {
+        self.shared.replica.is_committed(by)
     }
 
     /// Returns when everything changed before, but for what is held, is in a signed head and on disk. Where no head can be
@@ -442,6 +461,12 @@ impl Namespace {
     /// The same without hurrying the next head: many changes go into one, as they would if nobody waited.
     pub async fn settled(&self) -> Result<(), NamespaceError> {
         self.committed(false).await
+    }
+
+    /// Returns when everything changed before, but for what is held, is on disk by itself, to be committed after a restart.
+    pub async fn keep(&self) -> Result<(), NamespaceError> {
+        let shared = self.shared.clone();
+        blocking(move || shared.replica.keep_pending()).await
     }
 
     async fn committed(&self, hurry: bool) -> Result<(), NamespaceError> {
@@ -467,8 +492,7 @@ impl Namespace {
             }
             if let Some(reason) = why {
                 tracing::warn!(reason, "what was to be published is only kept on this disk");
-                let shared = shared.clone();
-                return blocking(move || shared.replica.keep_pending()).await;
+                return self.keep().await;
             }
         }
         Ok(())

@@ -36,6 +36,8 @@ pub(super) struct Pending {
     pub(super) seen: Vec<Dot>,
     /// Not to be committed yet.
     pub(super) held: bool,
+    /// What it follows on from here and is to be committed, where this itself is held.
+    pub(super) under: Option<Arc<Pending>>,
     /// Number of the change, to tell whether another came meanwhile.
     pub(super) generation: u64,
     /// Number of the earliest change of the path that no head has; for what is held, of the latest.
@@ -83,7 +85,7 @@ pub(super) struct Overlay {
     generation: u64,
     lineage: Recent<Arc<TreePath>, Lineage>,
     renames: Vec<Rename>,
-    /// Paths that were changed, a few at a time, since the last commit was begun.
+    /// Paths that were changed, a few at a time, since the last commit was begun, or that hold something back behind it.
     later: BTreeSet<Arc<TreePath>>,
 }
 
@@ -100,7 +102,10 @@ impl Overlay {
 
     /// What is to be committed, as it is now. See [`Overlay::follow`].
     pub(super) fn begin_commit(&mut self) -> Changes {
-        self.later.clear();
+        // What is held follows on from what is committed below it.
+        let held = self.edits.iter();
+        let held = held.filter(|(_, pending)| pending.under.is_some());
+        self.later = held.map(|(path, _)| path.clone()).collect();
         self.ready()
     }
 
@@ -132,16 +137,15 @@ impl Overlay {
 
     /// Whether changes up to this one wait to be committed.
     pub(super) fn waits(&self, up_to: u64) -> bool {
-        self.edits
-            .values()
-            .any(|pending| !pending.held && pending.since <= up_to)
+        let ready = |pending| Pending::ready(pending).is_some_and(|ready| ready.since <= up_to);
+        self.edits.values().any(ready)
     }
 
     /// What is to be committed, as it is now.
     pub(super) fn ready(&self) -> Changes {
-        let ready = self.edits.iter().filter(|(_, pending)| !pending.held);
+        let ready = self.edits.iter();
         ready
-            .map(|(path, pending)| (path.clone(), pending.clone()))
+            .filter_map(|(path, pending)| Some((path.clone(), Pending::ready(pending)?.clone())))
             .collect()
     }
 
@@ -231,6 +235,7 @@ impl Overlay {
         let mut since = self.generation;
         let mut time = edit.written.map_or(time, |written| written.min(time));
         let mut calls = call.cloned();
+        let mut under = None;
         if let Some(earlier) = self.edits.get(&edit.path) {
             add(&mut seen, &earlier.seen);
             time = time.max(earlier.time);
@@ -241,14 +246,17 @@ impl Overlay {
                 }
                 (own, before) => own.or_else(|| before.clone()),
             };
-            if !edit.held && !earlier.held {
-                since = earlier.since;
+            match (edit.held, Pending::ready(earlier)) {
+                (true, ready) => under = ready.cloned(),
+                (false, Some(ready)) => since = ready.since,
+                (false, None) => {}
             }
         }
         let pending = Pending {
             entry: edit.entry,
             seen,
             held: edit.held,
+            under,
             generation: self.generation,
             since,
             time,
@@ -299,6 +307,17 @@ impl Overlay {
             match self.edits.get_mut(path) {
                 Some(current) if current.generation != done.generation => {
                     let current = Arc::make_mut(current);
+                    let is_done = |under: &Arc<Pending>| under.generation == done.generation;
+                    if current.under.as_ref().is_some_and(is_done) {
+                        current.under = None;
+                    }
+                    if let Some(under) = &mut current.under {
+                        let under = Arc::make_mut(under);
+                        under.since = under.generation;
+                        if done.entry.is_some() {
+                            add(&mut under.seen, &[own]);
+                        }
+                    }
                     current.since = current.generation;
                     if done.entry.is_some() {
                         add(&mut current.seen, &[own]);
@@ -335,11 +354,7 @@ impl Overlay {
     pub(super) fn renumber(&mut self, new_dot: impl Fn(Dot) -> Option<Dot>) {
         self.lineage.clear();
         for pending in self.edits.values_mut() {
-            let renamed = pending.seen.iter().filter_map(|&dot| new_dot(dot));
-            let renamed: Vec<_> = renamed.collect();
-            if !renamed.is_empty() {
-                add(&mut Arc::make_mut(pending).seen, &renamed);
-            }
+            follow(pending, &new_dot);
         }
     }
 
@@ -434,6 +449,14 @@ impl Overlay {
 }
 
 impl Pending {
+    /// What of it is to be committed.
+    fn ready(pending: &Arc<Self>) -> Option<&Arc<Self>> {
+        match pending.held {
+            true => pending.under.as_ref(),
+            false => Some(pending),
+        }
+    }
+
     fn shown(&self) -> Option<Shown> {
         self.entry.as_ref().map(|entry| Shown {
             entry: entry.clone(),
@@ -474,6 +497,20 @@ pub(super) fn over_children(
         }
     }
     children.into_iter().collect()
+}
+
+/// Adds the new dots of those that a change has seen.
+fn follow(pending: &mut Arc<Pending>, new_dot: &impl Fn(Dot) -> Option<Dot>) {
+    let renamed = pending.seen.iter().filter_map(|&dot| new_dot(dot));
+    let renamed: Vec<_> = renamed.collect();
+    if !renamed.is_empty() {
+        add(&mut Arc::make_mut(pending).seen, &renamed);
+    }
+    if pending.under.is_some()
+        && let Some(under) = &mut Arc::make_mut(pending).under
+    {
+        follow(under, new_dot);
+    }
 }
 
 /// Adds dots to an ascending list.
@@ -618,6 +655,61 @@ mod tests {
         overlay.committed(&committing, dot(7));
         assert_eq!(overlay.over(&at("x"), Some(shown(7))), None);
         assert_eq!(overlay.ready()[0].1.seen, [dot(7)]);
+    }
+
+    #[test]
+    fn what_was_changed_before_a_new_file_took_the_name_is_committed_before_that_is() {
+        let mut overlay = Overlay::new();
+        change(&mut overlay, "x", true, &[1]);
+        change(&mut overlay, "x", false, &[1]);
+        let removed = overlay.generation();
+        let hold = |overlay: &mut Overlay, held| {
+            let edit = Edit {
+                path: at("x"),
+                entry: Some(Entry::implied_directory()),
+                seen: Vec::new(),
+                held,
+                written: None,
+                moved: None,
+            };
+            overlay.change(vec![edit], || HybridTime(100));
+        };
+        hold(&mut overlay, true);
+        hold(&mut overlay, true);
+        assert!(overlay.waits(removed));
+        let committing = overlay.begin_commit();
+        assert_eq!(committing.len(), 1);
+        assert_eq!(committing[0].1.entry, None);
+        assert_eq!(committing[0].1.seen, [dot(1)]);
+        overlay.follow(&committing, dot(7));
+        overlay.committed(&committing, dot(7));
+        assert!(!overlay.waits(u64::MAX));
+        assert!(overlay.entry(&at("x")).is_some());
+        hold(&mut overlay, false);
+        assert_eq!(overlay.ready()[0].1.seen, [dot(1)]);
+    }
+
+    #[test]
+    fn what_a_new_file_replaces_shows_no_more_when_that_is_removed_in_turn() {
+        let mut overlay = Overlay::new();
+        change(&mut overlay, "x", true, &[]);
+        let edit = Edit {
+            path: at("x"),
+            entry: Some(Entry::implied_directory()),
+            seen: Vec::new(),
+            held: true,
+            written: None,
+            moved: None,
+        };
+        overlay.change(vec![edit], || HybridTime(100));
+        let committing = overlay.begin_commit();
+        overlay.follow(&committing, dot(7));
+        let seen = overlay.entry(&at("x")).unwrap().seen;
+        assert_eq!(seen, [dot(7)]);
+        change(&mut overlay, "x", false, &[7]);
+        assert_eq!(overlay.over(&at("x"), Some(shown(7))), None);
+        overlay.committed(&committing, dot(7));
+        assert_eq!(overlay.over(&at("x"), Some(shown(7))), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Settings: `namespace/state` (root, context, time), `namespace/sequence` (up to which sequence a writer may have
 //! signed), `namespace/confirmed` (up to which its work is known to have reached others), `namespace/pending` (changes that
-//! could not be committed), `namespace/identity` (the identity taken in place of the node's
+//! could not be committed), `namespace/kept` (the sequence that stands for them), `namespace/identity` (the identity taken in place of the node's
 //! first one), `namespace/redo` (work to be published again under it). Records among the heads: `h` ‖ digest → a head that
 //! is needed; `o` ‖ writer ‖ sequence → what a head of this node stood for.
 
@@ -26,6 +26,7 @@ const STATE: &str = "namespace/state";
 const SEQUENCE: &str = "namespace/sequence";
 const CONFIRMED: &str = "namespace/confirmed";
 const PENDING: &str = "namespace/pending";
+const KEPT: &str = "namespace/kept";
 const IDENTITY: &str = "namespace/identity";
 const REDO: &str = "namespace/redo";
 const MINUTE_NS: u64 = 60 * 1_000_000_000;
@@ -151,6 +152,16 @@ impl<D: Disk> Records<D> {
         self.save(CONFIRMED, &(writer, sequence))
     }
 
+    /// The sequence of a writer with which changes were kept that no head has.
+    pub(super) fn kept(&self, writer: WriterNumber) -> Result<Option<Dot>, NamespaceError> {
+        let kept: Option<Dot> = self.load(KEPT)?;
+        Ok(kept.filter(|kept| kept.writer == writer))
+    }
+
+    pub(super) fn save_kept(&self, kept: Dot) -> Result<(), NamespaceError> {
+        self.save(KEPT, &kept)
+    }
+
     fn of_writer(&self, name: &str, writer: WriterNumber) -> Result<u64, NamespaceError> {
         let kept: Option<(WriterNumber, u64)> = self.load(name)?;
         Ok(kept.map_or(0, |(of, sequence)| if of == writer { sequence } else { 0 }))
@@ -258,6 +269,7 @@ impl<D: Disk> Records<D> {
                     entry,
                     seen: record.seen.into_iter().collect(),
                     held: false,
+                    under: None,
                     generation: 0,
                     since: 0,
                     time: record.time,

@@ -24,7 +24,7 @@ use super::{
     nodes::Nodes,
     overlay::{Changes, PORTION_MAX, over_children},
     records::Records,
-    state::State,
+    state::{State, Writer},
 };
 use crate::{
     cluster::ClusterKeys,
@@ -83,8 +83,10 @@ pub(super) struct Replica<D> {
     pub(super) node_name: String,
     /// Held by whoever moves root, context, sequence or identity.
     pub(super) turn: Mutex<()>,
+    /// Held for writing in the moment in which it is decided what the next head has.
+    pub(super) choosing: RwLock<()>,
     pub(super) state: RwLock<State>,
-    /// The last own head with local changes that was on disk when this was opened.
+    /// The last sequence with which local changes were on disk when this was opened.
     found: Option<Dot>,
     random: Mutex<StdRng>,
     pub(super) eagerness: Eagerness,
@@ -111,6 +113,7 @@ impl<D: Disk> Replica<D> {
             keys,
             node_name,
             turn: Mutex::new(()),
+            choosing: RwLock::new(()),
             state: RwLock::new(state),
             random: Mutex::new(StdRng::from_seed(seed)),
             eagerness: Eagerness::default(),
@@ -363,8 +366,6 @@ impl<D: Disk> Replica<D> {
 
     /// See [`super::Namespace::committed_by`].
     pub(super) fn committed_by(&self) -> Option<Dot> {
-        // One that is being made right now may have been begun before the last change.
-        let is_quiet = self.turn.try_lock().is_some();
         let state = self.state.read();
         if state.redo.is_some() {
             return None;
@@ -372,7 +373,8 @@ impl<D: Disk> Replica<D> {
         let writer = state.writer.as_ref()?;
         Some(Dot {
             writer: writer.number,
-            sequence: writer.last + if is_quiet { 1 } else { 2 },
+            // One that is being made was begun before.
+            sequence: state.committing.unwrap_or(writer.last) + 1,
         })
     }
 
@@ -382,16 +384,46 @@ impl<D: Disk> Replica<D> {
             .is_some_and(|found| found.writer == by.writer && found.sequence >= by.sequence)
     }
 
+    /// See [`super::Namespace::is_committed`].
+    pub(super) fn is_committed(&self, by: Dot) -> bool {
+        let state = self.state.read();
+        let is_own = |writer: &Writer| writer.number == by.writer;
+        !state.writer.as_ref().is_some_and(is_own)
+            || state
+                .last_commit()
+                .is_some_and(|last| last.sequence >= by.sequence)
+    }
+
     /// Makes what is pending durable without a head.
     pub(super) fn keep_pending(&self) -> Result<(), NamespaceError> {
         let _turn = self.turn.lock();
+        let kept = match self.state.read().writer.is_some() {
+            true => Some(self.next_dot(1)?),
+            false => None,
+        };
         let pending = {
+            let _choosing = self.choosing.write();
             let mut state = self.state.write();
             state.pending_kept = true;
+            // What is changed from now on is not in it, so the sequence is used up.
+            if let (Some(kept), Some(writer)) = (kept, &mut state.writer) {
+                writer.last = kept.sequence;
+            }
             state.overlay.ready()
         };
         self.records.save_pending(&pending)?;
-        self.records.flush()
+        match kept {
+            Some(kept) => self.note_kept(kept),
+            None => self.records.flush(),
+        }
+    }
+
+    /// `turn` is held. Notes on disk that all local changes made before this sequence are there, though no head has it.
+    pub(super) fn note_kept(&self, kept: Dot) -> Result<(), NamespaceError> {
+        self.records.save_kept(kept)?;
+        self.records.flush()?;
+        self.state.write().kept = Some(kept);
+        Ok(())
     }
 
     /// Heads for others, encoded; at most 256, the newest.

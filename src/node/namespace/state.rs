@@ -71,6 +71,10 @@ pub(super) struct State {
     pub(super) overlay: Overlay,
     /// Whether the store has a record of pending changes.
     pub(super) pending_kept: bool,
+    /// The sequence with which all changes made before were put there last; no head has it.
+    pub(super) kept: Option<Dot>,
+    /// The sequence of the head that is being made of the changes before this moment.
+    pub(super) committing: Option<u64>,
     pub(super) identity: Keypair,
     /// `None` for a read-only member.
     pub(super) writer: Option<Writer>,
@@ -188,6 +192,8 @@ impl State {
             showed: Recent::new(SEEN_HEADS_MAX),
             overlay: Overlay::new(),
             pending_kept: false,
+            kept: None,
+            committing: None,
             identity,
             writer,
             redo: records.redo()?,
@@ -210,6 +216,9 @@ impl State {
         state.first = first.map(KnownHead::digest);
         let pending = records.pending()?;
         state.pending_kept = !pending.is_empty();
+        if let Some(writer) = &state.writer {
+            state.kept = records.kept(writer.number)?;
+        }
         if state.writer.is_some() {
             // Kept without the clock, which may have been set back since.
             let times = pending.iter().map(|(_, pending)| pending.time);
@@ -219,14 +228,24 @@ impl State {
         Ok(state)
     }
 
-    /// The last own head that is known and has all local changes made before it.
+    /// The last sequence with which all local changes made before are on disk: in an own head, or kept without one.
     pub(super) fn last_commit(&self) -> Option<Dot> {
         let writer = self.writer.as_ref()?;
-        let (&sequence, _) = writer.own.iter().rev().find(|(_, head)| head.commits)?;
-        Some(Dot {
+        let head = writer.own.iter().rev().find(|(_, head)| head.commits);
+        let head = head.map(|(&sequence, _)| Dot {
             writer: writer.number,
             sequence,
-        })
+        });
+        let kept = self.kept.filter(|kept| kept.writer == writer.number);
+        head.max(kept)
+    }
+
+    /// What the next head has is not decided any more. The sequence that was thought of is used up, with or without a head:
+    /// what was changed meanwhile was told that it comes later.
+    pub(super) fn end_commit(&mut self) {
+        if let (Some(thought_of), Some(writer)) = (self.committing.take(), &mut self.writer) {
+            writer.last = writer.last.max(thought_of);
+        }
     }
 
     pub(super) fn record(&self) -> StateRecord {

@@ -260,14 +260,25 @@ impl IndexFolder {
         let mut torn = None;
         while at + MESSAGE_HEADER_BYTES_MAX <= SEGMENT_BYTES as usize {
             let mut message = Message::parse(&bytes, at, number);
-            if message.is_none() && findings.for_pairs && at == end && lsn + (at as u64) < certain {
-                if let Some((byte, bits)) = Message::wrong_bit(&bytes, at, number) {
+            let is_certain = lsn + (at as u64) < certain;
+            if message.is_none()
+                && at == end
+                && (findings.for_pairs && is_certain || Message::may_begin(&bytes, at))
+                && let Some((byte, bits)) = Message::wrong_bit(&bytes, at, number)
+            {
+                if !is_certain {
+                    // Nothing that a crash leaves: with one bit turned it is whole. What follows it would be taken for nothing.
+                    let place = offset + byte as u64;
+                    let what = format!("a bit of the log is wrong, at byte {place} of db");
+                    findings.damage.push(what);
+                }
+                if findings.for_pairs {
                     findings.fixes.insert(offset + byte as u64, bits);
                     if let Some(byte) = bytes.get_mut(byte) {
                         *byte ^= bits;
                     }
+                    message = Message::parse(&bytes, at, number);
                 }
-                message = Message::parse(&bytes, at, number);
             }
             let Some(message) = message else {
                 torn.get_or_insert(lsn + at as u64);
@@ -557,13 +568,22 @@ impl Message {
 }
 
 impl Message {
+    /// Whether bytes may be the begin of a message but for one bit: where the log ends there are zeros.
+    fn may_begin(segment: &[u8], at: usize) -> bool {
+        let header = segment.get(at..at + MESSAGE_HEADER_BYTES_MAX);
+        let held = header.map_or(0, |header| header.iter().filter(|byte| **byte != 0).count());
+        held > 1
+    }
+
     /// The bit that has to be turned so that there is a message at a place: byte and bit. A checksum of 32 bits tells which of all
     /// that are in a message, if it is one.
     fn wrong_bit(segment: &[u8], at: usize, number: u64) -> Option<(usize, u8)> {
-        let turned = |byte: usize, bits: u8| {
-            let mut bytes = segment.to_vec();
-            *bytes.get_mut(byte)? ^= bits;
-            Self::parse(&bytes, at, number).map(|_| (byte, bits))
+        let mut turning = segment.to_vec();
+        let mut turned = |byte: usize, bits: u8| {
+            *turning.get_mut(byte)? ^= bits;
+            let found = Self::parse(&turning, at, number).map(|_| (byte, bits));
+            *turning.get_mut(byte)? ^= bits;
+            found
         };
         // In the header it may be what tells how long the message is: all are tried.
         let in_header = (at..at + MESSAGE_HEADER_BYTES_MAX)

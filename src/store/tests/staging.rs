@@ -188,33 +188,51 @@ fn the_journal_keeps_the_latest_record_of_a_file() {
 }
 
 #[test]
-fn a_start_knows_by_which_heads_files_were_published_and_the_next_one_does_not() {
+fn what_becomes_of_a_name_is_known_after_a_crash_and_forgotten_with_the_file() {
     let (dir, store) = new_store();
     let by = |sequence| Dot {
         writer: WriterNumber(7),
         sequence,
     };
-    let made = [3, 3, 4].map(|sequence| {
+    let renamed = Move {
+        by: by(3),
+        path: b"there".to_vec(),
+        seen: vec![by(1)],
+        over: vec![StagingId(9)],
+    };
+    let mut made = Vec::new();
+    for _ in 0..2 {
         let (id, _) = store.stage().unwrap();
         store.journal(id, &entry(0), false).unwrap();
-        store.note_published(id, by(sequence)).unwrap();
-        (id, by(sequence))
-    });
-    store.note_published(made[1].0, by(5)).unwrap();
-    let made = [made[0], (made[1].0, by(5)), made[2]];
+        store
+            .note_fate(id, |fate| fate.moved(renamed.clone(), |_| false))
+            .unwrap();
+        store
+            .note_fate(id, |fate| fate.ended = Some(by(4)))
+            .unwrap();
+        made.push(id);
+    }
+    store.flush().unwrap();
     let crashed = dir.path().join("crashed");
     copy_folder(store.dir(), &crashed);
     let found = Store::open(&crashed).unwrap();
-    for (id, by) in made {
-        assert_eq!(found.published_by(id), Some(by));
+    let fate = Fate {
+        moves: vec![renamed],
+        ended: Some(by(4)),
+    };
+    for id in &made {
+        assert_eq!(found.fate(*id), fate);
     }
-    // Another head may have the number by now.
-    let again = dir.path().join("again");
-    copy_folder(found.dir(), &again);
-    let found = Store::open(&again).unwrap();
-    for (id, _) in made {
-        assert_eq!(found.published_by(id), None);
-    }
+    found.unstage(made[0]).unwrap();
+    wait_until("the file is gone", || {
+        found.fate(made[0]) == Fate::default()
+    });
+    assert_eq!(found.fate(made[1]), fate);
+    drop(found);
+    // Nothing is noted of a file that is not there.
+    fs::remove_file(crashed.join(format!("staging/{}", made[1].0))).unwrap();
+    let found = Store::open(&crashed).unwrap();
+    assert_eq!(found.fate(made[1]), Fate::default());
 }
 
 #[test]
