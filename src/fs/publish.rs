@@ -17,7 +17,7 @@ use super::{
     core::{Core, Fail, Need},
     drive::drive,
     errno::FsError,
-    live::{Live, Staging},
+    live::{Live, LiveState, Staging},
     overlay::{Overlay, Source},
 };
 use crate::{
@@ -383,8 +383,7 @@ impl Core {
             }
             return Ok(());
         }
-        let linked = self.inodes.lock().path(live.number);
-        let path = linked.unwrap_or_else(|| state.path.clone());
+        let path = self.name_of(live.number, &state)?;
         let current = self.shown(&path)?;
         if let Some(current) = &current
             && current.entry.kind == Kind::File(state.agreed)
@@ -477,6 +476,25 @@ impl Core {
         state.hurry = false;
         state.is_durable = false;
         Ok(())
+    }
+
+    /// The name under which a file is published. One of several may be somebody else's file by now, before the kernel has
+    /// heard of it: then another one.
+    fn name_of(&self, number: u64, state: &LiveState) -> Result<TreePath, Fail> {
+        let mut paths = self.inodes.lock().paths(number);
+        if let Some(own) = &state.link {
+            for path in &paths {
+                let shown = self.shown(path)?;
+                let link = shown.as_ref().and_then(|shown| shown.link.as_ref());
+                if link.is_some_and(|link| link.file == own.file) {
+                    return Ok(path.clone());
+                }
+            }
+        }
+        Ok(match paths.is_empty() {
+            true => state.path.clone(),
+            false => paths.swap_remove(0),
+        })
     }
 
     /// A folder's time is that of its latest change unless it was set after that. Publishing what was written before the

@@ -1214,3 +1214,20 @@ fn a_file_with_several_names_is_taken_up_as_one() {
     }
     again.core.inodes.lock().check();
 }
+
+#[test]
+fn a_change_by_one_name_stays_with_the_file_when_another_name_becomes_somebody_elses() {
+    let fixture = Fixture::new();
+    fixture.put("a", b"one").expect("put");
+    link(&fixture, "a", "b").expect("linked");
+    fixture.settle();
+    let handle = fixture.open_file("b", flags(true)).expect("opened");
+    fixture.write_at(handle, 0, b"changed").expect("written");
+    // Nobody looks it up before the change is published.
+    fixture.change_behind("a", b"theirs");
+    fixture.core.release(handle);
+    fixture.settle();
+    assert_eq!(fixture.content("a").expect("read"), b"theirs");
+    assert_eq!(fixture.content("b").expect("read"), b"changed");
+    assert_eq!(fixture.names("").expect("listed"), ["a", "b"]);
+}
