@@ -180,6 +180,35 @@ impl Core {
         Ok((others, edit))
     }
 
+    /// The other names of the inode that the kernel knows at a place: `others` are those of the file that is shown there, which
+    /// may be somebody else's by now, or gone, before the kernel has heard of it.
+    pub(super) fn others_of_known(
+        &self,
+        (folder, name, path): (u64, &Name, &TreePath),
+        shown: Option<&Shown>,
+        others: Vec<TreePath>,
+    ) -> Vec<TreePath> {
+        let (own, known) = {
+            let inodes = self.inodes.lock();
+            let number = inodes.child(folder, name);
+            let own = number.and_then(|number| inodes.file(number));
+            (
+                own,
+                number.map_or(Vec::new(), |number| inodes.paths(number)),
+            )
+        };
+        let link = shown.and_then(|shown| shown.link.as_ref());
+        match own {
+            Some(own) if link.is_none_or(|link| link.file != own) => {
+                // Where the nodes for all of them are not here, those that the kernel knows.
+                let names = self.tree.names_of(own);
+                let names = names.map_or(known, |names| names.into_iter().collect());
+                names.into_iter().filter(|other| other != path).collect()
+            }
+            _ => others,
+        }
+    }
+
     /// Notes that a file has lost one of several names: it goes on under the others.
     pub(super) fn lost_name(&self, number: u64, others: &[TreePath]) {
         let Some(other) = others.first() else {
@@ -217,6 +246,7 @@ impl Core {
             return Err(FsError::IsDirectory.into());
         }
         let (others, last) = self.without_name(&path, &shown)?;
+        let others = self.others_of_known((folder, &name, &path), Some(&shown), others);
         let mut edits = self.keep_folder(&path)?;
         edits.push(removal(path.clone(), shown));
         edits.extend(last);

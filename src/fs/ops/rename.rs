@@ -98,6 +98,10 @@ impl Core {
             Some(target) if replace == Replace::Yes => self.without_name(&to_path, target)?,
             _ => (Vec::new(), None),
         };
+        let others = match replace {
+            Replace::Exchange => others,
+            _ => self.others_of_known((to.0, &to_name, &to_path), target.as_ref(), others),
+        };
         // A file that no head has yet can't replace anything in one: until then what it replaces keeps all of its names there.
         let is_new = self.held(&[&from_path]).contains(&from_path);
         let last = last.filter(|_| !is_new);

@@ -1231,3 +1231,27 @@ fn a_change_by_one_name_stays_with_the_file_when_another_name_becomes_somebody_e
     assert_eq!(fixture.content("b").expect("read"), b"changed");
     assert_eq!(fixture.names("").expect("listed"), ["a", "b"]);
 }
+
+#[test]
+fn removing_or_replacing_a_name_that_is_somebody_elses_by_now_leaves_the_file_its_other_name() {
+    for is_replaced in [false, true] {
+        let fixture = Fixture::new();
+        fixture.put("a", b"one").expect("put");
+        fixture.put("other", b"other").expect("put");
+        link(&fixture, "a", "b").expect("linked");
+        fixture.settle();
+        let handle = fixture.open_file("a", flags(true)).expect("opened");
+        fixture.change_behind("b", b"theirs");
+        match is_replaced {
+            true => fixture
+                .act(|core| core.rename((ROOT, b"other"), (ROOT, b"b"), Replace::Yes))
+                .expect("renamed"),
+            false => unlink(&fixture, "b").expect("removed"),
+        }
+        fixture.write_at(handle, 0, b"changed").expect("written");
+        assert_eq!(fixture.attr("a").expect("there").links, 1);
+        fixture.core.release(handle);
+        fixture.settle();
+        assert_eq!(fixture.content("a").expect("read"), b"changed");
+    }
+}

@@ -397,7 +397,9 @@ impl<D: Disk> Replica<D> {
     /// Makes what is pending durable without a head.
     pub(super) fn keep_pending(&self) -> Result<(), NamespaceError> {
         let _turn = self.turn.lock();
-        let kept = match self.state.read().writer.is_some() {
+        // By itself: a `match` on it would hold the lock that a new reservation takes.
+        let is_writer = self.state.read().writer.is_some();
+        let kept = match is_writer {
             true => Some(self.next_dot(1)?),
             false => None,
         };
