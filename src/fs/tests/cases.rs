@@ -1255,3 +1255,33 @@ fn removing_or_replacing_a_name_that_is_somebody_elses_by_now_leaves_the_file_it
         assert_eq!(fixture.content("a").expect("read"), b"changed");
     }
 }
+
+#[test]
+fn what_is_removed_while_it_is_being_published_stays_away() {
+    let fixture = Fixture::new();
+    let namespace = fixture.namespace.clone();
+    let publishing = fixture.runtime.spawn(async move {
+        while namespace.flush().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    for number in 0..200 {
+        let name = format!("s{number}");
+        let (folder, name) = fixture.place(&name).expect("a place");
+        let kind = Kind::Symlink(b"target".to_vec());
+        let with = name.clone();
+        fixture
+            .act(move |core| core.make(CALLER, folder, &with, kind.clone(), 0o755))
+            .expect("made");
+        // At some moment of its publication.
+        std::thread::sleep(Duration::from_micros(150 * (number % 40)));
+        fixture
+            .act(move |core| core.unlink(folder, &name))
+            .expect("removed");
+        for _ in 0..10 {
+            assert_eq!(fixture.names("").expect("listed"), [""; 0], "{number}");
+            std::thread::sleep(Duration::from_micros(500));
+        }
+    }
+    publishing.abort();
+}

@@ -87,6 +87,10 @@ pub(super) struct Overlay {
     renames: Vec<Rename>,
     /// Paths that were changed, a few at a time, since the last commit was begun, or that hold something back behind it.
     later: BTreeSet<Arc<TreePath>>,
+    /// Number of the latest change when the last commit was begun, and the dot as which its changes show in the tree, once
+    /// they do.
+    begun: u64,
+    shows_as: Option<Dot>,
 }
 
 impl Overlay {
@@ -97,6 +101,8 @@ impl Overlay {
             lineage: Recent::new(LINEAGE_MAX),
             renames: Vec::new(),
             later: BTreeSet::new(),
+            begun: 0,
+            shows_as: None,
         }
     }
 
@@ -106,6 +112,7 @@ impl Overlay {
         let held = self.edits.iter();
         let held = held.filter(|(_, pending)| pending.under.is_some());
         self.later = held.map(|(path, _)| path.clone()).collect();
+        (self.begun, self.shows_as) = (self.generation, None);
         self.ready()
     }
 
@@ -113,6 +120,7 @@ impl Overlay {
     /// begun follows on from that: to be called in the same moment, or what was removed meanwhile shows again until
     /// [`Overlay::committed`].
     pub(super) fn follow(&mut self, edits: &[(Arc<TreePath>, Arc<Pending>)], own: Dot) {
+        self.shows_as = Some(own);
         for path in &self.later {
             let done = edits.binary_search_by(|(done, _)| done.cmp(path)).ok();
             if let Some((_, done)) = done.and_then(|index| edits.get(index))
@@ -238,6 +246,14 @@ impl Overlay {
         let mut under = None;
         if let Some(earlier) = self.edits.get(&edit.path) {
             add(&mut seen, &earlier.seen);
+            // It shows in the tree already, and is not noted as committed yet.
+            let shows =
+                |ready: &Arc<Pending>| ready.generation <= self.begun && ready.entry.is_some();
+            if let Some(own) = self.shows_as
+                && Pending::ready(earlier).is_some_and(shows)
+            {
+                add(&mut seen, &[own]);
+            }
             time = time.max(earlier.time);
             calls = match (calls, &earlier.calls) {
                 (Some(own), Some(before)) => {
@@ -687,6 +703,18 @@ mod tests {
         assert!(overlay.entry(&at("x")).is_some());
         hold(&mut overlay, false);
         assert_eq!(overlay.ready()[0].1.seen, [dot(1)]);
+    }
+
+    #[test]
+    fn what_is_removed_once_it_shows_in_the_tree_but_is_not_noted_as_committed_stays_away() {
+        let mut overlay = Overlay::new();
+        change(&mut overlay, "x", true, &[]);
+        let committing = overlay.begin_commit();
+        overlay.follow(&committing, dot(7));
+        change(&mut overlay, "x", false, &[]);
+        assert_eq!(overlay.over(&at("x"), Some(shown(7))), None);
+        overlay.committed(&committing, dot(7));
+        assert_eq!(overlay.over(&at("x"), Some(shown(7))), None);
     }
 
     #[test]
