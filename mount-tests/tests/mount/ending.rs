@@ -400,6 +400,10 @@ fn a_mount_that_is_asked_to_end_while_it_starts_ends_and_leaves_no_mount() {
     ];
     for (what, words, moment) in moments {
         for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+            if (what, signal) == ("at once", Signal::HUP) {
+                // Whoever runs the tests under nohup(1) has that ignored until the program sees to it.
+                continue;
+            }
             println!("{what}, {signal:?}");
             let mut mount = b.start_p2pfs(words);
             until(LONG, what, || moment(mount.pid()));
