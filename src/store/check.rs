@@ -74,7 +74,6 @@ impl Core {
         self.settle()?;
         self.settle_journal()?;
         self.unlink_unstaged()?;
-        self.remove_spares()?;
         self.meta.insert(CLEAN_KEY, &[])?;
         self.flush_index()?;
         rescue::note_end(&self.dir)

@@ -4,10 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs::{self, File, OpenOptions},
     io::{self, Read},
-    os::{
-        fd::AsRawFd,
-        unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
-    },
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -29,8 +26,6 @@ use crate::{
 const IDS_RESERVED: u64 = 1024;
 /// Where the end of the reserved ids is kept.
 const RESERVED_KEY: &str = "staging ids";
-/// Staging files that are kept for the next contents, at most, each with an open file.
-const SPARES_MAX: usize = 64;
 /// Size of the unit of `st_blocks`, whatever the filesystem.
 pub(super) const STAT_BLOCK_BYTES: u64 = 512;
 
@@ -54,9 +49,6 @@ pub(super) struct Staging {
     pub(super) fates: HashMap<StagingId, Fate>,
     /// Files that are done, to be unlinked with their journal record once the index is on disk.
     pub(super) unstaged: Vec<StagingId>,
-    /// Empty ones that nobody has open, still under the names of contents that are gone. To make and remove a file for each
-    /// small content costs much: ext4 passes over every inode that was freed within five seconds.
-    spares: Vec<(StagingId, File)>,
 }
 
 /// How an imported file gets its place among the objects.
@@ -106,42 +98,11 @@ impl Core {
     }
 
     pub(super) fn stage(&self) -> Result<(StagingId, File), StoreError> {
-        let (id, spare) = {
-            let mut staging = self.staging.lock();
-            (self.next_staging_id(&mut staging)?, staging.spares.pop())
-        };
+        let id = self.next_staging_id(&mut self.staging.lock())?;
         let path = self.staging_path(id);
-        let file = match spare {
-            Some((old, file)) if fs::rename(self.staging_path(old), &path).is_ok() => file,
-            _ => new_file(&path)?,
-        };
+        let file = new_file(&path)?;
         self.staging.lock().unsynced.insert(id);
         Ok((id, file))
-    }
-
-    /// Empties a staging file that is done, for another content; false if it can't serve for one.
-    fn spare(&self, id: StagingId) -> bool {
-        if self.staging.lock().spares.len() >= SPARES_MAX {
-            return false;
-        }
-        let Ok(file) = open_existing(&self.staging_path(id)) else {
-            return false;
-        };
-        // Else it is an object by now.
-        let is_alone = || file.metadata().is_ok_and(|about| about.nlink() == 1);
-        let is_spare = is_alone() && is_open_here_alone(&file) && file.set_len(0).is_ok();
-        if is_spare {
-            self.staging.lock().spares.push((id, file));
-        }
-        is_spare
-    }
-
-    /// Removes the spare files.
-    pub(super) fn remove_spares(&self) -> Result<(), StoreError> {
-        let spares = std::mem::take(&mut self.staging.lock().spares);
-        spares
-            .iter()
-            .try_for_each(|(id, _)| remove_file(&self.staging_path(*id)))
     }
 
     pub(super) fn staged(&self, id: StagingId) -> Result<File, StoreError> {
@@ -199,10 +160,8 @@ impl Core {
             return Ok(());
         }
         let outcome = self.flush_index().and_then(|()| {
-            ids.iter().try_for_each(|id| match self.spare(*id) {
-                true => Ok(()),
-                false => remove_file(&self.staging_path(*id)),
-            })?;
+            ids.iter()
+                .try_for_each(|id| remove_file(&self.staging_path(*id)))?;
             // The record goes last: a file without one is taken for something that was lost.
             self.latest.forget(&ids)?;
             ids.iter().try_for_each(|id| self.forget_fate(*id))
@@ -470,17 +429,6 @@ fn copy_over(from: &File, to: &File) -> io::Result<()> {
         to.write_all_at(bytes, at)?;
         at += read as u64;
     }
-}
-
-/// Whether no other handle to a file is open, of this process or another one. Whoever wrote to a staging file, or reads
-/// what was written, may still be at it.
-fn is_open_here_alone(file: &File) -> bool {
-    // The kernel grants a write lease to no other (fcntl(2)).
-    // SAFETY: a call with numbers alone, on a file that is open.
-    let lease =
-        |kind: libc::c_int| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) };
-    let is_alone = lease(libc::F_WRLCK) == 0;
-    is_alone && lease(libc::F_UNLCK) == 0
 }
 
 pub(super) fn new_file(path: &Path) -> Result<File, StoreError> {

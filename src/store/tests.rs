@@ -135,13 +135,9 @@ fn publish(store: &Store, sample: &Sample) {
 fn written(store: &Store, sample: &Sample) {
     publish(store, sample);
     store.settle().unwrap();
-    wait_until("the staging file is gone", || nothing_is_staged(store));
-}
-
-/// Whether there is no staging file but spare ones.
-fn nothing_is_staged(store: &Store) -> bool {
-    let mut files = fs::read_dir(store.dir().join("staging")).unwrap();
-    files.all(|file| file.unwrap().metadata().is_ok_and(|about| about.len() == 0))
+    wait_until("the staging file is gone", || {
+        fs::read_dir(store.dir().join("staging")).unwrap().count() == 0
+    });
 }
 
 /// What lies in `lost`.

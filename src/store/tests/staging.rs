@@ -17,7 +17,9 @@ fn imported_files_become_objects() {
         store.unstage(id).unwrap();
         imported.push((id, sample));
     }
-    wait_until("unstaged files are gone", || nothing_is_staged(&store));
+    wait_until("unstaged files are gone", || {
+        fs::read_dir(store.dir().join("staging")).unwrap().count() == 0
+    });
     let store = reopen(store);
     for (id, sample) in &imported {
         assert!(store.staged(*id).is_err());
@@ -291,34 +293,4 @@ fn a_part_whose_hashes_are_not_all_known_is_no_object() {
         assert!(made.is_err());
     }
     assert_eq!(store.presence(&sample.object).unwrap(), Presence::Absent);
-}
-
-#[test]
-fn a_file_that_is_done_serves_for_another_content_unless_somebody_has_it_open() {
-    let (_dir, store) = new_store();
-    let inode = |file: &fs::File| file.metadata().unwrap().ino();
-    let done = |seed| {
-        let sample = Sample::new(3000, seed);
-        let (id, file) = store.stage().unwrap();
-        file.write_all_at(&sample.data, 0).unwrap();
-        store.import(id, 3000, &Leaves::default()).unwrap();
-        (id, file, sample)
-    };
-    let ((open_id, open, sample), (closed_id, closed, _)) = (done(1), done(2));
-    let number = inode(&closed);
-    drop(closed);
-    for id in [open_id, closed_id] {
-        store.unstage(id).unwrap();
-    }
-    wait_until("both are done", || nothing_is_staged(&store));
-    let (again, file) = store.stage().unwrap();
-    assert!(again > open_id && again > closed_id);
-    assert_eq!(inode(&file), number);
-    assert_eq!(file.metadata().unwrap().len(), 0);
-    file.write_all_at(&[7; 5000], 0).unwrap();
-    assert!(store.staged(again).is_ok() && store.staged(closed_id).is_err());
-    assert_ne!(inode(&store.stage().unwrap().1), inode(&open));
-    let mut bytes = vec![0; 3000];
-    open.read_exact_at(&mut bytes, 0).unwrap();
-    assert!(bytes == sample.data, "it has other bytes now");
 }
