@@ -360,8 +360,8 @@ impl<D: Disk> Replica<D> {
         if let Some(left) = &left
             && self.state.read().pending_kept
         {
-            // What was kept and is in this head must not come again after a crash.
-            self.records.save_pending(left)?;
+            // What was kept and is in this head must not come again after a crash. Renames that it doesn't tell of are kept below.
+            self.records.save_pending(left, &[])?;
         }
         self.records.flush()?;
         {
@@ -400,7 +400,9 @@ impl<D: Disk> Replica<D> {
         let mut state = self.state.write();
         if state.pending_kept {
             state.pending_kept = state.overlay.waits(u64::MAX);
-            self.records.save_pending(&state.overlay.ready())?;
+            let renames = state.overlay.renames();
+            self.records
+                .save_pending(&state.overlay.ready(), &renames)?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! Settings: `namespace/state` (root, context, time), `namespace/sequence` (up to which sequence a writer may have
 //! signed), `namespace/confirmed` (up to which its work is known to have reached others), `namespace/pending` (changes that
-//! could not be committed), `namespace/kept` (the sequence that stands for them), `namespace/identity` (the identity taken in place of the node's
+//! could not be committed), `namespace/renames` (those of them that were renames, by their paths), `namespace/kept` (the sequence that stands for them), `namespace/identity` (the identity taken in place of the node's
 //! first one), `namespace/redo` (work to be published again under it), `namespace/nodes` (bytes of manifest nodes that came since the
 //! last collection, and that stayed then). Records among the heads: `h` ‖ digest → a head that
 //! is needed; `o` ‖ writer ‖ sequence → what a head of this node stood for.
@@ -14,7 +14,7 @@ use super::{
     NamespaceError,
     disk::Disk,
     heads::KnownHead,
-    overlay::{Changes, Pending},
+    overlay::{Changes, Pending, Rename},
 };
 use crate::{
     manifest::{
@@ -27,6 +27,7 @@ const STATE: &str = "namespace/state";
 const SEQUENCE: &str = "namespace/sequence";
 const CONFIRMED: &str = "namespace/confirmed";
 const PENDING: &str = "namespace/pending";
+const RENAMES: &str = "namespace/renames";
 const KEPT: &str = "namespace/kept";
 const IDENTITY: &str = "namespace/identity";
 const REDO: &str = "namespace/redo";
@@ -285,13 +286,15 @@ impl<D: Disk> Records<D> {
             .into_iter()
             .map(|record| {
                 let path = TreePath::restore(&record.path).map_err(|error| damaged(&error))?;
-                let entry = if record.entry.is_empty() {
+                let version = if record.entry.is_empty() {
                     None
                 } else {
                     let versions =
                         Versions::decode(&record.entry).map_err(|error| damaged(&error))?;
-                    versions.as_slice().first().map(|only| only.entry.clone())
+                    versions.as_slice().first().cloned()
                 };
+                let (entry, moved) =
+                    version.map_or((None, None), |version| (Some(version.entry), version.moved));
                 let pending = Pending {
                     entry,
                     seen: record.seen.into_iter().collect(),
@@ -300,7 +303,7 @@ impl<D: Disk> Records<D> {
                     generation: 0,
                     since: 0,
                     time: record.time,
-                    moved: None,
+                    moved,
                     calls: None,
                 };
                 Ok((path, pending))
@@ -308,8 +311,37 @@ impl<D: Disk> Records<D> {
             .collect()
     }
 
-    /// Keeps the pending changes for the next start; none removes the record.
-    pub(super) fn save_pending(&self, pending: &Changes) -> Result<(), NamespaceError> {
+    /// From where, where to and when: the renames among the pending changes.
+    pub(super) fn renames(&self) -> Result<Vec<(TreePath, TreePath, HybridTime)>, NamespaceError> {
+        let damaged = |error: &dyn std::fmt::Display| {
+            NamespaceError::Failed(format!("the record of renames is damaged: {error}"))
+        };
+        let path = |bytes: &ByteBuf| TreePath::restore(bytes).map_err(|error| damaged(&error));
+        let records: Vec<(ByteBuf, ByteBuf, HybridTime)> = self.load(RENAMES)?.unwrap_or_default();
+        let records = records.into_iter();
+        records
+            .map(|(from, to, time)| Ok((path(&from)?, path(&to)?, time)))
+            .collect()
+    }
+
+    /// Keeps the pending changes for the next start, and which of them are renames that no head tells of; none removes the
+    /// record.
+    pub(super) fn save_pending(
+        &self,
+        pending: &Changes,
+        renames: &[Rename],
+    ) -> Result<(), NamespaceError> {
+        match renames {
+            [] => self.disk.set_setting(RENAMES, None)?,
+            renames => {
+                let path = |path: &TreePath| ByteBuf::from(path.to_bytes());
+                let renames = renames.iter();
+                let renames: Vec<_> = renames
+                    .map(|rename| (path(&rename.from), path(&rename.to), rename.time))
+                    .collect();
+                self.save(RENAMES, &renames)?;
+            }
+        }
         if pending.is_empty() {
             return Ok(self.disk.set_setting(PENDING, None)?);
         }
@@ -323,7 +355,7 @@ impl<D: Disk> Records<D> {
                     },
                     time: pending.time,
                     entry,
-                    moved: None,
+                    moved: pending.moved.clone(),
                 });
                 let versions = version.and_then(|version| Versions::new(vec![version]));
                 PendingRecord {

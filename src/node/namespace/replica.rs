@@ -403,7 +403,7 @@ impl<D: Disk> Replica<D> {
             true => Some(self.next_dot(1)?),
             false => None,
         };
-        let pending = {
+        let (pending, renames) = {
             let _choosing = self.choosing.write();
             let mut state = self.state.write();
             state.pending_kept = true;
@@ -411,9 +411,9 @@ impl<D: Disk> Replica<D> {
             if let (Some(kept), Some(writer)) = (kept, &mut state.writer) {
                 writer.last = kept.sequence;
             }
-            state.overlay.ready()
+            (state.overlay.ready(), state.overlay.renames())
         };
-        self.records.save_pending(&pending)?;
+        self.records.save_pending(&pending, &renames)?;
         match kept {
             Some(kept) => self.note_kept(kept),
             None => self.records.flush(),

@@ -1060,6 +1060,81 @@ fn a_head_that_only_completes_a_rename_does_not_pass_for_one_with_later_changes(
 }
 
 #[test]
+fn what_is_made_under_the_old_name_of_a_folder_follows_a_rename_that_was_kept_without_a_head() {
+    let plan = Plan {
+        peers: 2,
+        steps: 0,
+        clones: false,
+    };
+    let mut world = World::new(plan, 0);
+    // No head of either is heard by the other so far.
+    for number in 0..2 {
+        world.peers[number].cell = number as u8;
+    }
+    let edit = Edit {
+        path: at("f/made elsewhere"),
+        entry: Some(file(1000)),
+        seen: Vec::new(),
+        held: false,
+        written: None,
+        moved: None,
+    };
+    let changed = world.ask(0, |replica| replica.get(&at("f/3.txt"))).unwrap();
+    let changed = Edit {
+        path: at("f/3.txt"),
+        entry: Some(file(1001)),
+        seen: changed.unwrap().seen,
+        ..edit.clone()
+    };
+    let now = world.moment(0);
+    let replica = world.peers[0].replica.as_ref().unwrap();
+    replica.change(vec![edit, changed], now).unwrap();
+    assert!(world.commit(0, now));
+
+    // It can fetch, and has heard nothing.
+    world.peers[0].cell = 1;
+    let now = world.moment(1);
+    let (from, to) = (at("f"), at("moved 0"));
+    let below = world.ask(1, |replica| replica.below(&from)).unwrap();
+    let mut edits = Vec::new();
+    for (path, shown) in below {
+        let put = Edit {
+            path: path.moved(&from, &to).unwrap().unwrap(),
+            entry: Some(shown.entry),
+            seen: Vec::new(),
+            held: false,
+            written: None,
+            moved: Moved::new(path.clone(), &shown.seen),
+        };
+        let removed = Edit {
+            path,
+            entry: None,
+            seen: shown.seen,
+            moved: None,
+            ..put.clone()
+        };
+        edits.extend([put, removed]);
+    }
+    edits.sort_unstable_by(|a, b| b.path.cmp(&a.path));
+    let replica = world.peers[1].replica.as_ref().unwrap();
+    replica.apply(edits, Some((from, to)), now).unwrap();
+    replica.keep_pending().unwrap();
+    world.peers[1].replica = None;
+    world.peers[1].disk.crash(0);
+    world.start(1, false);
+    world.settle();
+    for number in 0..2 {
+        let shown = |path| {
+            let shown = world.ask(number, |replica| replica.get(&at(path))).unwrap();
+            shown.and_then(|shown| content_of(&shown.entry))
+        };
+        assert_eq!(shown("moved 0/made elsewhere"), Some(1000));
+        assert_eq!(shown("moved 0/3.txt"), Some(1001));
+        assert_eq!(shown("f/made elsewhere"), None);
+    }
+}
+
+#[test]
 fn replicas_agree_and_lose_nothing() {
     let plan = Plan {
         peers: 4,

@@ -229,6 +229,10 @@ impl State {
             let times = pending.iter().map(|(_, pending)| pending.time);
             state.saw(times.max().unwrap_or_default());
             state.overlay.restore(pending);
+            for (from, to, time) in records.renames()? {
+                state.saw(time);
+                state.overlay.renamed(from, to, time);
+            }
         }
         Ok(state)
     }
