@@ -8,7 +8,7 @@
 //! ```text
 //! entry  mark (4) ‖ kind (1) ‖ staging id (8, big-endian) ‖ length (4, big-endian) ‖ value ‖
 //!        first 8 bytes of the BLAKE3 hash of all before
-//! kinds  1 record: as in the index · 2 was a note that is not made any more · 3 gone: no value
+//! kinds  1 record: as in the index · 3 gone: no value
 //! ```
 //! Of an id the last record counts, up to its being gone.
 
@@ -27,7 +27,6 @@ use super::{StagingId, StoreError, failed, record::check_of};
 /// Where an entry may begin; finds the next one after damage.
 const MARK: [u8; 4] = *b"p2je";
 const RECORD: u8 = 1;
-const NOTE: u8 = 2;
 const GONE: u8 = 3;
 /// Bytes of an entry before its value, and after it.
 const HEAD_BYTES: usize = 4 + 1 + 8 + 4;
@@ -232,7 +231,6 @@ fn scan(bytes: &[u8]) -> Scanned {
 fn note(found: &mut Scanned, kind: u8, id: StagingId, (place, value): (u64, &[u8])) {
     match kind {
         RECORD => drop(found.known.insert(id, (place, value.len()))),
-        NOTE => {}
         GONE => drop(found.known.remove(&id)),
         _ => found.damaged = true,
     }

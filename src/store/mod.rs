@@ -14,7 +14,7 @@
 //!     <64 hex>-<size>          a content of more than 4 KiB; sparse where blocks are absent
 //!     <64 hex>-<size>.tree     its hash tree, sparse as well; none for a single block
 //!   staging/<id>               contents in the making; `.tree` and `.copy` are temporary
-//!   journal                    what each of them is, as of the last `close`, rename or `fsync`
+//!   journal                    what each of them is, as of the last `close` or `fsync`
 //!   lost/                      files that nothing else may be left of: staging files that can't be published, contents
 //!                              written here that were damaged, and an index that was
 //! ```

@@ -1,8 +1,8 @@
 //! Proving what is read: blocks that were not proven a short while ago are checked against the hash tree before their bytes
 //! leave the store, for readers and for peers alike. Damaged ones are dropped, so that who reads gets them from others.
 //!
-//! What the kernel reads by itself from a backing file that was lent to it is not seen here; `verify` finds damage
-//! there. The kernel's page cache keeps what programs read through p2pfs, so most re-reads don't come here at all.
+//! What the kernel reads by itself from a backing file that was lent to it is not seen here; `verify` and the scrub find
+//! damage there. The kernel's page cache keeps what programs read through p2pfs, so most re-reads don't come here at all.
 
 use std::{
     collections::VecDeque,
