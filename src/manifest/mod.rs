@@ -37,6 +37,8 @@ pub use moves::{HINT_AGE_MAX_NS, complete_moves, move_hint, without_old_hints};
 pub use node::{NODE_BYTES_MAX, Node, NodeError, NodeHash, Summary};
 pub use parts::{View, folder_newest, versions};
 pub use reach::Reach;
+#[cfg(test)]
+pub(crate) use tree::testing::Memory;
 pub use tree::{
     Applied, Change, MISSING_MAX, NodeSource, TreeError, apply, diff, diff_after, empty_root, get,
     range_summary, scan, summary,

@@ -13,7 +13,7 @@ use super::{
     disk::Disk,
     heads::{KnownHead, Offered},
     overlay::{Changes, PORTION_MAX},
-    plan::{self, Edits},
+    plan::{self, Copied, Edits},
     records::OwnHead,
     replica::{Event, Moment, Replica},
     state::{State, known},
@@ -63,6 +63,8 @@ pub(super) struct Signing {
     pub(super) base: NodeHash,
     /// The changed entries, for the push.
     pub(super) edits: Option<Edits>,
+    /// Records of files that it puts anew, beside those of which a change was pending.
+    pub(super) copied: Vec<Copied>,
     /// The pending changes that are in it.
     pub(super) pending: Changes,
     /// Those that were pending too and are not in it; `None` where that wasn't asked. With none left, all changes made
@@ -156,6 +158,11 @@ impl<D: Disk> Replica<D> {
             self.drop_old_hints(base, &mut edits, now)?;
             self.add_row(base, &mut edits, dot, now)?;
         }
+        let mut copied = plan::copied_records(&self.nodes, base, &edits, dot)?;
+        copied.retain(|copied| {
+            let place = pending.binary_search_by(|(path, _)| path.cmp(&copied.record));
+            place.is_err()
+        });
         let applied = manifest::apply(&self.nodes, base, &edits)?;
         if applied.root == base && !joins {
             // Deletions of what was never committed, or is gone already: no head tells of them.
@@ -176,6 +183,7 @@ impl<D: Disk> Replica<D> {
                 sequence: dot.sequence,
                 base,
                 edits: Some(edits),
+                copied,
                 pending,
                 left: Some(left),
             },
@@ -312,6 +320,7 @@ impl<D: Disk> Replica<D> {
             sequence,
             base,
             edits,
+            copied,
             pending,
             left,
         } = signing;
@@ -368,6 +377,7 @@ impl<D: Disk> Replica<D> {
             let mut state = self.state.write();
             state.set_state(head.root, head.covers.clone());
             state.overlay.follow(&pending, dot);
+            state.overlay.follow_copies(&copied, dot);
             if let Some(writer) = &mut state.writer {
                 writer.own.insert(sequence, own);
             }
@@ -427,6 +437,7 @@ impl<D: Disk> Replica<D> {
                 sequence: dot.sequence,
                 base: root,
                 edits: None,
+                copied: Vec::new(),
                 pending: Changes::new(),
                 left: Some(Changes::new()),
             },

@@ -126,6 +126,7 @@ impl<D: Disk> Replica<D> {
             sequence: dot.sequence,
             base,
             edits: None,
+            copied: Vec::new(),
             pending: Vec::new(),
             left: None,
         };

@@ -18,7 +18,7 @@ use super::{
     commit::Signing,
     disk::Disk,
     heads::{KnownHead, Way},
-    plan::Edits,
+    plan::{self, Copied, Edits},
     replica::{Event, Moment, Replica},
     state::{ShownPart, State},
 };
@@ -126,6 +126,8 @@ struct MergedTree {
     changes: Option<Vec<Change>>,
     /// Renames were completed, as this write.
     completed_as: Option<Dot>,
+    /// Records that were put anew by that.
+    copied: Vec<Copied>,
 }
 
 impl MergedTree {
@@ -269,9 +271,7 @@ impl<D: Disk> Replica<D> {
             Ok(merged) => {
                 match merged.completed_as {
                     None => self.become_state(digest, merged.root, joined, merged.changes, now)?,
-                    Some(dot) => {
-                        self.sign_completed(merged.root, joined, dot, merged.changes, now)?;
-                    }
+                    Some(dot) => self.sign_completed(merged, joined, dot, now)?,
                 }
                 Ok(Step::Done)
             }
@@ -302,6 +302,7 @@ impl<D: Disk> Replica<D> {
             root: ours.0,
             changes: Some(Vec::new()),
             completed_as: None,
+            copied: Vec::new(),
         };
         let keep = |nodes: &[_]| {
             let kept = self.nodes.put(nodes);
@@ -401,6 +402,8 @@ impl<D: Disk> Replica<D> {
                 let time_of = |_: &_| HybridTime::default();
                 let root = merged.root;
                 manifest::record_folders(&self.nodes, root, &mut edits, dot, time_of)?;
+                let copied = plan::copied_records(&self.nodes, root, &edits, dot)?;
+                merged.copied.extend(copied);
                 let applied = manifest::apply(&self.nodes, merged.root, &edits)?;
                 let kept = self.nodes.put(&applied.nodes);
                 kept.map_err(|error| failed(&error))?;
@@ -421,13 +424,12 @@ impl<D: Disk> Replica<D> {
     /// `turn` is held. A merge that completed renames is a head of its own.
     fn sign_completed(
         &self,
-        root: NodeHash,
+        merged: MergedTree,
         mut covers: CausalContext,
         dot: Dot,
-        changes: Option<Vec<Change>>,
         now: Moment,
     ) -> Result<(), NamespaceError> {
-        let base = root;
+        let base = merged.root;
         let mut row = Edits::new();
         self.add_row(base, &mut row, dot, now)?;
         let applied = manifest::apply(&self.nodes, base, &row)?;
@@ -438,6 +440,7 @@ impl<D: Disk> Replica<D> {
             sequence: dot.sequence,
             base,
             edits: None,
+            copied: merged.copied,
             pending: Vec::new(),
             left: None,
         };
@@ -448,7 +451,7 @@ impl<D: Disk> Replica<D> {
         self.tell(Event::Changed(Arrival {
             root,
             before,
-            changes,
+            changes: merged.changes,
         }));
         self.tell(Event::ToCommit);
         Ok(())

@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Edit, recent::Recent};
+use super::{Edit, plan::Copied, recent::Recent};
 use crate::manifest::{Dot, Entry, FileId, HybridTime, Kind, Moved, Name, Shown, TreePath};
 
 /// Paths whose last local write is remembered.
@@ -131,6 +131,41 @@ impl Overlay {
                 add(&mut Arc::make_mut(current).seen, &[own]);
             }
         }
+    }
+
+    /// The write `own` has put these records anew, which is about to show in the tree. What is pending of them, or will be,
+    /// and has seen what was there before follows on from that.
+    pub(super) fn follow_copies(&mut self, copied: &[Copied], own: Dot) {
+        for Copied { record, replaced } in copied {
+            let has_seen = |seen: &[Dot]| replaced.iter().any(|dot| seen.contains(dot));
+            if let Some(current) = self.edits.get_mut(record)
+                && has_seen(&current.seen)
+            {
+                add(&mut Arc::make_mut(current).seen, &[own]);
+            }
+            self.succeed(record, replaced, own);
+        }
+    }
+
+    /// Notes that versions of a path were replaced by a write of this node's, so that who has seen any of them follows on from
+    /// that.
+    fn succeed(&mut self, path: &Arc<TreePath>, replaced: &[Dot], own: Dot) {
+        let earlier = self.lineage.get(path);
+        let earlier = earlier.filter(|earlier| replaced.contains(&earlier.own));
+        let from_nothing = match &earlier {
+            Some(earlier) => earlier.from_nothing,
+            None => replaced.is_empty(),
+        };
+        let mut ancestors = earlier.map(|line| line.ancestors).unwrap_or_default();
+        add(&mut ancestors, replaced);
+        add(&mut ancestors, &[own]);
+        ancestors.drain(..ancestors.len().saturating_sub(ANCESTORS_MAX));
+        let line = Lineage {
+            own,
+            ancestors,
+            from_nothing,
+        };
+        self.lineage.put(path.clone(), line);
     }
 
     /// Number of the latest change.
@@ -347,22 +382,7 @@ impl Overlay {
                 self.lineage.remove(path);
                 continue;
             }
-            let earlier = self.lineage.get(path);
-            let earlier = earlier.filter(|earlier| done.seen.contains(&earlier.own));
-            let from_nothing = match &earlier {
-                Some(earlier) => earlier.from_nothing,
-                None => done.seen.is_empty(),
-            };
-            let mut ancestors = earlier.map(|line| line.ancestors).unwrap_or_default();
-            add(&mut ancestors, &done.seen);
-            add(&mut ancestors, &[own]);
-            ancestors.drain(..ancestors.len().saturating_sub(ANCESTORS_MAX));
-            let line = Lineage {
-                own,
-                ancestors,
-                from_nothing,
-            };
-            self.lineage.put(path.clone(), line);
+            self.succeed(path, &done.seen, own);
         }
     }
 
@@ -542,7 +562,10 @@ fn add(dots: &mut Vec<Dot>, more: &[Dot]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::{Kind, Timestamp, WriterNumber};
+    use crate::{
+        manifest::{self, Kind, Memory, Timestamp, WriterNumber},
+        node::namespace::plan,
+    };
 
     fn dot(sequence: u64) -> Dot {
         Dot {
@@ -634,6 +657,70 @@ mod tests {
         // Whoever opened the file before any of this follows on too.
         change(&mut overlay, "x", true, &[1]);
         assert_eq!(overlay.ready()[0].1.seen, [dot(1), dot(8)]);
+    }
+
+    #[test]
+    fn a_change_of_a_record_follows_on_from_a_copy_that_is_made_meanwhile() {
+        let copied = |replaced| Copied {
+            record: Arc::new(at("x")),
+            replaced,
+        };
+        let mut overlay = Overlay::new();
+        change(&mut overlay, "x", true, &[3]);
+        overlay.follow_copies(&[copied(vec![dot(3)])], dot(7));
+        assert_eq!(overlay.ready()[0].1.seen, [dot(3), dot(7)]);
+        // Also where it is made later, by somebody who looked before.
+        let mut overlay = Overlay::new();
+        overlay.follow_copies(&[copied(vec![dot(3)])], dot(7));
+        change(&mut overlay, "x", true, &[3]);
+        assert_eq!(overlay.ready()[0].1.seen, [dot(3), dot(7)]);
+        // What was not seen stays.
+        overlay.follow_copies(&[copied(vec![dot(5)])], dot(8));
+        assert_eq!(overlay.ready()[0].1.seen, [dot(3), dot(7)]);
+    }
+
+    #[test]
+    fn what_is_written_to_a_file_while_one_of_its_names_is_renamed_is_no_conflict() {
+        let (nodes, file, mut overlay) = (Memory::default(), [9; 16], Overlay::new());
+        let put = |overlay: &mut Overlay, path: TreePath, entry: Option<Entry>, seen: &[u64]| {
+            let edit = Edit {
+                path,
+                entry,
+                seen: seen.iter().map(|sequence| dot(*sequence)).collect(),
+                held: false,
+                written: None,
+                moved: None,
+            };
+            overlay.change(vec![edit], || HybridTime(100));
+        };
+        let content = |mode| Some(Entry::new(Kind::Fifo, mode, 0, 0, Timestamp(1)));
+        let (record, link) = (TreePath::of_record(&file), Some(Entry::link(file)));
+        let commit = |overlay: &mut Overlay, root, committing: &Changes, own| {
+            let edits = plan::plan(&nodes, root, committing, own).unwrap();
+            let copied = plan::copied_records(&nodes, root, &edits, own).unwrap();
+            overlay.follow(committing, own);
+            overlay.follow_copies(&copied, own);
+            overlay.committed(committing, own);
+            nodes.apply(root, &edits)
+        };
+        put(&mut overlay, record.clone(), content(0o600), &[]);
+        put(&mut overlay, at("a"), link.clone(), &[]);
+        put(&mut overlay, at("b"), link.clone(), &[]);
+        let committing = overlay.begin_commit();
+        let root = commit(&mut overlay, manifest::empty_root(), &committing, dot(1));
+        put(&mut overlay, at("b"), None, &[1]);
+        put(&mut overlay, at("c"), link.clone(), &[]);
+        let committing = overlay.begin_commit();
+        put(&mut overlay, record.clone(), content(0o640), &[1]);
+        put(&mut overlay, at("a"), link, &[1]);
+        let root = commit(&mut overlay, root, &committing, dot(2));
+        let committing = overlay.begin_commit();
+        let root = commit(&mut overlay, root, &committing, dot(3));
+        for name in [record, at("a"), at("c")] {
+            let key = manifest::Key::of_path(&name).unwrap();
+            let there = manifest::get(&nodes, root, &key).unwrap().unwrap();
+            assert_eq!(there.as_slice().len(), 1, "{name}: {there:?}");
+        }
     }
 
     #[test]

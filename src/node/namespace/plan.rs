@@ -59,6 +59,51 @@ pub(super) fn plan(
     }
 }
 
+/// A file's record that a write puts anew, as it was, for the sake of a name. No change here is about that, and whoever
+/// changes the record meanwhile has seen what it is a copy of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Copied {
+    pub(super) record: Arc<TreePath>,
+    /// The versions that say the same and are there no more.
+    pub(super) replaced: Vec<Dot>,
+}
+
+/// The records that edits of a tree, which are the write `dot`, put anew as they were.
+pub(super) fn copied_records(
+    source: &impl NodeSource,
+    root: NodeHash,
+    edits: &Edits,
+    dot: Dot,
+) -> Result<Vec<Copied>, TreeError> {
+    let mut copied = Vec::new();
+    for (key, new) in edits {
+        let (Some(InternalKey::File(file)), Some(new)) = (key.internal(), new) else {
+            continue;
+        };
+        let new = new.as_slice();
+        let own = new.iter().find(|version| version.dot == dot);
+        let Some(original) = own.and_then(|own| own.moved.as_ref()) else {
+            continue;
+        };
+        let says_the_same = |version: &Version| match &version.moved {
+            Some(moved) => moved.dots() == original.dots(),
+            None => [version.dot] == original.dots(),
+        };
+        let before = manifest::get(source, root, key)?;
+        let before = before.iter().flat_map(Versions::as_slice);
+        let before =
+            before.filter(|old| says_the_same(old) && new.iter().all(|new| new.dot != old.dot));
+        let replaced: Vec<Dot> = before.map(|version| version.dot).collect();
+        if !replaced.is_empty() {
+            copied.push(Copied {
+                record: Arc::new(TreePath::of_record(&file)),
+                replaced,
+            });
+        }
+    }
+    Ok(copied)
+}
+
 /// What became of pending changes that could not all be applied.
 pub(super) struct Fitting {
     /// Those that can be.
