@@ -9,6 +9,7 @@ use super::{
     core::{Core, Fail, Need},
     errno::FsError,
     interrupt,
+    live::LiveState,
 };
 use crate::{
     awake,
@@ -87,7 +88,8 @@ impl Core {
                 Ok(())
             }
             Need::Entry(number) => {
-                let is_so = || self.with_live(number, |live| live.fresh) == Some(true);
+                let waits = |live: &mut LiveState| live.fresh && live.failures == 0;
+                let is_so = || self.with_live(number, waits) == Some(true);
                 self.wait_while(self.options.wait, is_so).await;
                 Ok(())
             }

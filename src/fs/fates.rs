@@ -156,6 +156,10 @@ impl Core {
     pub(super) fn journal(&self, number: u64, state: &mut LiveState) -> Result<(), Fail> {
         if state.is_dirty() && !state.unlinked {
             self.names_are_settled(number, &state.path)?;
+            if state.lacks_record() {
+                // Records are of staging files, also where nothing was written: it may have another length, or be new.
+                state.staging(&self.store)?;
+            }
             state.journal(&self.store)?;
         }
         Ok(())

@@ -186,13 +186,14 @@ impl LiveState {
         Ok(file)
     }
 
-    /// Whether the journal lacks something. Without a staging file there is nothing to lose but an empty new file.
+    /// Whether the journal lacks something.
     pub(crate) fn lacks_record(&self) -> bool {
-        let has_file = matches!(&self.staging, Some(Staging { id: Some(_), .. }));
-        has_file && !self.unlinked && self.is_dirty() && self.journaled != self.version
+        let is_unknown = self.fresh && !self.is_recorded && self.imported.is_empty();
+        let is_changed = self.is_dirty() && self.journaled != self.version;
+        !self.unlinked && (is_changed || is_unknown)
     }
 
-    /// Writes the journal record where the journal lacks something; syncs nothing.
+    /// Writes the journal record where the journal lacks something and there is a staging file; syncs nothing.
     pub(crate) fn journal(&mut self, store: &Store) -> Result<(), StoreError> {
         if let (true, Some(Staging { id: Some(id), .. })) = (self.lacks_record(), &self.staging) {
             store.journal(*id, &self.record(), false)?;

@@ -346,7 +346,7 @@ impl Core {
             state.take_imported();
             return Ok(Some((state.base, version)));
         }
-        if next_hole(&state, &BlockSet::default()).is_some() {
+        if !is_whole(&state) {
             return Ok(None);
         }
         let object = if size == 0 {
@@ -639,7 +639,12 @@ fn hash_portion(live: &Live) -> bool {
 /// Whether it is published soon, by itself.
 fn is_quick(live: &Arc<Live>) -> bool {
     let state = live.state.lock();
-    state.overlay.size() <= QUICK_BYTES_MAX && next_hole(&state, &BlockSet::default()).is_none()
+    state.overlay.size() <= QUICK_BYTES_MAX && is_whole(&state)
+}
+
+/// Whether nothing of it has to be fetched before it is published.
+pub(super) fn is_whole(state: &LiveState) -> bool {
+    next_hole(state, &BlockSet::default()).is_none()
 }
 
 /// The part of a hole that is filled at a time.

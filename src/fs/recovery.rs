@@ -13,6 +13,7 @@ use super::{
 use crate::{
     content::Object,
     manifest::{HybridTime, Kind, Timestamp, TreePath},
+    node::namespace::Edit,
     store::{JournalRecord, StoreError},
 };
 
@@ -140,14 +141,25 @@ impl Core {
             entry.unknown.clone_from(&current.entry.unknown);
         }
         let file = Arc::new(self.store.staged(id)?);
-        let mut lives = self.lives.lock();
-        let mut inodes = self.inodes.lock();
-        if let Some(number) = inodes.child(folder, leaf)
-            && lives.contains_key(&number)
-        {
+        let there = self.inodes.lock().child(folder, leaf);
+        if there.is_some_and(|number| self.lives.lock().contains_key(&number)) {
             // Somebody is writing a new one already: that one wins the name, this one comes with the next start.
             return Ok(());
         }
+        let is_listed = current.is_some();
+        if !is_listed {
+            // Seen by everybody here until it is published, as a file is that was made just now.
+            self.change(vec![Edit {
+                path: path.clone(),
+                entry: Some(entry.clone()),
+                seen: Vec::new(),
+                held: true,
+                written: None,
+                moved: None,
+            }])?;
+        }
+        let mut lives = self.lives.lock();
+        let mut inodes = self.inodes.lock();
         // One of several names of a file: what is found under the others is to be the same inode.
         let shared = current.filter(|there| {
             there.link.is_some() && there.entry.kind == entry.kind && other_than.is_none()
@@ -172,6 +184,7 @@ impl Core {
             link
         });
         state.other_than = other_than;
+        state.fresh = !is_listed;
         state.version = 1;
         state.journaled = 1;
         state.is_durable = true;

@@ -201,13 +201,11 @@ fn random_work_survives(after: After, crashes: u64) {
 }
 
 #[test]
-#[ignore = "for mount-tests/long: it may still meet what the gaps in docs/semantics.md tell of"]
 fn random_work_keeps_its_promises_when_the_process_is_killed() {
     random_work_survives(After::Kill, 10);
 }
 
 #[test]
-#[ignore = "for mount-tests/long: it may still meet what the gaps in docs/semantics.md tell of"]
 fn random_work_keeps_its_promises_when_the_machine_goes_down() {
     random_work_survives(After::PowerLoss, 6);
 }

@@ -48,7 +48,6 @@ impl Core {
             drop_set_id(&mut live.entry);
             Ok(())
         })?;
-        target.note_written();
         Ok(end - start)
     }
 

@@ -37,8 +37,6 @@ pub(crate) struct OpenFile {
     pub(super) write: bool,
     /// It is counted in [`Core::modes`].
     counted: OnceLock<()>,
-    /// Something was written through it.
-    wrote: AtomicBool,
     ahead: Mutex<Ahead>,
     /// It is open cached, and later opens will most likely be passed through.
     is_passing: AtomicBool,
@@ -105,13 +103,6 @@ impl Mode {
             truncate: flags & libc::O_TRUNC != 0,
             exclusive: flags & libc::O_EXCL != 0,
         }
-    }
-}
-
-impl OpenFile {
-    /// Something was written through it, so that closing it has something to report.
-    pub(super) fn note_written(&self) {
-        self.wrote.store(true, Ordering::Relaxed);
     }
 }
 
@@ -249,7 +240,6 @@ impl Core {
             number,
             write,
             counted,
-            wrote: AtomicBool::new(false),
             ahead: Mutex::default(),
             is_passing: AtomicBool::new(write && self.may_pass.load(Ordering::Relaxed)),
             behind: Mutex::default(),
@@ -541,7 +531,6 @@ impl Core {
             }
             Ok(live.overlay.hashed.is_ripe())
         });
-        file.note_written();
         self.leave_behind(&file, offset..end);
         if written? {
             self.ripe.lock().insert(file.number);
@@ -610,7 +599,7 @@ impl Core {
     /// A handle is being closed, perhaps one of several copies: the last moment to report an error.
     pub(crate) fn flush(&self, handle: u64) -> Result<(), Fail> {
         let file = self.file(handle)?;
-        if file.wrote.load(Ordering::Relaxed) {
+        if file.write {
             self.with_live(file.number, |live| self.journal(file.number, live))
                 .unwrap_or(Ok(()))?;
         }

@@ -84,8 +84,17 @@ impl Core {
     /// Gives a file one more name. A new one that is being written is published first, as it is by then.
     pub(crate) fn link(&self, number: u64, folder: u64, name: &[u8]) -> Result<Attr, Fail> {
         self.writable()?;
-        if self.with_live(number, |live| live.fresh && !live.unlinked) == Some(true) {
-            self.with_live(number, |live| live.hurry = true);
+        let is_published = self.with_live(number, |live| {
+            let is_new = live.fresh && !live.unlinked;
+            match is_new && live.failures > 0 {
+                true => Err(FsError::Stuck),
+                false => {
+                    live.hurry |= is_new;
+                    Ok(!is_new)
+                }
+            }
+        });
+        if !is_published.unwrap_or(Ok(true))? {
             self.wake.notify_one();
             return Err(Fail::Need(Need::Entry(number)));
         }

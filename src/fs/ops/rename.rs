@@ -13,6 +13,7 @@ use crate::{
         errno::FsError,
         fates::Extent,
         live::Live,
+        publish::is_whole,
     },
     manifest::{self, Dot, Entry, Kind, Shown, TreePath},
     node::namespace::Edit,
@@ -102,7 +103,11 @@ impl Core {
             Replace::Exchange => others,
             _ => self.others_of_known((to.0, &to_name, &to_path), target.as_ref(), others),
         };
-        // A file that no head has yet can't replace anything in one: until then what it replaces keeps all of its names there.
+        // A file that no head has yet can't replace anything in one. Until it is published, a crash would find what it replaces
+        // there: that may be, but not where that has other names, or gets another one now, and is changed under these.
+        if replace == Replace::Exchange || !others.is_empty() {
+            self.published_first(&[&from_path, &to_path])?;
+        }
         let is_new = self.held(&[&from_path]).contains(&from_path);
         let last = last.filter(|_| !is_new);
         let mut edits = self.keep_folder(&from_path)?;
@@ -236,6 +241,21 @@ impl Core {
             }
         }
         held
+    }
+
+    /// Has new files at these places published first, where that needs nothing but this machine and did not fail.
+    fn published_first(&self, places: &[&TreePath]) -> Result<(), Fail> {
+        for live in self.lives_at(places) {
+            let mut state = live.state.lock();
+            let is_held = state.fresh && !state.unlinked && !state.done;
+            let is_there = places.contains(&&state.path);
+            if is_held && is_there && state.failures == 0 && is_whole(&state) {
+                state.hurry = true;
+                self.wake.notify_one();
+                return Err(Fail::Need(Need::Entry(live.number)));
+            }
+        }
+        Ok(())
     }
 
     fn gather(

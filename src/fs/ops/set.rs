@@ -11,6 +11,7 @@ use crate::{
         overlay::FILE_BYTES_MAX,
     },
     manifest::{Entry, Kind, Timestamp, TreePath},
+    store::{JournalRecord, StagingId},
 };
 
 /// What to set; the access time is not kept for longer than the inode is known.
@@ -81,16 +82,15 @@ impl Core {
     /// Sets the length of a file that is being written.
     fn cut(&self, number: u64, size: u64, modified: Option<Timestamp>) -> Result<(), Fail> {
         let live = self.live(number).ok_or(FsError::BadHandle)?;
-        let loses = |live: &LiveState| live.staging.is_some() && size < live.overlay.size();
-        let is_cut = loses(&live.state.lock());
-        let _syncing = match is_cut {
-            true => Some(self.forget_cut(&live, size)?),
-            false => None,
-        };
+        let _syncing = self.forget_cut(&live, size)?;
         self.alter(number, |live| {
             if let Some(staging) = &live.staging
-                && loses(live)
+                && size < live.overlay.size()
             {
+                if let Some(record) = Self::record_cut(live, size) {
+                    self.names_are_settled(number, &live.path)?;
+                    self.store.journal(record.0, &record.1, false)?;
+                }
                 // What is cut off must not show again when the file grows.
                 staging.file.set_len(size)?;
             }
@@ -101,28 +101,33 @@ impl Core {
         })
     }
 
-    /// Has the journal tell no more of bytes that are about to be cut off a staging file: a crash would find zeros in their
-    /// place. Nothing else is synced until the guard is dropped.
+    /// Has the journal's durable record tell no more of bytes that are about to be cut off a staging file: a crash would find
+    /// zeros in their place. Nothing else is synced until the guard is dropped.
     fn forget_cut<'a>(&self, live: &'a Live, size: u64) -> Result<MutexGuard<'a, ()>, Fail> {
         if live.state.lock().importing {
             return Err(Self::after_import(live.number));
         }
         let syncing = live.syncing.lock();
         let state = live.state.lock();
-        let id = state.staging.as_ref().and_then(|staging| staging.id);
-        let is_told = state.is_durable || state.journaled > 0;
-        if let Some(id) = id.filter(|_| is_told && !state.unlinked) {
+        if state.is_durable
+            && size < state.overlay.size()
+            && let Some((id, record)) = Self::record_cut(&state, size)
+        {
             self.names_are_settled(live.number, &state.path)?;
-            let mut record = state.record();
-            record.cut(size);
-            self.store.journal(id, &record, false)?;
-            let is_durable = state.is_durable;
             drop(state);
-            if is_durable {
-                self.store.journal(id, &record, true)?;
-            }
+            self.store.journal(id, &record, true)?;
         }
         Ok(syncing)
+    }
+
+    /// What the journal is to tell of a file before it is cut to a length, if it tells anything of it.
+    fn record_cut(state: &LiveState, size: u64) -> Option<(StagingId, JournalRecord)> {
+        let id = state.staging.as_ref().and_then(|staging| staging.id);
+        let is_told = state.is_durable || state.is_recorded;
+        let id = id.filter(|_| is_told && !state.unlinked)?;
+        let mut record = state.record();
+        record.cut(size);
+        Some((id, record))
     }
 
     /// Changes the entry of an inode, wherever its truth is at the moment.

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, process::Command};
 
 use super::{cases::power_loss, *};
 use crate::{
-    fs::{live::Live, ops::Replace},
+    fs::{
+        live::Live,
+        ops::{Changes, Replace},
+    },
     manifest::Kind,
 };
 
@@ -15,6 +18,8 @@ enum Op {
     Write(&'static str, &'static [u8]),
     /// The same with `fsync`.
     Sync(&'static str, &'static [u8]),
+    /// Makes it, or gives it that length, writes nothing, and keeps it open, confirmed by `flush`.
+    Cut(&'static str, u64),
     /// Closes it, so that it is published.
     Close(&'static str),
     Rename(&'static str, &'static str),
@@ -128,6 +133,23 @@ const CASES: &[Case] = &[
         after: &[("a", b"N"), ("b", b"b")],
         down_after: Some(&[("b", b"b")]),
     },
+    // Nothing was written to them.
+    Case {
+        ops: &[Op::Cut("a", 3), Op::Cut("b", 0), Op::Cut("new", 0)],
+        killed_before: &[("a", b"a\0\0"), ("b", b""), ("new", b"")],
+        after: &[("a", b"a\0\0"), ("b", b""), ("new", b"")],
+        down_after: Some(&[("a", b"a"), ("b", b"b")]),
+    },
+    Case {
+        ops: &[
+            Op::Write("new", b"N"),
+            Op::Write("newer", b"M"),
+            Op::Exchange("new", "newer"),
+        ],
+        killed_before: &[("a", b"a"), ("b", b"b"), ("new", b"N"), ("newer", b"M")],
+        after: &[("a", b"a"), ("b", b"b"), ("new", b"M"), ("newer", b"N")],
+        down_after: None,
+    },
 ];
 
 impl Fixture {
@@ -150,6 +172,20 @@ impl Fixture {
                     let synced = self.act(move |core| core.fsync_live(number));
                     assert!(synced.unwrap());
                 }
+                open.insert(path, handle);
+            }
+            Op::Cut(path, size) => {
+                let handle = self
+                    .create(path)
+                    .or_else(|_| self.open_file(path, libc::O_RDWR))
+                    .unwrap();
+                let number = self.walk(path).unwrap();
+                let size = Changes {
+                    size: Some(size),
+                    ..Changes::default()
+                };
+                self.act(move |core| core.setattr(number, &size)).unwrap();
+                self.act(move |core| core.flush(handle)).unwrap();
                 open.insert(path, handle);
             }
             Op::Close(path) => {
@@ -186,8 +222,8 @@ impl Fixture {
         all
     }
 
-    /// What a process finds that is started after a crash right now.
-    fn after_crash(&self, is_down: bool) -> BTreeMap<String, Vec<u8>> {
+    /// A process that is started after a crash right now.
+    fn started_after_crash(&self, is_down: bool) -> Fixture {
         let copy = match is_down {
             true => power_loss(self),
             false => {
@@ -204,6 +240,12 @@ impl Fixture {
         };
         let again = Fixture::open(Arc::new(copy));
         taken_up(&again);
+        again
+    }
+
+    /// What it finds once everything is published.
+    fn after_crash(&self, is_down: bool) -> BTreeMap<String, Vec<u8>> {
+        let again = self.started_after_crash(is_down);
         again.settle();
         again.all()
     }
@@ -258,4 +300,40 @@ fn a_crash_finds_names_and_unpublished_files_as_of_one_moment() {
             case.ops
         );
     }
+}
+
+#[test]
+fn a_new_file_takes_one_of_several_names_in_the_head_in_which_the_file_keeps_the_others() {
+    let fixture = Fixture::new();
+    fixture.put("a", b"a").unwrap();
+    let number = fixture.walk("a").unwrap();
+    let (folder, name) = fixture.place("b").unwrap();
+    fixture
+        .act(move |core| core.link(number, folder, &name))
+        .unwrap();
+    fixture.settle();
+    let mut open = BTreeMap::new();
+    fixture.does(Op::Write("b", b"T"), &mut open);
+    // Nothing is promised of this one: it is neither closed nor synced.
+    let new = fixture.create("new").unwrap();
+    fixture.write_at(new, 0, b"N").unwrap();
+    fixture.does(Op::Rename("new", "a"), &mut open);
+    fixture.does(Op::Unlink("b"), &mut open);
+    let flush = fixture.namespace.flush();
+    fixture.runtime.block_on(flush).unwrap();
+    // By no name is the file as it was before it was confirmed.
+    assert_eq!(fixture.after_crash(false), seen(&[("a", b"N")]));
+}
+
+#[test]
+fn new_files_are_listed_after_a_crash_before_they_are_published() {
+    let fixture = Fixture::new();
+    let mut open = BTreeMap::new();
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    for name in names {
+        fixture.does(Op::Write(name, b"N"), &mut open);
+    }
+    fixture.store.flush().unwrap();
+    let again = fixture.started_after_crash(false);
+    assert_eq!(again.names("").unwrap(), names);
 }
