@@ -100,3 +100,51 @@ fn members_that_reach_only_the_tracker_see_each_others_changes_and_read_them_onc
     other.shows_within(POLLED, "from a", &bytes);
     one.shows_within(POLLED, "from b", "small");
 }
+
+/// The only one who has handed anything in has looked at one folder.
+#[test]
+fn what_the_tracker_has_of_the_tree_is_shown_and_the_rest_is_an_error_until_somebody_has_it() {
+    let lab = Lab::new();
+    let t = lab.host("t");
+    let (a, b, c) = (lab.host("a"), lab.host("b"), lab.host("c"));
+    let (id, _) = a.create("");
+    let author = a.mount("c", "");
+    let script = format!(
+        "cd {} && for d in $(seq 1 9); do mkdir d$d; (cd d$d; for f in $(seq 1 250); do : > $f; done); done",
+        author.dir().display()
+    );
+    a.sh(&script);
+    author.publishes_within(LONG);
+    let lazy = b.mount(&id, &format!("--peer {}", author.multiaddr()));
+    until(LONG, "the folder is seen whole", || {
+        lazy.list("d1").is_ok_and(|names| names.len() == 250)
+    });
+    author.unmount();
+    lazy.unmount();
+
+    let _tracker = t.tracker("");
+    let with_tracker = format!("--read-timeout 2s --tracker {}", t.address());
+    let lazy = b.mount(&id, &with_tracker);
+    lazy.write("d1/late", "");
+    lazy.publishes();
+    lazy.unmount();
+
+    let newcomer = c.mount(&id, &with_tracker);
+    assert_eq!(newcomer.list("d1").unwrap().len(), 251);
+    let begun = Instant::now();
+    let error = newcomer.list("d9").unwrap_err();
+    assert_eq!(error.raw_os_error(), EIO, "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    let logs = newcomer.host().logs();
+    let told = logs.iter().any(|log| {
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        text.lines().any(|line| line.contains("manifest nodes"))
+    });
+    assert!(told, "no line of {logs:?} says what lacks");
+
+    let _author = a.mount("c", &with_tracker);
+    until(POLLED, "the rest is seen", || {
+        newcomer.list("d9").is_ok_and(|names| names.len() == 250)
+    });
+    assert_eq!(newcomer.list("d1").unwrap().len(), 251);
+}
