@@ -8,6 +8,9 @@
 //! So room is set aside behind the end of its log (`fallocate`, which leaves the length alone): that is what it grows into. What
 //! would make it grow is refused, as on a full disk, before that room is used up; then there is still enough for what lets
 //! contents go, and all is well again once the disk has room. Filesystems that can't set room aside do without.
+//!
+//! sled's batches and transactions are not used: one waits until nobody is in the index, and then nobody gets in. Where a write
+//! failed, sled does not always wake who waits for it; the next one to flush does, who must be let in for that.
 
 use std::{
     collections::HashSet,

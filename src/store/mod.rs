@@ -381,16 +381,15 @@ impl Store {
         Ok(found.map(|value| Bytes::copy_from_slice(&value)))
     }
 
-    /// Keeps nodes (already validated by the caller), all of them or, after a crash, none.
+    /// Keeps nodes (already validated by the caller); after a crash, or an error, the first ones or none.
     pub fn put_nodes(&self, nodes: &[(NodeHash, Vec<u8>)]) -> Result<(), StoreError> {
-        let mut batch = sled::Batch::default();
         let bytes = nodes.iter().map(|(_, encoded)| encoded.len() as u64).sum();
         self.inner.core.make_room_in_index(bytes)?;
         self.inner.core.index_takes(bytes)?;
         for (hash, encoded) in nodes {
-            batch.insert(&hash.0, encoded.as_slice());
+            self.inner.core.nodes.insert(hash.0, encoded.as_slice())?;
         }
-        Ok(self.inner.core.nodes.apply_batch(batch)?)
+        Ok(())
     }
 
     /// The names of the manifest nodes that are here, in order: those after one, at most `limit`.
@@ -416,11 +415,10 @@ impl Store {
     pub fn remove_nodes(&self, nodes: &[NodeHash]) -> Result<(), StoreError> {
         // sled writes the pages anew in which they are.
         self.inner.core.index_takes(nodes.len() as u64 * 512)?;
-        let mut batch = sled::Batch::default();
         for hash in nodes {
-            batch.remove(&hash.0);
+            self.inner.core.nodes.remove(hash.0)?;
         }
-        Ok(self.inner.core.nodes.apply_batch(batch)?)
+        Ok(())
     }
 
     /// Known heads, encoded, by an arbitrary key; ordered by it.

@@ -1,6 +1,6 @@
 //! Many small contents at a time: those of a batch that came from a peer, and those of one that goes to a peer.
 //!
-//! Inline contents go into the index as one atomic batch for each shard of the object cache, and are not taken into use:
+//! Inline contents go into the index together for each shard of the object cache, and are not taken into use:
 //! a batch of 256 would push everything else out of the cache. While a shard is locked nobody takes one of its objects into
 //! use, so there is still never more than one state of an object.
 
@@ -46,8 +46,7 @@ impl Core {
         let Some(first) = ranges.first() else {
             return Ok(());
         };
-        let mut batch = sled::Batch::default();
-        let mut came = Vec::new();
+        let mut new = Vec::new();
         let mut in_use = Vec::new();
         let shard = self.shard(&first.object).lock();
         for range in ranges {
@@ -64,14 +63,12 @@ impl Core {
                 present: BlockSet::of(0..object.blocks()),
                 loose: BlockSet::default(),
             };
-            batch.insert(object_key(object).as_slice(), record.encode(object));
-            came.push(*object);
+            new.push((*object, record.encode(object)));
         }
-        let bytes = came.iter().map(|object| object.size).sum();
-        self.index_takes(bytes)?;
-        self.objects.apply_batch(batch)?;
-        // Under the shard's lock, without which nobody counts one of them as pinned.
-        for object in came {
+        self.index_takes(new.iter().map(|(object, _)| object.size).sum())?;
+        for (object, record) in new {
+            // Counted under the shard's lock, without which nobody counts it as pinned.
+            self.objects.insert(object_key(&object), record)?;
             self.count_came(&object, object.size)?;
         }
         drop(shard);

@@ -25,7 +25,7 @@ pub(super) trait Disk: Clone + Send + Sync + 'static {
     fn remove_head(&self, key: &[u8]) -> Result<(), StoreError>;
     /// The encoding of a manifest node.
     fn node(&self, hash: &NodeHash) -> Result<Option<Bytes>, StoreError>;
-    /// Keeps nodes, all or none of them.
+    /// Keeps nodes, in their order: after an error the first ones may be there.
     fn put_nodes(&self, nodes: &[(NodeHash, Vec<u8>)]) -> Result<(), StoreError>;
     /// The names of the nodes that are here, in order: those after one, at most `limit`.
     fn node_names(
