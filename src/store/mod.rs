@@ -141,6 +141,14 @@ fn advice(found: u32, known: u32) -> &'static str {
     }
 }
 
+impl StoreError {
+    /// Whether a look-up failed because of the index: once it could not write, it does not find everything any more.
+    pub(crate) fn is_of_the_index(&self) -> bool {
+        // Looking up takes no room: it is sled that was refused some before.
+        matches!(self, Self::Index(_) | Self::Full)
+    }
+}
+
 impl From<sled::Error> for StoreError {
     fn from(error: sled::Error) -> Self {
         match error {

@@ -213,11 +213,17 @@ impl Core {
         let length = (end - offset) as usize;
         let buf = &mut buf[..length];
         match self.read_kept(object, offset..end, buf) {
-            Err(absent @ StoreError::Absent(_)) if self.is_any_passing() => {
-                self.read_passing(object, offset, &blocks, buf)
-                    .ok_or(absent)?;
+            Ok(()) => {}
+            // What the index can't find any more may pass, too.
+            Err(error) if error.is_of_the_index() || matches!(error, StoreError::Absent(_)) => {
+                let passed = self.read_passing(object, offset, &blocks, buf);
+                let absent = match error {
+                    StoreError::Absent(missing) => missing,
+                    _ => blocks,
+                };
+                passed.ok_or(StoreError::Absent(absent))?;
             }
-            read => read?,
+            Err(error) => return Err(error),
         }
         Ok(length)
     }
@@ -230,6 +236,9 @@ impl Core {
         blocks: &Range<u64>,
         buf: &mut [u8],
     ) -> Option<()> {
+        if !self.is_any_passing() {
+            return None;
+        }
         let end = offset + buf.len() as u64;
         for block in blocks.clone() {
             let bytes = object.bytes_of(block..block + 1);

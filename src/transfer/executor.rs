@@ -133,12 +133,15 @@ enum Turn {
     Tick,
 }
 
-/// What the store has of an object, and whether it has the proof of its size.
+/// What the store has of an object, and whether it has the proof of its size. What an index that failed can't tell counts as not
+/// here: others may give it, and it passes through memory.
 pub(super) fn here(store: &Store, object: &Object) -> Result<(BlockSet, bool), StoreError> {
-    let present = match store.presence(object)? {
-        Presence::Absent => BlockSet::default(),
-        Presence::Partial(blocks) => blocks,
-        Presence::Complete => BlockSet::of(0..object.blocks()),
+    let present = match store.presence(object) {
+        Ok(Presence::Absent) => BlockSet::default(),
+        Ok(Presence::Partial(blocks)) => blocks,
+        Ok(Presence::Complete) => BlockSet::of(0..object.blocks()),
+        Err(error) if error.is_of_the_index() => return Ok((BlockSet::default(), false)),
+        Err(error) => return Err(error),
     };
     Ok((present, store.size_proven(object)?))
 }
