@@ -20,6 +20,8 @@ use crate::{
 const ROUNDS_MAX: u32 = 256;
 /// For how long it holds that there is no room, unless something is removed here.
 const NO_ROOM_FOR: Duration = Duration::from_secs(2);
+/// How often it is looked whether there is room meanwhile: what gets published stands in two places, but for a moment.
+const ROOM_AGAIN: Duration = Duration::from_millis(500);
 
 /// Provides what an operation needs, repeats it, and so on until it answers. Each wait has the mount's deadline; a fatal
 /// signal to the process `pid` ends it at once.
@@ -107,18 +109,31 @@ impl Core {
     async fn provide_room(&self, why: Shortage, bytes: u64) -> Result<(), FsError> {
         let is_recent = |at: Instant| at.elapsed() < NO_ROOM_FOR;
         let no_room = || FsError::from(StoreError::NoRoom { why, bytes });
+        let make = async || {
+            let store = self.store.clone();
+            let made = tokio::task::spawn_blocking(move || store.make_room(bytes)).await;
+            Ok::<_, FsError>(made.map_err(|_| FsError::Stopping)??)
+        };
         let search = async {
-            loop {
-                let store = self.store.clone();
-                let made = tokio::task::spawn_blocking(move || store.make_room(bytes)).await;
-                if made.map_err(|_| FsError::Stopping)?? {
-                    return Ok(());
+            while !make().await? {
+                if self.no_room.lock().is_some_and(is_recent) {
+                    return Err(no_room());
                 }
-                let is_known = self.no_room.lock().is_some_and(is_recent);
-                if is_known || !self.store.search_room().await {
+                let mut searching = std::pin::pin!(self.store.search_room());
+                let found = loop {
+                    tokio::select! {
+                        found = &mut searching => break found,
+                        () = tokio::time::sleep(ROOM_AGAIN) => if make().await? {
+                            return Ok(());
+                        },
+                    }
+                };
+                // What a search found that was under way is left out of the one that was waited for.
+                if !found && !make().await? {
                     return Err(no_room());
                 }
             }
+            Ok(())
         };
         let made = tokio::time::timeout(self.options.wait, search).await;
         let made = made.unwrap_or_else(|_| Err(no_room()));

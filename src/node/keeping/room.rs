@@ -56,8 +56,11 @@ const FRUITLESS_PAUSE_MAX: Duration = Duration::from_secs(4);
 const UNREFERENCED_FOR: u64 = 10;
 /// It must have been so for a moment: what was just written may be about to get its name. Seconds.
 const UNREFERENCED_SINCE: u64 = 2;
-/// How often a walk is repeated because something changed meanwhile.
-const WALKS_MAX: usize = 3;
+/// How often a walk is repeated because something changed meanwhile: what was just removed is published a moment later, and who
+/// waits for room may just have made the file that it is for.
+const WALKS_MAX: u32 = 8;
+/// How much longer what changes is left alone each time, so that it may come to rest.
+const WALK_PAUSE: Duration = Duration::from_millis(250);
 
 /// Finds out what may go whenever there is a need; ends with the node.
 pub(in crate::node) async fn keep_room(node: Arc<Node>) {
@@ -194,7 +197,8 @@ async fn clear_promised(
 
 /// Clears those that nothing refers to any more; returns whether there were any.
 async fn clear_unreferenced(node: &Arc<Node>, candidates: &[Candidate]) -> bool {
-    for _ in 0..WALKS_MAX {
+    for walks in 0..WALKS_MAX {
+        tokio::time::sleep(WALK_PAUSE * walks).await;
         let young = |candidate: &&Candidate| candidate.last_use + UNREFERENCED_SINCE > now_s();
         let mut wanted: BTreeMap<Object, Candidate> = candidates
             .iter()
@@ -202,7 +206,7 @@ async fn clear_unreferenced(node: &Arc<Node>, candidates: &[Candidate]) -> bool 
             .map(|candidate| (candidate.object, *candidate))
             .collect();
         let Some(before) = state_of(node) else {
-            return false;
+            continue;
         };
         let (Some(in_use), Ok(mut walk)) = (
             in_use(node),
