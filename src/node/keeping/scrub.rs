@@ -23,7 +23,10 @@ const SETTING: &str = "scrub";
 
 /// Scrubs; never returns.
 pub(in crate::node) async fn scrub(node: Arc<Node>) {
-    let kept = node.store.setting(SETTING).unwrap_or_default();
+    let kept = node.store.setting(SETTING).unwrap_or_else(|error| {
+        tracing::warn!(%error, "how far the scrub was could not be read: it begins anew");
+        None
+    });
     let mut plan = Plan::load(kept.as_deref());
     loop {
         *node.scrub.lock() = plan.report();
