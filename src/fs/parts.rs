@@ -122,7 +122,15 @@ impl Tree for Namespace {
 
 /// Brings bytes of contents into the store. See [`Transfers`].
 pub(crate) trait Bring: Send + Sync + 'static {
+    /// Returns once the store gives these bytes to who reads them.
     fn ensure<'a>(
+        &'a self,
+        object: Object,
+        bytes: Range<u64>,
+        label: &'a str,
+    ) -> BoxFuture<'a, Result<(), TransferError>>;
+    /// Returns once the store keeps them.
+    fn ensure_kept<'a>(
         &'a self,
         object: Object,
         bytes: Range<u64>,
@@ -141,6 +149,14 @@ pub(crate) trait Bring: Send + Sync + 'static {
 
 impl Bring for Transfers {
     fn ensure<'a>(
+        &'a self,
+        object: Object,
+        bytes: Range<u64>,
+        label: &'a str,
+    ) -> BoxFuture<'a, Result<(), TransferError>> {
+        Box::pin(self.ensure_readable(object, bytes, label))
+    }
+    fn ensure_kept<'a>(
         &'a self,
         object: Object,
         bytes: Range<u64>,

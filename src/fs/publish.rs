@@ -293,7 +293,7 @@ impl Core {
         path: &TreePath,
     ) -> Result<(), FsError> {
         let label = path.to_string();
-        self.bring.ensure(base, hole.clone(), &label).await?;
+        self.bring.ensure_kept(base, hole.clone(), &label).await?;
         let (core, live) = (self.clone(), live.clone());
         match blocking(move || core.fill(&live, base, hole)).await? {
             Err(FsError::Store(StoreError::NoRoom { why, bytes })) => {

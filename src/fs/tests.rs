@@ -136,6 +136,14 @@ impl Bring for Elsewhere {
     ) -> BoxFuture<'a, Result<(), TransferError>> {
         Box::pin(async move { self.bring(object, bytes) })
     }
+    fn ensure_kept<'a>(
+        &'a self,
+        object: Object,
+        bytes: Range<u64>,
+        label: &'a str,
+    ) -> BoxFuture<'a, Result<(), TransferError>> {
+        self.ensure(object, bytes, label)
+    }
     fn prefetch(&self, _object: Object, _bytes: Range<u64>, _label: &str) -> Option<Prefetch> {
         None
     }

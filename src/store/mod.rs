@@ -32,6 +32,7 @@
 //! Lock order: a shard of the object cache, an object's `change`, an object's `state`, the small sets. The first one is
 //! held only to look an object up; nothing waits for the disk under `state` but opening a file.
 
+mod arriving;
 mod cache;
 mod check;
 mod fate;
@@ -512,6 +513,19 @@ impl Store {
     /// When the range doesn't fit the object.
     pub fn insert(&self, range: &VerifiedRange<'_>) -> Result<(), StoreError> {
         self.inner.core.insert(range)
+    }
+
+    /// As [`Store::insert`], for few blocks: while they are being kept they are read from memory. `readable` is called as soon as
+    /// they are.
+    ///
+    /// # Errors
+    /// As [`Store::insert`].
+    pub fn insert_shown(
+        &self,
+        range: &VerifiedRange<'_>,
+        readable: impl FnOnce(),
+    ) -> Result<(), StoreError> {
+        self.inner.core.insert_shown(range, readable)
     }
 
     /// Adds proven blocks of many contents, none named twice: small ones go into the index together, without a write for each. What is here

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, IoSlice},
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     sync::{Arc, atomic::Ordering},
@@ -111,6 +111,20 @@ impl Core {
         Ok(())
     }
 
+    /// See [`super::Store::insert_shown`].
+    pub(super) fn insert_shown(
+        &self,
+        range: &VerifiedRange<'_>,
+        readable: impl FnOnce(),
+    ) -> Result<(), StoreError> {
+        let shown = self.room.arriving.show(range);
+        readable();
+        let inserted = self.insert(range);
+        // Where they could not be kept, they are in passing now.
+        drop(shown);
+        inserted
+    }
+
     /// Keeps proven blocks, for which there is room.
     fn keep_blocks(&self, range: &VerifiedRange<'_>) -> Result<(), StoreError> {
         let object = range.object;
@@ -212,6 +226,10 @@ impl Core {
         // At most the length of `buf`, so it fits.
         let length = (end - offset) as usize;
         let buf = &mut buf[..length];
+        // Before anything waits for who is keeping them.
+        if self.room.arriving.read(object, offset, &blocks, buf) {
+            return Ok(length);
+        }
         match self.read_kept(object, offset..end, buf) {
             Ok(()) => {}
             // What the index can't find any more may pass, too.
@@ -743,13 +761,34 @@ fn copy_bytes(from: &File, to: &File, bytes: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes bytes one behind the other. In one go where possible: the filesystem then takes its pages together.
+fn write_all_at(file: &File, mut data: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+    while !data.is_empty() {
+        match rustix::io::pwritev(file, data, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut data, written);
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 /// Writes the missing blocks of a range, and its inner nodes, neighbours of these in one go.
 fn write_range(files: &Files, range: &VerifiedRange<'_>, missing: &[Range<u64>]) -> io::Result<()> {
-    for (block, data) in (range.blocks.start..).zip(&range.data) {
-        if missing.iter().any(|blocks| blocks.contains(&block)) {
-            let bytes = range.object.bytes_of(block..block + 1);
-            files.data.write_all_at(data, bytes.start)?;
-        }
+    for blocks in missing {
+        let skipped = blocks.start.saturating_sub(range.blocks.start);
+        let data = range
+            .data
+            .iter()
+            .skip(usize::try_from(skipped).unwrap_or(usize::MAX));
+        let count = usize::try_from(blocks.end - blocks.start).unwrap_or_default();
+        let mut data: Vec<IoSlice<'_>> = data.take(count).map(|data| IoSlice::new(data)).collect();
+        let start = range.object.bytes_of(blocks.clone()).start;
+        write_all_at(&files.data, &mut data, start)?;
     }
     let Some(tree) = &files.tree.0 else {
         return Ok(());

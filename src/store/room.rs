@@ -30,6 +30,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     Origin, StoreError,
+    arriving::Arriving,
     cache::{Core, Files, Hot, State, now, remove_file},
     failed,
     passing::Passing,
@@ -85,6 +86,8 @@ pub(super) struct Room {
     /// Until when it need not be looked for what may go.
     barren_until: Mutex<Option<Instant>>,
     passing: Mutex<Passing>,
+    /// What is being kept right now.
+    pub(super) arriving: Arriving,
     tight_until: AtomicU64,
     /// Why, for how long (seconds since 1970), and when it was last said.
     full: Mutex<Full>,
@@ -741,11 +744,12 @@ impl Core {
     }
 
     pub(super) fn passing(&self, object: &Object, block: u64) -> Option<Bytes> {
-        self.room.passing.lock().get(object, block)
+        let arriving = self.room.arriving.get(object, block);
+        arriving.or_else(|| self.room.passing.lock().get(object, block))
     }
 
     pub(super) fn is_any_passing(&self) -> bool {
-        !self.room.passing.lock().is_empty()
+        !self.room.arriving.is_empty() || !self.room.passing.lock().is_empty()
     }
 
     /// See [`super::Store::oldest`].

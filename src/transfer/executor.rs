@@ -56,6 +56,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(256);
 const BLOCKED_FOR: Duration = Duration::from_secs(60 * 60);
 /// What comes is counted this often, and who went away looked for.
 const TICK: Duration = Duration::from_millis(100);
+/// Answers of at most so many blocks can be read before they are stored: to who waits for few bytes, making the files of a
+/// content takes as long as the bytes. What is larger has been asked for ahead of its reader, or keeps him waiting for long anyway.
+const SHOWN_BLOCKS_MAX: usize = 4;
 /// Most announcements sent at a time.
 const ANNOUNCED_MAX: usize = 64;
 /// Most objects with announcements waiting; news of more is dropped, peers can ask.
@@ -72,6 +75,7 @@ pub(super) enum Command {
         object: Object,
         blocks: Range<u64>,
         priority: Priority,
+        to_read: bool,
         label: String,
         done: Option<Reply>,
     },
@@ -114,6 +118,8 @@ enum Report {
     },
     /// An answer has come and is being verified.
     Received(RequestId),
+    /// It was, and can be read while it is being stored.
+    Readable(RequestId),
     Answer {
         id: RequestId,
         peer: PeerId,
@@ -299,6 +305,7 @@ impl Executor {
                 object,
                 blocks,
                 priority,
+                to_read,
                 label,
                 done,
             } => {
@@ -315,6 +322,7 @@ impl Executor {
                     object,
                     blocks,
                     priority,
+                    to_read,
                     present: &present,
                     size_proven,
                 };
@@ -376,6 +384,7 @@ impl Executor {
                 answer,
             } => self.on_batch(id, peer, &objects, answer),
             Report::Received(id) => self.scheduler.handle_received(id),
+            Report::Readable(id) => self.scheduler.handle_readable(now, id),
             Report::Answer {
                 id,
                 peer,
@@ -626,8 +635,12 @@ impl Executor {
             };
             // The receiver is gone only once the engine has stopped.
             let _ = reports.send(Report::Received(id)).await;
+            let shown = reports.clone();
+            let readable = move || {
+                let _ = shown.blocking_send(Report::Readable(id));
+            };
             // From here on it can't be cancelled: what has come is worth keeping.
-            let answer = settle(store, &verifiers, object, blocks.clone(), result).await;
+            let answer = settle(store, &verifiers, object, blocks.clone(), result, readable).await;
             Some(Report::Answer {
                 id,
                 peer,
@@ -694,24 +707,30 @@ fn held(have: Have) -> Held {
     }
 }
 
-/// Verifies and stores what came.
+/// Verifies and stores what came. `readable` is called, on a blocking thread, where it can be read before it is stored.
 async fn settle(
     store: Store,
     verifiers: &Semaphore,
     object: Object,
     blocks: Range<u64>,
     result: Result<BlockAnswer, NetError>,
+    readable: impl FnOnce() + Send + 'static,
 ) -> Answer {
     let work: Box<dyn FnOnce() -> Answer + Send> = match result {
-        Ok(BlockAnswer::Data(encoded)) => {
-            Box::new(move || match verify_range(object, blocks, &encoded) {
-                Ok(range) => match store.insert(&range) {
-                    Ok(()) => Answer::Blocks,
-                    Err(error) => Answer::NotStored(error.to_string()),
-                },
-                Err(error) => Answer::Bad(error.to_string()),
-            })
-        }
+        Ok(BlockAnswer::Data(encoded)) => Box::new(move || {
+            let range = match verify_range(object, blocks, &encoded) {
+                Ok(range) => range,
+                Err(error) => return Answer::Bad(error.to_string()),
+            };
+            let stored = match range.data.len() <= SHOWN_BLOCKS_MAX {
+                true => store.insert_shown(&range, readable),
+                false => store.insert(&range),
+            };
+            match stored {
+                Ok(()) => Answer::Blocks,
+                Err(error) => Answer::NotStored(error.to_string()),
+            }
+        }),
         Ok(BlockAnswer::WrongSize { size, proof }) => {
             Box::new(move || check_size(object, size, &proof))
         }

@@ -220,7 +220,22 @@ impl Transfers {
         bytes: Range<u64>,
         label: &str,
     ) -> Result<(), TransferError> {
-        let wish = self.wish_for(object, bytes, label, Priority::Demand);
+        let wish = self.wish_for(object, bytes, label, Priority::Demand, false);
+        wish.await.unwrap_or(Err(TransferError::Stopping))
+    }
+
+    /// As [`Transfers::ensure`], but returns once the store gives the bytes to who reads them, which may be before it has
+    /// them on the disk.
+    ///
+    /// # Errors
+    /// As [`Transfers::ensure`].
+    pub async fn ensure_readable(
+        &self,
+        object: Object,
+        bytes: Range<u64>,
+        label: &str,
+    ) -> Result<(), TransferError> {
+        let wish = self.wish_for(object, bytes, label, Priority::Demand, true);
         wish.await.unwrap_or(Err(TransferError::Stopping))
     }
 
@@ -236,7 +251,7 @@ impl Transfers {
         label: &str,
     ) -> Result<(), TransferError> {
         loop {
-            let wish = self.wish_for(object, bytes.clone(), label, Priority::Prefetch);
+            let wish = self.wish_for(object, bytes.clone(), label, Priority::Prefetch, false);
             match wish.await {
                 Some(outcome) => return outcome,
                 None if self.stop.is_cancelled() => return Err(TransferError::Stopping),
@@ -252,6 +267,7 @@ impl Transfers {
         bytes: Range<u64>,
         label: &str,
         priority: Priority,
+        to_read: bool,
     ) -> Option<Result<(), TransferError>> {
         let blocks = object.blocks_of(bytes);
         if blocks.is_empty() {
@@ -281,6 +297,7 @@ impl Transfers {
             object,
             blocks: blocks.clone(),
             priority,
+            to_read,
             label: label.to_owned(),
             done: Some(done),
         };
@@ -335,6 +352,7 @@ impl Transfers {
             object,
             blocks,
             priority: Priority::Prefetch,
+            to_read: false,
             label: label.to_owned(),
             done: None,
         };

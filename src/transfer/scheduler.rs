@@ -77,6 +77,8 @@ const HELD_RANGES_MAX: usize = 4096;
 struct Wish {
     object: Object,
     priority: Priority,
+    /// See [`Wanted::to_read`].
+    to_read: bool,
     /// What it still lacks; with the object's last block where the size has to be proven.
     missing: BlockSet,
     /// When one of its blocks came last, or when it was made.
@@ -212,6 +214,7 @@ impl Scheduler {
             object,
             blocks,
             priority,
+            to_read,
             present,
             size_proven,
         } = wanted;
@@ -257,6 +260,7 @@ impl Scheduler {
             Wish {
                 object,
                 priority,
+                to_read,
                 missing,
                 progress_at: now,
             },
@@ -462,6 +466,17 @@ impl Scheduler {
         self.batch_received(id);
     }
 
+    /// What a request brought was verified and can be read, but is not in the store yet: who waits for it need not wait for that.
+    /// The request stays under way until then, so nobody asks for the same again.
+    pub fn handle_readable(&mut self, now: Duration, id: RequestId) {
+        let Some(request) = self.requests.get(&id) else {
+            return;
+        };
+        let (object, blocks) = (request.object, request.blocks.clone());
+        self.satisfy(now, &object, &blocks, |wish| wish.to_read);
+        self.advance(now);
+    }
+
     /// A request ended. Answers to cancelled requests are passed over.
     pub fn handle_answer(&mut self, now: Duration, id: RequestId, answer: Answer) {
         if let Some(request) = self.end_request(id) {
@@ -610,9 +625,35 @@ impl Scheduler {
         };
         let last = object.blocks().saturating_sub(1);
         work.size_proven |= blocks.contains(&last);
+        self.satisfy(now, &object, &blocks, |_| true);
+        let overlapping: Vec<RequestId> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| {
+                request.object == object
+                    && request.blocks.start < blocks.end
+                    && blocks.start < request.blocks.end
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        self.cancel_of(overlapping);
+    }
+
+    /// Some of the wishes for the object lack these blocks no longer.
+    fn satisfy(
+        &mut self,
+        now: Duration,
+        object: &Object,
+        blocks: &Range<u64>,
+        which: impl Fn(&Wish) -> bool,
+    ) {
+        let Some(work) = self.works.get(object) else {
+            return;
+        };
         let mut done = Vec::new();
         for id in &work.wishes {
-            let Some(wish) = self.wishes.get_mut(id) else {
+            let wish = self.wishes.get_mut(id);
+            let Some(wish) = wish.filter(|wish| which(wish)) else {
                 continue;
             };
             if !wish.missing.present(blocks.clone()).is_empty() {
@@ -627,17 +668,6 @@ impl Scheduler {
             self.remove_wish(now, id);
             self.outputs.push_back(Output::Done { wish: id });
         }
-        let overlapping: Vec<RequestId> = self
-            .requests
-            .iter()
-            .filter(|(_, request)| {
-                request.object == object
-                    && request.blocks.start < blocks.end
-                    && blocks.start < request.blocks.end
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        self.cancel_of(overlapping);
     }
 
     fn fail(&mut self, now: Duration, id: WishId, error: TransferError) {

@@ -895,7 +895,10 @@ async fn whoever_sends_a_wrong_small_content_is_blamed_and_others_bring_it() {
         f.net.state.lock().blocked.contains(&liar)
     })
     .await;
-    assert!(engine.blames().iter().any(|blame| blame.peer == liar));
+    until("it is blamed", || {
+        engine.blames().iter().any(|blame| blame.peer == liar)
+    })
+    .await;
     for content in &contents {
         assert_eq!(
             f.store.presence(&content.object).unwrap(),

@@ -558,3 +558,45 @@ fn what_was_pinned_a_moment_ago_is_not_evicted() {
     assert_eq!(store.evict(object).unwrap(), Some(200_000));
     assert_eq!(store.presence(object).unwrap(), Presence::Absent);
 }
+
+#[test]
+fn what_is_being_kept_is_read_from_memory_until_it_is() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(10 * BLOCK_BYTES, 0);
+    let object = &sample.object;
+    store.insert(&sample.range(3..4)).unwrap();
+    let mut buf = vec![0; 2 * BLOCK_BYTES as usize];
+    let mut is_called = false;
+    let readable = || {
+        is_called = true;
+        let mut reads = |blocks: Range<u64>, shift: u64| {
+            let bytes = object.bytes_of(blocks);
+            let (start, length) = (
+                bytes.start + shift,
+                (bytes.end - bytes.start - shift) as usize,
+            );
+            let read = store.read(object, start, &mut buf[..length])?;
+            assert_eq!(buf[..read], sample.data[start as usize..][..length]);
+            Ok::<_, StoreError>(())
+        };
+        reads(4..6, 100).unwrap();
+        // Some of it is here already, some is not at all.
+        reads(3..5, 5).unwrap();
+        assert!(matches!(reads(5..7, 0), Err(StoreError::Absent(_))));
+        let presence = store.presence(object).unwrap();
+        assert_eq!(presence, Presence::Partial(BlockSet::of(3..4)));
+        assert!(
+            store.encode(object, 4..5).is_err(),
+            "peers get what is kept"
+        );
+    };
+    store.insert_shown(&sample.range(4..6), readable).unwrap();
+    assert!(is_called);
+    assert!(store.inner.core.room.arriving.is_empty());
+    let presence = store.presence(object).unwrap();
+    assert_eq!(presence, Presence::Partial(BlockSet::of(3..6)));
+    assert_eq!(
+        read_blocks(&store, object, 4..6).unwrap(),
+        sample.slice(4..6)
+    );
+}

@@ -23,6 +23,8 @@ const PIECES_MAX: usize = 64;
 const UNITS_MAX: usize = 512;
 /// Requests for an object that are made on a guess: its first piece, and the last block, which proves its size.
 const GUESSES_MAX: u32 = 2;
+/// For so long, after an object is first wanted, what is fetched ahead of it gives way to what somebody waits for.
+pub(super) const GIVES_WAY_FOR: Duration = Duration::from_millis(3);
 /// Bytes in flight from all peers together; bounds what answers can take in memory. Prefetches stop here, reads that
 /// somebody waits for at twice as much.
 pub(super) const IN_FLIGHT_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -68,6 +70,7 @@ impl Scheduler {
             .wishes
             .iter()
             .filter(|(id, wish)| wish.priority == priority && !self.waits_for_batch(**id))
+            .filter(|(_, wish)| priority == Priority::Demand || !self.gives_way(now, &wish.object))
             .map(|(id, _)| *id)
             .collect();
         let turn = self.turns.get(&priority).copied();
@@ -83,6 +86,21 @@ impl Scheduler {
                 issued
             });
         }
+    }
+
+    /// Whether what is fetched ahead of an object waits for a moment: so that a near peer, and this node, do first what somebody
+    /// waits for. To one that is far it makes no difference.
+    fn gives_way(&self, now: Duration, object: &Object) -> bool {
+        let is_new = self
+            .works
+            .get(object)
+            .is_some_and(|work| now < work.since + GIVES_WAY_FOR);
+        is_new
+            && self.requests.values().any(|request| {
+                request.object == *object
+                    && request.patience.is_some()
+                    && self.is_wanted(object, &request.blocks, Some(Priority::Demand))
+            })
     }
 
     /// Whether anything more may be asked for now. What nobody waits for leaves some room to what somebody may wait for.

@@ -344,6 +344,7 @@ impl World {
                         object: file,
                         blocks: start..end,
                         priority,
+                        to_read: false,
                         present: &present,
                         size_proven: proven,
                     };

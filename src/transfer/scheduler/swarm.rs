@@ -531,6 +531,7 @@ impl Swarm {
                 object: file,
                 blocks: file.blocks_of(bytes),
                 priority,
+                to_read: false,
                 present: &present,
                 size_proven: present.contains(last..last + 1),
             };

@@ -166,6 +166,7 @@ impl Harness {
             object,
             blocks,
             priority,
+            to_read: priority == Priority::Demand,
             present,
             size_proven: proven,
         };
@@ -259,12 +260,63 @@ fn a_small_read_asks_for_exactly_its_blocks() {
 }
 
 #[test]
+fn who_only_reads_does_not_wait_until_blocks_are_stored_and_nobody_asks_for_them_again() {
+    let mut h = Harness::with_known_holders(&[1]);
+    let file = object(1, 1000);
+    let wish = h.demand(file, 500..501);
+    let ahead = h.wish(file, 500..501, Priority::Prefetch, &BlockSet::default());
+    let asked = h.asked.pop().unwrap();
+    h.scheduler.handle_received(asked.id);
+    h.scheduler.handle_readable(h.now, asked.id);
+    h.drain();
+    assert!(h.ended[&wish].is_ok());
+    assert!(!h.ended.contains_key(&ahead), "it is not in the store yet");
+    h.has(1, file, Held::Whole);
+    let stored = h.demand(file, 500..501);
+    assert_eq!(h.asked, []);
+    h.answer(&asked, Answer::Blocks);
+    assert!(h.ended[&ahead].is_ok() && h.ended[&stored].is_ok());
+    assert_eq!(h.cancelled, []);
+    // Of an answer that was cancelled meanwhile nothing is known any more.
+    h.scheduler.handle_readable(h.now, asked.id);
+    assert_eq!(h.asked, []);
+}
+
+#[test]
+fn at_first_what_is_fetched_ahead_gives_way_to_what_somebody_waits_for_but_not_for_long() {
+    for answers in [true, false] {
+        let mut h = Harness::with_known_holders(&[1]);
+        let file = object(1, 1000);
+        h.wish(file, 1..5, Priority::Prefetch, &BlockSet::default());
+        let wish = h.demand(file, 0..1);
+        h.has(1, file, Held::Whole);
+        assert_eq!(blocks_of(&h.asked), [0]);
+        let asked = h.asked.remove(0);
+        if answers {
+            h.scheduler.handle_received(asked.id);
+            h.scheduler.handle_readable(h.now, asked.id);
+            h.drain();
+            assert!(h.ended[&wish].is_ok());
+        } else {
+            h.pass(ms(4));
+        }
+        assert_eq!(blocks_of(&h.asked), [1, 2, 3, 4]);
+        // Later nothing gives way any more.
+        h.pass(ms(4));
+        h.demand(file, 500..501);
+        h.wish(file, 501..505, Priority::Prefetch, &BlockSet::default());
+        assert_eq!(blocks_of(&h.asked), [1, 2, 3, 4, 500, 501, 502, 503, 504]);
+    }
+}
+
+#[test]
 fn no_block_is_asked_for_while_it_is_in_flight() {
     let mut h = Harness::with_known_holders(&[1, 2]);
     let file = object(1, 1000);
     let first = h.demand(file, 10..40);
     h.has(1, file, Held::Whole);
     h.has(2, file, Held::Whole);
+    h.pass(ms(4));
     let second = h.demand(file, 0..30);
     let third = h.wish(file, 5..45, Priority::Prefetch, &BlockSet::default());
     assert_eq!(blocks_of(&h.asked), (0..45).collect::<Vec<u64>>());
@@ -1000,6 +1052,7 @@ fn prefetches_are_bounded_demand_is_not() {
             object: object(1, 10_000),
             blocks: number..number + 1,
             priority,
+            to_read: true,
             present: &BlockSet::default(),
             size_proven: true,
         };

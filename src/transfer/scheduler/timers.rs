@@ -7,7 +7,7 @@ use libp2p::PeerId;
 use super::{
     Answer, Held, Object, Output, Priority, RETRY_LACKING, RequestId, Scheduler, WishId,
     peer::Peer,
-    select::{scale_of, unasked_pieces},
+    select::{GIVES_WAY_FOR, scale_of, unasked_pieces},
     work::Holder,
 };
 use crate::{
@@ -263,6 +263,7 @@ impl Scheduler {
         let works = active().flat_map(|work| {
             let asked_at = work.directory.asked_at.unwrap_or(work.since);
             [
+                work.since + GIVES_WAY_FOR,
                 work.since + DIRECTORY_AFTER,
                 asked_at + RETRY_LACKING,
                 asked_at + RENEW_EVERY,

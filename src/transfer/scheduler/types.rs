@@ -35,6 +35,8 @@ pub struct Wanted<'a> {
     pub blocks: Range<u64>,
     /// How urgently.
     pub priority: Priority,
+    /// It is enough that they can be read; they need not be in the store yet.
+    pub to_read: bool,
     /// What the store has of the object right now.
     pub present: &'a BlockSet,
     /// Whether the store has the proof of the object's size.
@@ -141,7 +143,7 @@ pub enum Output {
         /// What it did.
         reason: String,
     },
-    /// All blocks of the wish are in the store.
+    /// All blocks of the wish can be read.
     Done {
         /// Which.
         wish: WishId,
