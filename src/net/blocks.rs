@@ -32,7 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use crate::{buffers::Buffer, content::BLOCK_BYTES};
+use crate::buffers::Buffer;
 
 use super::{
     framing::{self, FrameError},
@@ -55,14 +55,8 @@ const CALL_BYTES_MAX: usize = 16 * 1024;
 const _: () = assert!(BATCH_BYTES_MAX <= BLOCK_ANSWER_BYTES_MAX as u64);
 /// Most bytes of the head of an answer: 1024 ranges of two numbers.
 const HEAD_BYTES_MAX: usize = 32 * 1024;
-/// Blocks in answers of one stream that are being made, or are made and not written yet; one answer in any case. More would only
-/// wait in memory, and be out of the processor's caches by the time they are encrypted.
-const MADE_BLOCKS_MAX: usize = 32;
 /// Bytes read or written between two signs of life; one frame of the multiplexer.
 const PIECE_BYTES: usize = 256 * 1024;
-/// An answer with at most so many bytes leaves in one piece with its head, so that it wakes the other side once: a block and what
-/// proves it.
-const JOINED_BYTES_MAX: usize = 68 * 1024;
 /// Longest time for an answer to leave: this, and what its bytes take at the least rate.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
 const RATE_MIN_BYTES_PER_S: u64 = 64 * 1024;
@@ -403,11 +397,8 @@ type Held = (
     Load,
 );
 
-/// Its share of [`MADE_BLOCKS_MAX`], until its last byte is written.
-type Made = Option<OwnedSemaphorePermit>;
-
 enum Outgoing {
-    Answer(u64, BlockAnswer, Held, Made),
+    Answer(u64, BlockAnswer, Held),
     Cancelled(u64),
 }
 
@@ -423,7 +414,6 @@ pub(super) async fn serve(
     // answer that waits for its turn can still be cancelled.
     let running = Arc::new(Mutex::new(BTreeMap::<u64, AbortHandle>::new()));
     let mut tasks = JoinSet::new();
-    let made = Arc::new(Semaphore::new(MADE_BLOCKS_MAX));
 
     let reading = async {
         loop {
@@ -464,20 +454,13 @@ pub(super) async fn serve(
             let busy = room.is_none() || accepted.is_none();
             let held = (place, room, accepted, Load::new(shared));
             let answers = answers.clone();
-            let blocks = bytes.div_ceil(BLOCK_BYTES).min(MADE_BLOCKS_MAX as u64);
-            let made = made.clone();
             let mut running = running.lock();
             let task = tasks.spawn(async move {
-                let (answer, made) = match busy {
-                    true => (BlockAnswer::Busy, None),
-                    false => {
-                        // Never closed.
-                        let made = made.acquire_many_owned(blocks as u32).await.ok();
-                        (answer(work).await, made)
-                    }
+                let answer = match busy {
+                    true => BlockAnswer::Busy,
+                    false => answer(work).await,
                 };
-                let answer = Outgoing::Answer(number, answer, held, made);
-                let _ = answers.send(answer).await;
+                let _ = answers.send(Outgoing::Answer(number, answer, held)).await;
             });
             if running.insert(number, task).is_some() {
                 return Err(refused("a number twice"));
@@ -490,7 +473,7 @@ pub(super) async fn serve(
                 Outgoing::Cancelled(number) => {
                     write_head(&mut writer, &BlockHead::Cancelled { number }).await?;
                 }
-                Outgoing::Answer(number, answer, held, made) => {
+                Outgoing::Answer(number, answer, held) => {
                     let is_wanted = running.lock().remove(&number).is_some();
                     if !is_wanted {
                         continue;
@@ -505,7 +488,7 @@ pub(super) async fn serve(
                     }
                     peer.traffic.block_sent.fetch_add(sent, Relaxed);
                     shared.counters.block_sent.fetch_add(sent, Relaxed);
-                    drop((held, made));
+                    drop(held);
                 }
             }
         }
@@ -585,18 +568,10 @@ async fn write_answer<S: AsyncWrite + Unpin>(
         BlockAnswer::DontHave(have) => (BlockHead::DontHave { number, have }, Bytes::new()),
         BlockAnswer::Busy => (BlockHead::Busy { number }, Bytes::new()),
     };
-    let mut frame = framing::encode(&head, HEAD_BYTES_MAX)?;
+    let frame = framing::encode(&head, HEAD_BYTES_MAX)?;
     let piece_bytes = shared.upload.piece_bytes(PIECE_BYTES);
-    let sent = data.len() as u64;
-    let mut rest = &data[..];
-    let mut joined_bytes = 0;
-    if rest.len() <= JOINED_BYTES_MAX.min(piece_bytes) {
-        frame.extend_from_slice(rest);
-        joined_bytes = rest.len();
-        rest = &[];
-    }
-    let pieces = rest.chunks(piece_bytes).map(|piece| (piece, piece.len()));
-    for (piece, limited_bytes) in std::iter::once((&frame[..], joined_bytes)).chain(pieces) {
+    let pieces = data.chunks(piece_bytes).map(|piece| (piece, piece.len()));
+    for (piece, limited_bytes) in std::iter::once((&frame[..], 0)).chain(pieces) {
         if limited_bytes > 0 {
             shared.upload.pass(&peer.turn, limited_bytes).await;
         }
@@ -620,7 +595,7 @@ async fn write_answer<S: AsyncWrite + Unpin>(
         Ok(flushed) => flushed?,
         Err(_) => return Ok(None),
     }
-    Ok(Some(sent))
+    Ok(Some(data.len() as u64))
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@
 //! Invariant: a connection that was dialed with a `/p2p/<id>` at the end of its address exists only if the other side
 //! proved that id; libp2p's swarm compares once more above.
 
-mod gather;
 mod mux;
 mod severable;
 mod tls;
@@ -21,7 +20,6 @@ use std::{io, sync::Arc, time::Duration};
 use futures::{
     AsyncRead, AsyncWrite,
     future::{Either, FutureExt},
-    io::BufReader,
 };
 use libp2p::{
     Multiaddr, PeerId, Transport as _,
@@ -43,9 +41,6 @@ use tracing::warn;
 
 pub(super) use self::severable::Sockets;
 use super::counters::{Counted, Counters};
-
-/// What is taken from a socket at a time. rustls by itself takes as little as 4 KiB.
-const READ_BYTES: usize = 128 * 1024;
 
 /// Longest time from the first TCP packet to a multiplexed connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -84,7 +79,6 @@ pub(super) fn build(
         async move {
             let (local, remote) = (socket.0.local_addr()?, socket.0.peer_addr()?);
             let socket = Counted::new(open.hold(socket, local, remote), counters);
-            let socket = BufReader::with_capacity(READ_BYTES, socket);
             let (role, expected) = role(&endpoint);
             let (peer, channel) = security.secure(socket, role, expected).await?;
             let (_, channel) = negotiate(channel, role, [mux::NAME]).await?;
