@@ -154,7 +154,8 @@ impl Core {
     /// Writes the journal record of a file where the journal lacks something; syncs nothing. What it says, its name included,
     /// outlasts this process then.
     pub(super) fn journal(&self, number: u64, state: &mut LiveState) -> Result<(), Fail> {
-        if state.is_dirty() && !state.unlinked {
+        // What was changed and is published already has no head yet, perhaps: its name is kept all the same.
+        if (state.is_dirty() || state.version > 0) && !state.unlinked {
             self.names_are_settled(number, &state.path)?;
             if state.lacks_record() {
                 // Records are of staging files, also where nothing was written: it may have another length, or be new.

@@ -337,3 +337,21 @@ fn new_files_are_listed_after_a_crash_before_they_are_published() {
     let again = fixture.started_after_crash(false);
     assert_eq!(again.names("").unwrap(), names);
 }
+
+#[test]
+fn closing_a_file_keeps_the_name_that_it_was_given_while_it_was_open() {
+    let fixture = Fixture::new();
+    let handle = fixture.create("a").unwrap();
+    fixture.write_at(handle, 0, b"N").unwrap();
+    let number = fixture.walk("a").unwrap();
+    let (folder, name) = fixture.place("b").unwrap();
+    // That publishes it.
+    fixture
+        .act(move |core| core.link(number, folder, &name))
+        .unwrap();
+    fixture.act(move |core| core.flush(handle)).unwrap();
+    assert_eq!(
+        fixture.after_crash(false),
+        seen(&[("a", b"N"), ("b", b"N")])
+    );
+}
