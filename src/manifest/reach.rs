@@ -16,10 +16,7 @@ const GAPS_MAX: usize = 4096;
 /// What trees need: 32 bytes of memory for each of their nodes that is here.
 #[derive(Debug, Default)]
 pub struct Reach {
-    /// Nodes of trees that were added as whole ones.
-    whole: HashSet<NodeHash>,
-    /// Nodes of others.
-    partly: HashSet<NodeHash>,
+    needed: HashSet<NodeHash>,
     gaps: Vec<Gap>,
 }
 
@@ -34,8 +31,7 @@ struct Gap {
 }
 
 impl Reach {
-    /// Adds what a tree needs. `whole`: also what may lie below nodes that are not here. Costs what it has that no tree had
-    /// which was added before.
+    /// Adds what a tree needs. `whole`: also what may lie below nodes that are not here; trees for which that counts come first.
     ///
     /// # Errors
     /// What the source says, but for missing nodes.
@@ -52,12 +48,8 @@ impl Reach {
             below: None,
         }];
         while let Some(place) = open.pop() {
-            let is_new = match whole {
-                true => self.whole.insert(place.hash),
-                false => !self.whole.contains(&place.hash) && self.partly.insert(place.hash),
-            };
             // Below a leaf there is nothing, so it need not be looked at.
-            if !is_new || place.level == 0 {
+            if !self.needed.insert(place.hash) || place.level == 0 {
                 continue;
             }
             let Some(node) = source.node(&place.hash)? else {
@@ -81,7 +73,7 @@ impl Reach {
 
     /// Whether the trees are known to need a node.
     pub fn needs(&self, hash: &NodeHash) -> bool {
-        self.whole.contains(hash) || self.partly.contains(hash)
+        self.needed.contains(hash)
     }
 
     /// Whether a node that they are not known to need may lie below one that is not here.

@@ -115,31 +115,26 @@ impl<D: Disk> Replica<D> {
         Ok(grown >= GROWN_BYTES_MIN.max(stayed / 2))
     }
 
-    /// The roots of what is shown, and of the heads that are known.
-    fn present_roots(&self) -> Vec<NodeHash> {
-        let state = self.state.read();
-        let heads = state.heads.iter().map(|head| head.root);
-        let parts = state.parts.iter().map(|part| part.root);
-        state.root.into_iter().chain(heads).chain(parts).collect()
-    }
-
     /// Finds out what is needed.
     pub(super) fn begin_collection(&self, now: Moment) -> Result<Collection, NamespaceError> {
-        let others = {
+        let (whole, others) = {
             // Nobody is about to make a state of nodes that were put before this moment.
             let _turn = self.turn.lock();
             self.nodes.begin_generation();
             let state = self.state.read();
+            let heads = state.heads.iter().map(|head| head.root);
+            let parts = state.parts.iter().map(|part| part.root);
+            let whole: Vec<_> = state.root.into_iter().chain(heads).chain(parts).collect();
             let redo = state.redo.map(|redo| redo.base);
             let unconfirmed = state.writer.as_ref().and_then(|writer| {
                 let first = writer.own.range(writer.confirmed + 1..).next();
                 first.map(|(_, own)| own.base)
             });
-            redo.into_iter().chain(unconfirmed)
+            (whole, redo.into_iter().chain(unconfirmed))
         };
         let mut reach = Reach::default();
         let source = OnDisk(self);
-        for root in self.present_roots() {
+        for root in whole {
             reach.add(&source, root, true)?;
         }
         let roots = self.records.thin_roots(now.wall_ns, too_many)?;
@@ -156,12 +151,6 @@ impl<D: Disk> Replica<D> {
 
     /// Looks at the next nodes. Whether that were all.
     pub(super) fn collect_some(&self, collection: &mut Collection) -> Result<bool, NamespaceError> {
-        // A state that came since may need again what was of none: the tree that is left when a name was made and removed is the
-        // one of before. It stays the state until this step is done.
-        let _turn = self.turn.lock();
-        for root in self.present_roots() {
-            collection.reach.add(&OnDisk(self), root, true)?;
-        }
         let names = self.nodes.names(collection.after, STEP_NODES)?;
         let Some(last) = names.last() else {
             self.nodes.take_grown();

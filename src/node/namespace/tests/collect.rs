@@ -131,32 +131,3 @@ async fn work_on_a_state_that_nobody_has_any_more_is_merged_by_who_did_it() {
     }
     assert_eq!(a.everything().await, b.everything().await);
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_state_that_comes_while_nodes_go_finds_again_what_it_has_of_one_of_before() {
-    let cluster = Cluster::new();
-    let [a, b] = ["a", "b"].map(|name| cluster.member(name));
-    a.ns.create().unwrap();
-    write_all(&a, 0).await;
-    let shown = a.everything().await;
-    a.write("folder 3/new", 1).await;
-    a.reaches(&[&b]);
-    b.reaches(&[&a]);
-    b.hears(&a).await;
-    b.everything().await;
-    let replica = &a.ns.shared.replica;
-    let all = |minutes: &[u64], _| minutes.to_vec();
-    replica
-        .records
-        .thin_roots(Moment::now().wall_ns, all)
-        .unwrap();
-    a.ns.shared.replica.nodes.begin_generation();
-    let mut collection = replica.begin_collection(Moment::now()).unwrap();
-    // Its leaves are those of the state before the last.
-    b.remove("folder 3/new").await;
-    a.hears(&b).await;
-    a.merged().await;
-    a.reaches(&[]);
-    while !replica.collect_some(&mut collection).unwrap() {}
-    assert_eq!(a.everything().await, shown);
-}
