@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{
     CausalContext, Change, Key, NodeHash, NodeSource, TreeError, Version, Versions, apply,
-    diff_after,
-    tree::{diff_of_known, here},
+    diff_after, tree::here,
 };
 
 /// A merged state, or a part of the way to it.
@@ -114,48 +113,6 @@ pub fn merge_portion(
         nodes: applied.nodes,
         changes,
         contradicted,
-        rest,
-    })
-}
-
-/// Merges `ours` into `theirs`, where nodes of ours are gone that nobody has any more; what lies below those is as theirs has
-/// it. That is right where theirs has seen the state that these nodes came with, and nothing below them was changed
-/// since: what theirs lacks of them was replaced, and what it has beyond is newer. (Should somebody have put something there and
-/// removed it again at once, and theirs have seen only the first, it stays.) In portions as [`merge_portion`]; here `so_far`
-/// is the root that the former ones came to, theirs at first, and the changes are those of theirs.
-pub fn merge_around_gaps(
-    source: &impl NodeSource,
-    ours: (NodeHash, &CausalContext),
-    theirs: (NodeHash, &CausalContext),
-    so_far: NodeHash,
-    after: Option<&Key>,
-    limit: usize,
-) -> Result<Merged, TreeError> {
-    let limit = limit.max(1);
-    let mut changes = diff_of_known(source, ours.0, theirs.0, after, limit)?;
-    let last = changes.last().filter(|_| changes.len() >= limit);
-    let rest = last.map(|change| change.key.clone());
-    changes.retain_mut(|change| {
-        let (our, their) = (change.old.take(), change.new.take());
-        change.new = merge_versions(our.as_ref(), ours.1, their.as_ref(), theirs.1);
-        change.old = their;
-        change.new != change.old
-    });
-    let edits: BTreeMap<_, _> = changes
-        .iter()
-        .map(|change| (change.key.clone(), change.new.clone()))
-        .collect();
-    let applied = apply(source, so_far, &edits)?;
-    let mut context = ours.1.clone();
-    if rest.is_none() {
-        context.join(theirs.1);
-    }
-    Ok(Merged {
-        root: applied.root,
-        context,
-        nodes: applied.nodes,
-        changes,
-        contradicted: Vec::new(),
         rest,
     })
 }

@@ -17,8 +17,8 @@ use super::{
     node::{Child, Rows, Value},
 };
 
+pub(super) use diff::here;
 pub use diff::{diff, diff_after};
-pub(super) use diff::{diff_of_known, here};
 pub use edit::apply;
 
 /// Most missing nodes that are named at once.

@@ -4,7 +4,7 @@ use super::*;
 use crate::manifest::{
     HybridTime, Key, NodeSource, VERSIONS_MAX, diff, empty_root, get,
     histories::{Edit, Oracle, Replica, State, any_history, content, join, live},
-    tree::testing::{Memory, dot, file, key, version, versions},
+    tree::testing::{Memory, dot, file, key, version},
 };
 
 /// Merges, and checks what the merge says about itself.
@@ -98,69 +98,6 @@ proptest! {
         }
         prop_assert_eq!(root, whole.root);
         prop_assert_eq!(changes, whole.changes);
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    /// Of the state that both sides go on from, one side has only what it has changed, and nobody else has the rest any more.
-    #[test]
-    fn merging_around_what_nobody_has_any_more_comes_to_the_same(
-        here in prop::collection::btree_map(0_usize..2100, any::<bool>(), 1..30),
-        there in prop::collection::btree_map(0_usize..2100, any::<bool>(), 1..100),
-        limit in 1_usize..300,
-    ) {
-        let memory = Memory::default();
-        let old = crate::manifest::tree::testing::many(2000);
-        let base = memory.build(&old);
-        let mut seen = CausalContext::default();
-        seen.add(dot(0x0123_4567_89ab_cdef, 7));
-        // Every key, and some that are new.
-        let new = (0..100).map(|n| key(&format!("folder {:03}/new {n}", n % 20)));
-        let all: Vec<_> = old.into_keys().chain(new).collect();
-        let side = |writer: u64, changes: &BTreeMap<usize, bool>| {
-            let edits = changes.iter().map(|(at, removes)| {
-                let put = versions([version(writer, 1, 1, file(*at as u64 + writer))]);
-                (all[*at].clone(), (!removes).then_some(put))
-            });
-            let mut context = seen.clone();
-            context.add(dot(writer, 1));
-            (memory.apply(base, &edits.collect()), context)
-        };
-        let (ours, theirs) = (side(1, &here), side(2, &there));
-        prop_assume!(ours.0 != base);
-        let whole = merge(&memory, (ours.0, &ours.1), (theirs.0, &theirs.1)).unwrap();
-        let nodes_of = |root| {
-            let mut found = vec![root];
-            let mut next = 0;
-            while let Some(hash) = found.get(next).copied() {
-                found.extend(memory.node(&hash).unwrap().unwrap().children());
-                next += 1;
-            }
-            found
-        };
-        let (old, new) = (nodes_of(base), nodes_of(theirs.0));
-        let gone = old.into_iter().filter(|hash| !new.contains(hash));
-        memory.hidden.borrow_mut().extend(gone);
-        let (mut root, mut after) = (theirs.0, None);
-        loop {
-            let (ours, theirs) = ((ours.0, &ours.1), (theirs.0, &theirs.1));
-            let portion = merge_around_gaps(&memory, ours, theirs, root, after.as_ref(), limit);
-            let portion = portion.unwrap();
-            memory.keep(portion.nodes);
-            root = portion.root;
-            match portion.rest {
-                Some(rest) => after = Some(rest),
-                None => {
-                    prop_assert_eq!(&portion.context, &whole.context);
-                    break;
-                }
-            }
-        }
-        memory.keep(whole.nodes);
-        let odd = diff(&memory, root, whole.root, 5);
-        prop_assert_eq!(root, whole.root, "{:?}", odd);
     }
 }
 

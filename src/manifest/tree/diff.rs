@@ -26,27 +26,6 @@ pub fn diff_after(
     after: Option<&Key>,
     limit: usize,
 ) -> Result<Vec<Change>, TreeError> {
-    differences(source, (old, false), new, after, limit)
-}
-
-/// As [`diff_after`], where nodes of the old tree may lack: nothing is told of what lies below them.
-pub(in crate::manifest) fn diff_of_known(
-    source: &impl NodeSource,
-    old: NodeHash,
-    new: NodeHash,
-    after: Option<&Key>,
-    limit: usize,
-) -> Result<Vec<Change>, TreeError> {
-    differences(source, (old, true), new, after, limit)
-}
-
-fn differences(
-    source: &impl NodeSource,
-    (old, may_lack): (NodeHash, bool),
-    new: NodeHash,
-    after: Option<&Key>,
-    limit: usize,
-) -> Result<Vec<Change>, TreeError> {
     let mut changes = Vec::new();
     if old == new || limit == 0 {
         return Ok(changes);
@@ -55,9 +34,7 @@ fn differences(
         (Some(a), Some(b)) => {
             a.check_root(&old).map_err(here)?;
             b.check_root(&new)?;
-            let mut a = Cursor::new(a, after);
-            a.may_lack = may_lack;
-            (a, Cursor::new(b, after))
+            (Cursor::new(a, after), Cursor::new(b, after))
         }
         (a, b) => {
             let absent = [(a, old), (b, new)].into_iter();
@@ -180,13 +157,10 @@ struct Missing {
 }
 
 impl Missing {
-    fn add(&mut self, hash: NodeHash) {
+    fn add(&mut self, hash: NodeHash, upper: Option<Key>) {
         if !self.hashes.contains(&hash) {
             self.hashes.push(hash);
         }
-    }
-
-    fn be_blind_to(&mut self, upper: Option<Key>) {
         self.until = match (self.until.take(), upper) {
             (None, upper) => Some(upper),
             (Some(Some(before)), Some(upper)) => Some(Some(before.max(upper))),
@@ -273,8 +247,6 @@ struct Cursor<'k> {
     frames: Vec<Frame>,
     /// Rows up to this key are passed over.
     after: Option<&'k Key>,
-    /// Nodes that are not here are passed over and not named.
-    may_lack: bool,
 }
 
 impl<'k> Cursor<'k> {
@@ -282,7 +254,6 @@ impl<'k> Cursor<'k> {
         Self {
             frames: vec![Frame::new(root, None, true, after)],
             after,
-            may_lack: false,
         }
     }
     /// Leaves nodes that are done with.
@@ -331,10 +302,7 @@ impl<'k> Cursor<'k> {
         let upper = upper.cloned();
         match load_child(source, &frame.node, row, upper.as_ref(), leftmost)? {
             None => {
-                if !self.may_lack {
-                    missing.add(row.1.hash);
-                }
-                missing.be_blind_to(upper);
+                missing.add(row.1.hash, upper);
                 frame.next += 1;
             }
             Some(node) => {

@@ -67,15 +67,11 @@ impl<D: Disk> Replica<D> {
                 self.records.remove_head(&head)?;
             }
         }
-        let mut record = state.record();
-        record.adopted = None;
-        self.records.save_state(&record)?;
         self.records.flush()?;
         state.identity = identity;
         state.writer = writer;
         state.redo = redo;
         state.join_due = None;
-        state.adopted = None;
         state.seen_heads.clear();
         state.parts.clear();
         state.heads.forget_waits();

@@ -249,7 +249,6 @@ impl<D: Disk> Replica<D> {
                 };
                 return match difference {
                     Ok(changes) => {
-                        self.state.write().adopted = Some(joined.clone());
                         self.become_state(digest, head.root, joined, changes, now)?;
                         if blindly {
                             self.state.write().first = Some(*digest);
@@ -276,10 +275,6 @@ impl<D: Disk> Replica<D> {
                 Ok(Step::Done)
             }
             Err(TreeError::Missing(nodes)) => {
-                let gone = effort.unreachable && way == Way::Merge;
-                if gone && self.merge_around_gaps(root, &covers, &head, now)? {
-                    return Ok(Step::Done);
-                }
                 if matches!(way, Way::Merge) && self.put_off(&head, effort.nodes + nodes.len(), now)
                 {
                     return Ok(Step::Done);
@@ -326,53 +321,6 @@ impl<D: Disk> Replica<D> {
             self.complete_renames(&mut merged, ours, theirs)?;
         }
         Ok(merged)
-    }
-
-    /// `turn` is held. Merges where nodes of the state are not here and nobody gives them, as they are of a state that others have
-    /// gone on from; see [`manifest::merge_around_gaps`]. Not where nodes of the head's lack too, or the head has not seen what the
-    /// nodes came with. What others did under a path that was renamed meanwhile stays there. Whether it could be done.
-    fn merge_around_gaps(
-        &self,
-        root: NodeHash,
-        covers: &CausalContext,
-        head: &KnownHead,
-        now: Moment,
-    ) -> Result<bool, NamespaceError> {
-        let adopted = self.state.read().adopted.clone();
-        if !adopted.is_some_and(|adopted| head.covers.includes(&adopted)) {
-            return Ok(false);
-        }
-        let (ours, theirs) = ((root, covers), (head.root, &head.covers));
-        let (mut so_far, mut after) = (head.root, None);
-        let context = loop {
-            let portion = manifest::merge_around_gaps(
-                &self.nodes,
-                ours,
-                theirs,
-                so_far,
-                after.as_ref(),
-                PORTION_MAX,
-            );
-            let portion = match portion {
-                Err(TreeError::Missing(_) | TreeError::Misplaced(_)) => return Ok(false),
-                portion => portion?,
-            };
-            self.nodes.put(&portion.nodes)?;
-            so_far = portion.root;
-            match portion.rest {
-                Some(rest) => after = Some(rest),
-                None => break portion.context,
-            }
-        };
-        tracing::info!(
-            writer = format_args!("{:016x}", head.writer.0),
-            sequence = head.sequence,
-            "a head was merged with a state of which nobody has all any more"
-        );
-        // What is here in part only is of this head now.
-        self.state.write().adopted = Some(head.covers.clone());
-        self.become_state(&head.digest(), so_far, context, None, now)?;
-        Ok(true)
     }
 
     /// `turn` is held. Looks through what a merge has changed, once all of it is there.
@@ -508,7 +456,6 @@ impl<D: Disk> Replica<D> {
         if let (Some(head), Some(reason)) = (first, reason) {
             let mut state = self.state.write();
             state.root = None;
-            state.adopted = None;
             state.covers = CausalContext::default();
             drop(state);
             self.refuse(&head, &reason, now)?;
@@ -536,7 +483,6 @@ impl<D: Disk> Replica<D> {
         }
         state.root = Some(head.root);
         state.covers = head.covers.clone();
-        state.adopted = Some(head.covers.clone());
         state.first = Some(head.digest());
         let dropped = state.heads.set_in_state(&head.digest());
         self.records.save_state(&state.record())?;

@@ -53,9 +53,6 @@ pub(super) struct State {
     pub(super) root: Option<NodeHash>,
     /// What it has seen.
     pub(super) covers: CausalContext,
-    /// What the last state had seen that was taken over from another member, and so may be here in part only. `None` before the
-    /// first, and where this node may have lost something of its own.
-    pub(super) adopted: Option<CausalContext>,
     /// What is shown beside it: the heads whose merging can wait. They stay until the state has seen what they have.
     pub(super) parts: Vec<ShownPart>,
     /// Of the pending changes up to this one, those that are left follow on from what a head brought that is not merged yet.
@@ -181,12 +178,10 @@ impl State {
             root,
             covers,
             clock,
-            adopted,
         } = records.state()?;
         let mut state = Self {
             root,
             covers,
-            adopted,
             parts: Vec::new(),
             waits_for_merge: None,
             hints_looked_after: None,
@@ -262,7 +257,6 @@ impl State {
             root: self.root,
             covers: self.covers.clone(),
             clock: self.clock,
-            adopted: self.adopted.clone(),
         }
     }
 

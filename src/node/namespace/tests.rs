@@ -13,7 +13,6 @@ use crate::{
 };
 
 mod clones;
-mod collect;
 mod lazy;
 mod moves;
 mod sharing;
