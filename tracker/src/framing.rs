@@ -10,7 +10,10 @@
 use std::io;
 
 use futures::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 
 /// Bytes of the length in front of a frame.
 const PREFIX_BYTES: usize = 4;
@@ -61,8 +64,14 @@ pub fn encode_frame<T: Serialize>(value: &T, max_bytes: usize) -> Result<Vec<u8>
     Ok(frame)
 }
 
-/// Decodes the CBOR of one frame; bytes behind the value are refused.
+/// Decodes the CBOR of one frame: one value, whole and with nothing behind it.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
+    // A type may leave a part of its value unread, as of a map that names a kind and ends there. So all of it is read first.
+    read_whole::<IgnoredAny>(bytes)?;
+    read_whole(bytes)
+}
+
+fn read_whole<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
     use cbor4ii::core::{dec::Read, utils::SliceReader};
     let mut deserializer = cbor4ii::serde::Deserializer::new(SliceReader::new(bytes));
     let value = T::deserialize(&mut deserializer)

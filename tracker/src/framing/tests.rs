@@ -107,3 +107,15 @@ fn a_message_beyond_its_bound_is_not_sent() {
     ));
     assert!(encode_frame(&"four", 5).is_ok());
 }
+
+#[test]
+fn a_message_that_ends_within_a_value_is_refused_also_where_its_type_would_not_read_that() {
+    use crate::protocol::{Ask, Request, RequestId};
+
+    // {"id": 1, "ask": {"Heads": and nothing for it
+    let cut = b"\xa2\x62id\x01\x63ask\xa1\x65Heads";
+    assert!(decode::<Request>(cut).is_err());
+    assert!(decode::<RequestId>(cut).is_err());
+    let whole = b"\xa2\x62id\x01\x63ask\x65Heads";
+    assert_eq!(decode::<Request>(whole).unwrap().ask, Ask::Heads);
+}
