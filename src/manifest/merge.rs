@@ -3,11 +3,13 @@
 //! Versions are only ever kept or dropped, never combined: two versions of equal content stay two until somebody writes
 //! (they are shown as one), because joining them here would make the result depend on the order of merges.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    CausalContext, Change, Key, NodeHash, NodeSource, TreeError, Version, Versions, apply,
-    diff_after, tree::here,
+    Applied, CausalContext, Change, Key, NodeHash, NodeSource, TreeError, Version, Versions, apply,
+    diff_after, get,
+    parts::{complete, gather},
+    tree::here,
 };
 
 /// A merged state, or a part of the way to it.
@@ -115,6 +117,24 @@ pub fn merge_portion(
         contradicted,
         rest,
     })
+}
+
+/// Puts what one tree has under some keys into another, in place of what that has there.
+pub fn graft<'k>(
+    source: &impl NodeSource,
+    from: NodeHash,
+    keys: impl IntoIterator<Item = &'k Key>,
+    onto: NodeHash,
+) -> Result<Applied, TreeError> {
+    let mut missing = BTreeSet::new();
+    let mut edits = BTreeMap::new();
+    for key in keys {
+        if let Some(versions) = gather(&mut missing, get(source, from, key))? {
+            edits.insert(key.clone(), versions);
+        }
+    }
+    complete(missing)?;
+    apply(source, onto, &edits)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod merge;
 mod moves;
 mod node;
 mod parts;
+mod reach;
 mod tree;
 mod view;
 
@@ -31,10 +32,11 @@ pub use key::{
     FileId, InternalKey, Key, NAME_BYTES_MAX, Name, NameError, PATH_BYTES_MAX, TreePath,
 };
 pub use links::{complete_links, contested_files, count_names, names, resolve};
-pub use merge::{Merged, merge, merge_portion, merge_versions};
+pub use merge::{Merged, graft, merge, merge_portion, merge_versions};
 pub use moves::{HINT_AGE_MAX_NS, complete_moves, move_hint, without_old_hints};
 pub use node::{NODE_BYTES_MAX, Node, NodeError, NodeHash, Summary};
 pub use parts::{View, folder_newest, versions};
+pub use reach::Reach;
 #[cfg(test)]
 pub(crate) use tree::testing::Memory;
 pub use tree::{

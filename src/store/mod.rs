@@ -59,6 +59,7 @@ mod worker;
 
 use std::{
     io,
+    ops::Bound,
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
@@ -400,6 +401,35 @@ impl Store {
         Ok(())
     }
 
+    /// The names of the manifest nodes that are here, in order: those after one, at most `limit`.
+    pub fn node_names(
+        &self,
+        after: Option<NodeHash>,
+        limit: usize,
+    ) -> Result<Vec<NodeHash>, StoreError> {
+        let nodes = &self.inner.core.nodes;
+        let rest = match after {
+            Some(after) => nodes.range((Bound::Excluded(after.0), Bound::Unbounded)),
+            None => nodes.iter(),
+        };
+        let names = rest.keys().take(limit).map(|name| {
+            let name = name?;
+            Ok(<[u8; 32]>::try_from(name.as_ref()).ok().map(NodeHash))
+        });
+        let names: Result<Vec<_>, StoreError> = names.collect();
+        Ok(names?.into_iter().flatten().collect())
+    }
+
+    /// Lets go of manifest nodes.
+    pub fn remove_nodes(&self, nodes: &[NodeHash]) -> Result<(), StoreError> {
+        // sled writes the pages anew in which they are.
+        self.inner.core.index_takes(nodes.len() as u64 * 512)?;
+        for hash in nodes {
+            self.inner.core.nodes.remove(hash.0)?;
+        }
+        Ok(())
+    }
+
     /// Known heads, encoded, by an arbitrary key; ordered by it.
     pub fn heads(&self) -> Result<Pairs, StoreError> {
         all(&self.inner.core.heads)
@@ -426,6 +456,14 @@ impl Store {
         roots.insert(minute.to_be_bytes(), record)?;
         for old in roots.range(..oldest.to_be_bytes()).take(ROOTS_DROPPED_MAX) {
             roots.remove(old?.0)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the roots of these minutes.
+    pub fn remove_roots(&self, minutes: &[u64]) -> Result<(), StoreError> {
+        for minute in minutes {
+            self.inner.core.roots.remove(minute.to_be_bytes())?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use super::*;
 use crate::manifest::{
     HybridTime, Key, NodeSource, VERSIONS_MAX, diff, empty_root, get,
     histories::{Edit, Oracle, Replica, State, any_history, content, join, live},
-    tree::testing::{Memory, dot, file, key, version},
+    tree::testing::{Memory, dot, file, key, many, version, versions},
 };
 
 /// Merges, and checks what the merge says about itself.
@@ -98,6 +98,93 @@ proptest! {
         }
         prop_assert_eq!(root, whole.root);
         prop_assert_eq!(changes, whole.changes);
+    }
+}
+
+/// All nodes of a tree.
+fn nodes(memory: &Memory, root: NodeHash) -> BTreeSet<NodeHash> {
+    let mut found = BTreeSet::new();
+    let mut open = vec![root];
+    while let Some(hash) = open.pop() {
+        if found.insert(hash) {
+            let node = memory.node(&hash).unwrap();
+            open.extend(node.iter().flat_map(|node| node.children()));
+        }
+    }
+    found
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// One member wrote several times, things made and removed again among them, and others have seen only the first of it.
+    /// What its work did not touch of the state that this was made on is nowhere any more.
+    #[test]
+    fn own_work_put_on_what_others_made_of_the_rest_merges_to_the_same(
+        work in prop::collection::vec(prop::collection::btree_map(0_usize..120, any::<bool>(), 1..12), 1..6),
+        seen in any::<prop::sample::Index>(),
+        there in prop::collection::btree_map(0_usize..2200, any::<bool>(), 1..100),
+    ) {
+        let memory = Memory::default();
+        let old = many(2000);
+        let new = (0..200).map(|n| key(&format!("folder {:03}/new {n}", n % 20)));
+        let all: Vec<_> = old.keys().cloned().chain(new).collect();
+        // Those that are few: some old, some new, so that they meet often.
+        let few = |at: usize| all[at * 18 + 17].clone();
+        let base = memory.build(&old);
+        let mut context = CausalContext::default();
+        context.add(dot(0x0123_4567_89ab_cdef, 7));
+        let mut states = vec![(base, context)];
+        for (sequence, changes) in (1..).zip(&work) {
+            let (root, mut context) = states.last().unwrap().clone();
+            let edits = changes.iter().map(|(at, puts)| {
+                let put = versions([version(1, sequence, sequence, file(*at as u64 + sequence))]);
+                (few(*at), puts.then_some(put))
+            });
+            let root = memory.apply(root, &edits.collect());
+            context.add(dot(1, sequence));
+            states.push((root, context));
+        }
+        let seen = seen.index(states.len());
+        let edits = there.iter().map(|(at, puts)| {
+            let put = versions([version(2, 1, 100, file(*at as u64 + 5000))]);
+            (all[*at].clone(), puts.then_some(put))
+        });
+        let (root, mut context) = states[seen].clone();
+        let theirs = memory.apply(root, &edits.collect());
+        context.add(dot(2, 1));
+        let theirs = (theirs, context);
+        let ours = states.last().unwrap().clone();
+        let whole = joined(&memory, &ours, &theirs);
+
+        // Of what never changed here, only the paths to what did are.
+        let mut gone = nodes(&memory, base);
+        for (root, _) in &states {
+            let nodes = nodes(&memory, *root);
+            gone.retain(|hash| nodes.contains(hash));
+        }
+        memory.hidden.borrow_mut().clone_from(&gone);
+        for key in work.iter().flat_map(|changes| changes.keys()).map(|at| few(*at)) {
+            while let Err(TreeError::Missing(path)) = get(&memory, base, &key) {
+                path.iter().for_each(|hash| {
+                    gone.remove(hash);
+                    memory.hidden.borrow_mut().remove(hash);
+                });
+            }
+        }
+        for hash in nodes(&memory, theirs.0) {
+            memory.hidden.borrow_mut().remove(&hash);
+        }
+        let mut grafted = theirs.0;
+        for pair in states[seen..].windows(2) {
+            let changes = diff(&memory, pair[0].0, pair[1].0, usize::MAX).unwrap();
+            let keys = changes.iter().map(|change| &change.key);
+            let applied = graft(&memory, ours.0, keys, grafted).unwrap();
+            memory.keep(applied.nodes);
+            grafted = applied.root;
+        }
+        let merged = joined(&memory, &theirs, &(grafted, ours.1));
+        prop_assert_eq!(merged, whole);
     }
 }
 

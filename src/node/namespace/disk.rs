@@ -27,10 +27,20 @@ pub(super) trait Disk: Clone + Send + Sync + 'static {
     fn node(&self, hash: &NodeHash) -> Result<Option<Bytes>, StoreError>;
     /// Keeps nodes, in their order: after an error the first ones may be there.
     fn put_nodes(&self, nodes: &[(NodeHash, Vec<u8>)]) -> Result<(), StoreError>;
+    /// The names of the nodes that are here, in order: those after one, at most `limit`.
+    fn node_names(
+        &self,
+        after: Option<NodeHash>,
+        limit: usize,
+    ) -> Result<Vec<NodeHash>, StoreError>;
+    /// Lets go of nodes.
+    fn remove_nodes(&self, nodes: &[NodeHash]) -> Result<(), StoreError>;
     /// Keeps the root of a moment, in place of one of the same minute; drops those that are too old.
     fn put_root(&self, minute: u64, record: &[u8], oldest: u64) -> Result<(), StoreError>;
     /// The remembered roots, in order of their minutes.
     fn roots(&self) -> Result<Vec<(u64, Vec<u8>)>, StoreError>;
+    /// Forgets the roots of these minutes.
+    fn remove_roots(&self, minutes: &[u64]) -> Result<(), StoreError>;
     /// The contents that were written here are on disk when this returns.
     fn settle(&self) -> Result<(), StoreError>;
     /// All that was put is on disk when this returns.
@@ -59,11 +69,24 @@ impl Disk for Store {
     fn put_nodes(&self, nodes: &[(NodeHash, Vec<u8>)]) -> Result<(), StoreError> {
         self.put_nodes(nodes)
     }
+    fn node_names(
+        &self,
+        after: Option<NodeHash>,
+        limit: usize,
+    ) -> Result<Vec<NodeHash>, StoreError> {
+        self.node_names(after, limit)
+    }
+    fn remove_nodes(&self, nodes: &[NodeHash]) -> Result<(), StoreError> {
+        self.remove_nodes(nodes)
+    }
     fn put_root(&self, minute: u64, record: &[u8], oldest: u64) -> Result<(), StoreError> {
         self.put_root(minute, record, oldest)
     }
     fn roots(&self) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
         self.roots()
+    }
+    fn remove_roots(&self, minutes: &[u64]) -> Result<(), StoreError> {
+        self.remove_roots(minutes)
     }
     fn settle(&self) -> Result<(), StoreError> {
         self.settle_written()

@@ -120,7 +120,8 @@ impl<D: Disk> Replica<D> {
             applied,
             covers,
             sequence: dot.sequence,
-            base,
+            // All of that work is in it.
+            base: redo.base,
             edits: None,
             copied: Vec::new(),
             pending: Vec::new(),

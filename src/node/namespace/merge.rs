@@ -22,9 +22,12 @@ use super::{
     replica::{Event, Moment, Replica},
     state::{ShownPart, State},
 };
-use crate::manifest::{
-    self, CausalContext, Change, Dot, HybridTime, InternalKey, Key, Node, NodeHash, NodeSource,
-    TreeError, TreePath, Version, WriterNumber,
+use crate::{
+    manifest::{
+        self, CausalContext, Change, Dot, HybridTime, InternalKey, Key, Node, NodeHash, NodeSource,
+        TreeError, TreePath, Version, WriterNumber,
+    },
+    store::StoreError,
 };
 
 /// How many nodes merging a head may fetch at once. With more it can wait a while: another member may merge it, and what is
@@ -73,16 +76,25 @@ pub(super) enum Step {
 }
 
 /// What has been tried for a head so far.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Effort {
     /// Rounds of fetching.
     pub(super) rounds: usize,
     /// Nodes that they brought.
     pub(super) nodes: usize,
-    /// Nobody gave any of the last nodes that were missing.
+    /// What the last round was for.
+    pub(super) wanted: Vec<NodeHash>,
+    /// Nobody gave any of it.
     pub(super) unreachable: bool,
     /// It has taken so long that what can be done without is.
     pub(super) late: bool,
+}
+
+impl Effort {
+    /// Whether these nodes are what nobody gave. Where it can be done without those, it may take others.
+    pub(super) fn was_in_vain(&self, missing: &[NodeHash]) -> bool {
+        self.unreachable && missing.iter().all(|node| self.wanted.contains(node))
+    }
 }
 
 /// Nodes, and of which of two trees they are: a node that is read names its children.
@@ -122,6 +134,8 @@ impl<S: NodeSource> NodeSource for Traced<'_, S> {
 /// Two trees merged.
 struct MergedTree {
     root: NodeHash,
+    /// The root before renames were completed.
+    plain: NodeHash,
     /// How it differs from ours; `None` for more than are named.
     changes: Option<Vec<Change>>,
     /// Renames were completed, as this write.
@@ -146,7 +160,7 @@ impl<D: Disk> Replica<D> {
     pub(super) fn merge(
         &self,
         digest: &[u8; 32],
-        effort: Effort,
+        effort: &Effort,
         now: Moment,
     ) -> Result<Step, NamespaceError> {
         let _turn = self.turn.lock();
@@ -201,7 +215,7 @@ impl<D: Disk> Replica<D> {
     fn merge_here(
         &self,
         digest: &[u8; 32],
-        effort: Effort,
+        effort: &Effort,
         now: Moment,
     ) -> Result<Step, NamespaceError> {
         let (head, way, root, covers) = {
@@ -266,6 +280,23 @@ impl<D: Disk> Replica<D> {
             }
             Way::Union(ours, theirs) => self.merge_trees((root, ours), (head.root, theirs), false),
         };
+        let merged = match merged {
+            Err(TreeError::Missing(nodes)) if effort.unreachable && way == Way::Merge => {
+                match self.merge_own_work((root, &covers), &head) {
+                    Ok(Some(merged)) => {
+                        tracing::info!(
+                            writer = format_args!("{:016x}", head.writer.0),
+                            sequence = head.sequence,
+                            "a head was merged with a state that nobody has all of any more"
+                        );
+                        Ok(merged)
+                    }
+                    Ok(None) => Err(TreeError::Missing(nodes)),
+                    Err(error) => Err(error),
+                }
+            }
+            merged => merged,
+        };
         match merged {
             Ok(merged) => {
                 match merged.completed_as {
@@ -295,6 +326,7 @@ impl<D: Disk> Replica<D> {
     ) -> Result<MergedTree, TreeError> {
         let mut merged = MergedTree {
             root: ours.0,
+            plain: ours.0,
             changes: Some(Vec::new()),
             completed_as: None,
             copied: Vec::new(),
@@ -317,10 +349,67 @@ impl<D: Disk> Replica<D> {
                 None => break,
             }
         }
+        merged.plain = merged.root;
         if completing {
             self.complete_renames(&mut merged, ours, theirs)?;
         }
         Ok(merged)
+    }
+
+    /// `turn` is held. Merges a head without those nodes of the state that neither it nor this node's own work has changed:
+    /// others have gone on from that state, and may have let go of them. `None` where that can't be told apart.
+    ///
+    /// What others wrote, all of which the head has seen, is in its tree as it is to be. So this node's work since that it has
+    /// not seen is put there, and the two are merged like any. Under every key they are as the state and the head would be:
+    /// where this node's work did not touch the state, all that it has there, or had and lacks, the head has seen.
+    fn merge_own_work(
+        &self,
+        state: (NodeHash, &CausalContext),
+        head: &KnownHead,
+    ) -> Result<Option<MergedTree>, TreeError> {
+        let (root, covers) = state;
+        let work = {
+            let state = self.state.read();
+            let Some(writer) = &state.writer else {
+                return Ok(None);
+            };
+            let mut of_others = covers.iter().filter(|dot| dot.writer != writer.number);
+            if !of_others.all(|dot| head.covers.covers(dot)) {
+                return Ok(None);
+            }
+            match writer.work_after(head.covers.sequence(writer.number)) {
+                Some(work) => work,
+                None => return Ok(None),
+            }
+        };
+        let failed = |error: StoreError| TreeError::Source(error.to_string());
+        let mut grafted = head.root;
+        for own in work {
+            let mut after: Option<Key> = None;
+            loop {
+                let changes = manifest::diff_after(
+                    &self.nodes,
+                    own.base,
+                    own.root,
+                    after.as_ref(),
+                    PORTION_MAX,
+                )?;
+                let keys = changes.iter().map(|change| &change.key);
+                let applied = manifest::graft(&self.nodes, root, keys, grafted)?;
+                self.nodes.put(&applied.nodes).map_err(failed)?;
+                grafted = applied.root;
+                let last = changes.last().filter(|_| changes.len() >= PORTION_MAX);
+                after = last.map(|change| change.key.clone());
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        let theirs = (head.root, &head.covers);
+        let mut merged = self.merge_trees(theirs, (grafted, covers), true)?;
+        // Those are from the head's tree.
+        merged.changes = None;
+        Ok(Some(merged))
     }
 
     /// `turn` is held. Looks through what a merge has changed, once all of it is there.
@@ -386,7 +475,7 @@ impl<D: Disk> Replica<D> {
             applied,
             covers,
             sequence: dot.sequence,
-            base,
+            base: merged.plain,
             edits: None,
             copied: merged.copied,
             pending: Vec::new(),
@@ -515,7 +604,7 @@ impl<D: Disk> Replica<D> {
         &self,
         old: NodeHash,
         new: NodeHash,
-        effort: Effort,
+        effort: &Effort,
     ) -> Result<Option<Vec<Change>>, TreeError> {
         match manifest::diff(&self.nodes, old, new, NAMED_CHANGES_MAX + 1) {
             Ok(changes) => Ok((changes.len() <= NAMED_CHANGES_MAX).then_some(changes)),

@@ -114,8 +114,8 @@ async fn merge_forever(shared: &Arc<Shared>) {
             if attempt.fetching {
                 continue;
             }
-            let failure = match shared.step(goal, attempt.effort).await {
-                Ok(Step::Missing(nodes)) if attempt.effort.unreachable => Some(format!(
+            let failure = match shared.step(goal, attempt.effort.clone()).await {
+                Ok(Step::Missing(nodes)) if attempt.effort.was_in_vain(&nodes) => Some(format!(
                     "nobody gave any of the {} manifest nodes that it takes",
                     nodes.len()
                 )),
@@ -126,6 +126,7 @@ async fn merge_forever(shared: &Arc<Shared>) {
                     if fetches.len() < FETCHES_MAX {
                         attempt.fetching = true;
                         let from = head.as_ref().and_then(|head| shared.showed(head));
+                        attempt.effort.wanted.clone_from(&nodes);
                         fetches.push(fetch(shared.clone(), goal, nodes, from));
                     }
                     continue;
@@ -195,7 +196,7 @@ impl Shared {
         let shared = self.clone();
         blocking(move || match goal {
             Goal::First => shared.replica.prove_first(Moment::now()),
-            Goal::Head(digest) => shared.replica.merge(&digest, effort, Moment::now()),
+            Goal::Head(digest) => shared.replica.merge(&digest, &effort, Moment::now()),
         })
         .await
     }

@@ -16,6 +16,7 @@
 //! Lock order: `turn`, `choosing`, `state`.
 
 mod admit;
+mod collect;
 mod commit;
 mod committer;
 mod conflicts;
@@ -309,6 +310,7 @@ impl Namespace {
         let closing = CancellationToken::new();
         tokio::spawn(committer::run(shared.clone(), closing.clone()));
         tokio::spawn(merger::run(shared.clone(), closing.clone()));
+        tokio::spawn(collect::run(shared.clone(), closing.clone()));
         shared.signals.commit_wake.notify_one();
         shared.signals.merge_wake.notify_one();
         Ok(Self {

@@ -1,6 +1,12 @@
 //! Manifest nodes as the tree reads them: from the store, decoded once while they are in use.
 
-use std::sync::Arc;
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -25,6 +31,16 @@ pub(super) struct Nodes<D> {
     decoded: Mutex<Recent<NodeHash, Arc<Node>>>,
     /// Names of what was fetched and is no valid node.
     bad: Mutex<Recent<NodeHash, ()>>,
+    came: Mutex<Came>,
+    /// Bytes that were put and not asked for yet.
+    grown: AtomicU64,
+}
+
+/// What was put since the last collection of nodes began, and between that and the one before: 32 bytes for each.
+#[derive(Default)]
+struct Came {
+    young: HashSet<NodeHash>,
+    older: HashSet<NodeHash>,
 }
 
 impl<D: Disk> Nodes<D> {
@@ -33,7 +49,49 @@ impl<D: Disk> Nodes<D> {
             disk,
             decoded: Mutex::new(Recent::new(DECODED_BYTES_MAX)),
             bad: Mutex::new(Recent::new(BAD_MAX)),
+            came: Mutex::default(),
+            grown: AtomicU64::new(0),
         }
+    }
+
+    /// A collection begins: what was put before the last one did is old.
+    pub(super) fn begin_generation(&self) {
+        let mut came = self.came.lock();
+        came.older = std::mem::take(&mut came.young);
+    }
+
+    /// Bytes that were put since this was asked.
+    pub(super) fn take_grown(&self) -> u64 {
+        self.grown.swap(0, Ordering::Relaxed)
+    }
+
+    /// Which nodes are here, in order; those after one, at most `limit`.
+    pub(super) fn names(
+        &self,
+        after: Option<NodeHash>,
+        limit: usize,
+    ) -> Result<Vec<NodeHash>, StoreError> {
+        self.disk.node_names(after, limit)
+    }
+
+    /// Removes those of these nodes that are old. Returns how many.
+    pub(super) fn remove_old(&self, nodes: Vec<NodeHash>) -> Result<usize, StoreError> {
+        // Held until they are gone: what is put meanwhile is put after that.
+        let came = self.came.lock();
+        let is_old = |hash: &NodeHash| !came.young.contains(hash) && !came.older.contains(hash);
+        let old: Vec<_> = nodes.into_iter().filter(is_old).collect();
+        self.disk.remove_nodes(&old)?;
+        let mut decoded = self.decoded.lock();
+        old.iter().for_each(|hash| decoded.remove(hash));
+        Ok(old.len())
+    }
+
+    fn keep(&self, nodes: &[(NodeHash, Vec<u8>)]) -> Result<(), StoreError> {
+        let names = nodes.iter().map(|(hash, _)| *hash);
+        self.came.lock().young.extend(names);
+        let bytes: usize = nodes.iter().map(|(_, bytes)| bytes.len()).sum();
+        self.grown.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.disk.put_nodes(nodes)
     }
 
     /// The encoding, for peers.
@@ -43,7 +101,7 @@ impl<D: Disk> Nodes<D> {
 
     /// Keeps nodes that are known to be good.
     pub(super) fn put(&self, nodes: &[(NodeHash, Vec<u8>)]) -> Result<(), StoreError> {
-        self.disk.put_nodes(nodes)
+        self.keep(nodes)
     }
 
     /// Keeps those of the fetched encodings that were asked for and are nodes. Returns which.
@@ -71,7 +129,7 @@ impl<D: Disk> Nodes<D> {
                 }
             }
         }
-        self.disk.put_nodes(&good)?;
+        self.keep(&good)?;
         Ok(good.into_iter().map(|(hash, _)| hash).collect())
     }
 

@@ -7,7 +7,7 @@ const GAP_MIN: Duration = Duration::from_millis(20);
 /// In the long run a commit may be made so often: a burst of changes becomes four heads a second…
 const EVERY: Duration = Duration::from_millis(250);
 /// …but for so many at first, for who changes one thing after the other and waits for each to be seen.
-const AT_ONCE: u32 = 4;
+const AT_ONCE: u32 = 16;
 
 /// Groups changes: the first ones after a pause go at once, those of a burst together. The generic cell rate algorithm
 /// (ITU-T I.371), with commits for cells.
@@ -84,8 +84,9 @@ mod tests {
             commits.push((now - start).as_millis());
             now = pace.due(now);
         }
-        let first = [0, 20, 40, 60, 250, 500, 750, 1000, 1250, 1500, 1750];
-        assert_eq!(commits, first);
+        let at_once = (0..=320).step_by(20);
+        let later = (500..2000).step_by(250);
+        assert_eq!(commits, at_once.chain(later).collect::<Vec<_>>());
         let later = now + Duration::from_secs(5);
         assert!(pace.due(later) < later);
         pace.committed(later);
@@ -104,7 +105,7 @@ mod tests {
                 commits += 1;
             }
         }
-        assert!((12..=19).contains(&commits), "{commits} in four seconds");
+        assert!((24..=32).contains(&commits), "{commits} in four seconds");
     }
 
     #[test]

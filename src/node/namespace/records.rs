@@ -3,7 +3,8 @@
 //! Settings: `namespace/state` (root, context, time), `namespace/sequence` (up to which sequence a writer may have
 //! signed), `namespace/confirmed` (up to which its work is known to have reached others), `namespace/pending` (changes that
 //! could not be committed), `namespace/renames` (those of them that were renames, by their paths), `namespace/kept` (the sequence that stands for them), `namespace/identity` (the identity taken in place of the node's
-//! first one), `namespace/redo` (work to be published again under it). Records among the heads: `h` ‖ digest → a head that
+//! first one), `namespace/redo` (work to be published again under it), `namespace/nodes` (bytes of manifest nodes that came since the
+//! last collection, and that stayed then). Records among the heads: `h` ‖ digest → a head that
 //! is needed; `o` ‖ writer ‖ sequence → what a head of this node stood for.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -30,6 +31,7 @@ const RENAMES: &str = "namespace/renames";
 const KEPT: &str = "namespace/kept";
 const IDENTITY: &str = "namespace/identity";
 const REDO: &str = "namespace/redo";
+const NODES: &str = "namespace/nodes";
 const MINUTE_NS: u64 = 60 * 1_000_000_000;
 /// How long roots are remembered.
 const ROOTS_MINUTES: u64 = 30 * 24 * 60;
@@ -63,7 +65,8 @@ pub(super) struct StateRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct OwnHead {
     pub(super) root: NodeHash,
-    /// The state that it was made on.
+    /// The state that it was made on: all that this node wrote under sequences after those of the head before is in the
+    /// difference.
     pub(super) base: NodeHash,
     pub(super) time: HybridTime,
     /// Whether all local changes made before it are in it.
@@ -242,6 +245,28 @@ impl<D: Disk> Records<D> {
         Ok(self
             .disk
             .put_root(minute, &encode(&(wall_ns, root))?, oldest)?)
+    }
+
+    /// Forgets the roots of the minutes that `too_many` names, of all and the present one. Returns the others.
+    pub(super) fn thin_roots(
+        &self,
+        wall_ns: u64,
+        too_many: impl Fn(&[u64], u64) -> Vec<u64>,
+    ) -> Result<Vec<NodeHash>, NamespaceError> {
+        let records = self.disk.roots()?;
+        let minutes: Vec<_> = records.iter().map(|(minute, _)| *minute).collect();
+        self.disk
+            .remove_roots(&too_many(&minutes, wall_ns / MINUTE_NS))?;
+        Ok(self.roots()?.into_iter().map(|(_, root)| root).collect())
+    }
+
+    /// Bytes of nodes that came since the last collection, and that stayed then; `None` before the first.
+    pub(super) fn nodes_grown(&self) -> Result<Option<(u64, u64)>, NamespaceError> {
+        self.load(NODES)
+    }
+
+    pub(super) fn save_nodes_grown(&self, grown: u64, stayed: u64) -> Result<(), NamespaceError> {
+        self.save(NODES, &(grown, stayed))
     }
 
     /// Times (nanoseconds since 1970) and roots, oldest first.

@@ -93,6 +93,8 @@ struct World {
     /// Changes that were made while heads were shown that were not merged, and those that had to wait for that.
     beside: usize,
     waited: usize,
+    /// Nodes that were let go.
+    collected: usize,
 }
 
 fn file(content: u64) -> Entry {
@@ -145,6 +147,7 @@ impl World {
             lazy: seed % 2 == 1,
             beside: 0,
             waited: 0,
+            collected: 0,
         };
         for number in 0..plan.peers {
             world.start(number, false);
@@ -357,13 +360,14 @@ impl World {
         let heads = replica.state.read().heads.to_merge(now.at);
         for head in heads {
             let mut effort = Effort::default();
-            while let Merge::Missing(nodes) = replica.merge(&head.digest(), effort, now).unwrap() {
-                if effort.unreachable {
+            while let Merge::Missing(nodes) = replica.merge(&head.digest(), &effort, now).unwrap() {
+                if effort.was_in_vain(&nodes) {
                     break;
                 }
                 effort.rounds += 1;
                 effort.nodes += nodes.len();
                 effort.unreachable = !self.fetch(number, &nodes);
+                effort.wanted = nodes;
             }
         }
     }
@@ -467,7 +471,8 @@ impl World {
         match self.random.random_range(0..1000) {
             0..20 => self.rename_folder(number),
             20..50 => self.file_or_folder(number),
-            50..500 => self.edit(number),
+            50..65 => self.collect(number),
+            65..500 => self.edit(number),
             500..700 => {
                 let other = self.pick();
                 self.meet(number, other);
@@ -527,6 +532,14 @@ impl World {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Lets go of all nodes that a peer does not need for what it shows, whenever they came.
+    fn collect(&mut self, number: usize) {
+        let now = self.moment(number);
+        if let Some(replica) = &self.peers[number].replica {
+            self.collected += replica.collect_all(now).unwrap() as usize;
         }
     }
 
@@ -818,8 +831,8 @@ impl World {
     }
 }
 
-/// What took place: changes beside unmerged heads, and those that waited for them.
-fn simulate(plan: Plan, seed: u64) -> [usize; 2] {
+/// What took place: changes beside unmerged heads, those that waited for them, and nodes that were let go.
+fn simulate(plan: Plan, seed: u64) -> [usize; 3] {
     let mut world = World::new(plan, seed);
     for _ in 0..plan.steps {
         world.step();
@@ -839,7 +852,7 @@ fn simulate(plan: Plan, seed: u64) -> [usize; 2] {
             "deleted contents are back"
         );
     }
-    [world.beside, world.waited]
+    [world.beside, world.waited, world.collected]
 }
 
 fn run(plan: Plan, runs: u64) {
@@ -852,12 +865,13 @@ fn run(plan: Plan, runs: u64) {
         (Some(seed), _) => seed..seed + 1,
         (None, runs_wanted) => 0..runs_wanted.unwrap_or(runs),
     };
-    let mut total = [0; 2];
+    let mut total = [0; 3];
     for seed in seeds.clone() {
         match std::panic::catch_unwind(|| simulate(plan, seed)) {
-            Ok([beside, waited]) => {
-                total[0] += beside;
-                total[1] += waited;
+            Ok(took_place) => {
+                for (total, one) in total.iter_mut().zip(took_place) {
+                    *total += one;
+                }
             }
             Err(panic) => {
                 eprintln!("replay with P2PFS_SEED={seed}");

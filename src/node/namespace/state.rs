@@ -130,6 +130,18 @@ impl Writer {
         }
     }
 
+    /// What this node's heads after a sequence stood for; `None` where not all may be remembered.
+    pub(super) fn work_after(&self, sequence: u64) -> Option<Vec<OwnHead>> {
+        let first = self.own.first_key_value().map(|(first, _)| *first);
+        let all = self.own.len() < OWN_HEADS_MAX || first.is_some_and(|first| first <= sequence);
+        all.then(|| {
+            self.own
+                .range(sequence + 1..)
+                .map(|(_, own)| *own)
+                .collect()
+        })
+    }
+
     /// Notes that work up to a sequence has reached somebody. Returns the own heads that need not be remembered longer.
     pub(super) fn confirm(&mut self, sequence: u64) -> Vec<Dot> {
         let sequence = sequence.min(self.last);

@@ -13,6 +13,7 @@ use crate::{
 };
 
 mod clones;
+mod collect;
 mod lazy;
 mod moves;
 mod sharing;

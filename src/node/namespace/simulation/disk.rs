@@ -16,7 +16,9 @@ enum Put {
     Setting(String, Option<Vec<u8>>),
     Head(Vec<u8>, Option<Vec<u8>>),
     Nodes(Vec<(NodeHash, Bytes)>),
+    Gone(Vec<NodeHash>),
     Root(u64, Vec<u8>, u64),
+    RootsGone(Vec<u64>),
 }
 
 #[derive(Clone, Default)]
@@ -43,6 +45,12 @@ impl Content {
                 self.heads.remove(&key);
             }
             Put::Nodes(nodes) => self.nodes.extend(nodes),
+            Put::Gone(nodes) => nodes.iter().for_each(|hash| {
+                self.nodes.remove(hash);
+            }),
+            Put::RootsGone(minutes) => minutes.iter().for_each(|minute| {
+                self.roots.remove(minute);
+            }),
             Put::Root(minute, record, oldest) => {
                 self.roots.insert(minute, record);
                 self.roots = self.roots.split_off(&oldest);
@@ -122,6 +130,24 @@ impl Disk for MemoryDisk {
         let nodes = nodes.iter();
         let nodes = nodes.map(|(hash, bytes)| (*hash, Bytes::copy_from_slice(bytes)));
         self.put(Put::Nodes(nodes.collect()));
+        Ok(())
+    }
+    fn node_names(
+        &self,
+        after: Option<NodeHash>,
+        limit: usize,
+    ) -> Result<Vec<NodeHash>, StoreError> {
+        let inner = self.0.lock();
+        let names = inner.now.nodes.keys().copied();
+        let names = names.filter(|name| after.is_none_or(|after| *name > after));
+        Ok(names.take(limit).collect())
+    }
+    fn remove_nodes(&self, nodes: &[NodeHash]) -> Result<(), StoreError> {
+        self.put(Put::Gone(nodes.to_vec()));
+        Ok(())
+    }
+    fn remove_roots(&self, minutes: &[u64]) -> Result<(), StoreError> {
+        self.put(Put::RootsGone(minutes.to_vec()));
         Ok(())
     }
     fn put_root(&self, minute: u64, record: &[u8], oldest: u64) -> Result<(), StoreError> {

@@ -19,7 +19,7 @@ async fn pair(files: &[(&str, u64)]) -> (Cluster, Member, Member) {
 }
 
 /// As the filesystem does it.
-async fn rename(member: &Member, from: &str, to: &str) {
+pub(super) async fn rename(member: &Member, from: &str, to: &str) {
     let source = member.look(from).await.unwrap();
     let (from, to) = (at(from), at(to));
     let below = loop {

@@ -1,0 +1,304 @@
+//! Letting go of manifest nodes that no state needs any more.
+//!
+//! What stays: what the state, the heads that are known and the remembered roots are made of; what may lie below a node of the
+//! first two that is not here (`manifest::Reach`), for this member may be the only one who has it; where there is such a node,
+//! what this node's own work was made on that not all heads have seen; and what came since the collection before this one,
+//! which somebody may be working with.
+//!
+//! A member who comes back after long may have made its work on a state that nobody has in full any more. It merges that itself
+//! (`Replica::merge_own_work`).
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    NamespaceError, Shared, blocking,
+    disk::Disk,
+    replica::{Moment, Replica},
+};
+use crate::{
+    idle,
+    manifest::{self, Node, NodeHash, NodeSource, Reach, TreeError},
+};
+
+/// How often it is looked whether enough has come.
+const LOOKED_EVERY: Duration = Duration::from_secs(5 * 60);
+/// A collection takes as long as reading all nodes, so it waits for so many bytes of new ones, and half of what stayed.
+const GROWN_BYTES_MIN: u64 = 64 * 1024 * 1024;
+/// Nodes that are looked at at a time, and the pause after them.
+const STEP_NODES: usize = 256;
+const NAMES_STEP: usize = 4096;
+const STEP_PAUSE: Duration = Duration::from_millis(20);
+/// Of the remembered roots, each minute's stays for so long; of older ones each hour's.
+const MINUTES_KEPT: u64 = 24 * 60;
+const HOUR_MINUTES: u64 = 60;
+
+/// Looks from time to time, until `closing`.
+pub(super) async fn run(shared: Arc<Shared>, closing: CancellationToken) {
+    tokio::select! {
+        () = closing.cancelled() => {}
+        () = collect_forever(&shared) => {}
+    }
+}
+
+async fn collect_forever(shared: &Arc<Shared>) {
+    loop {
+        tokio::time::sleep(LOOKED_EVERY).await;
+        if let Err(error) = collect(shared).await {
+            tracing::warn!(%error, "manifest nodes that nobody needs could not be let go");
+        }
+    }
+}
+
+async fn collect(shared: &Arc<Shared>) -> Result<(), NamespaceError> {
+    let here = shared.clone();
+    let due = blocking(move || here.replica.collection_due()).await?;
+    if !due {
+        return Ok(());
+    }
+    let here = shared.clone();
+    let begin = move || idle::run(|| here.replica.begin_collection(Moment::now()));
+    let mut collection = blocking(begin).await?;
+    loop {
+        let here = shared.clone();
+        let step = move || {
+            let looked_at = idle::run(|| here.replica.look_at_some(&mut collection))?;
+            let Some(unneeded) = looked_at else {
+                return Ok((collection, true));
+            };
+            here.replica.let_go(&mut collection, unneeded)?;
+            Ok((collection, false))
+        };
+        let (next, done) = blocking(step).await?;
+        if done {
+            tracing::info!(
+                removed = next.removed,
+                stay_bytes = next.stay_bytes,
+                "manifest nodes that nobody needs any more were let go"
+            );
+            return Ok(());
+        }
+        collection = next;
+        tokio::time::sleep(STEP_PAUSE).await;
+    }
+}
+
+/// A collection on its way.
+pub(super) struct Collection {
+    reach: Reach,
+    /// Up to this node all were looked at.
+    after: Option<NodeHash>,
+    removed: u64,
+    stay_bytes: u64,
+}
+
+impl Collection {
+    fn needs(&self, hash: &NodeHash, node: &Node) -> bool {
+        self.reach.needs(hash) || self.reach.may_need(node)
+    }
+}
+
+/// A node that nothing is known to need.
+type Unneeded = (NodeHash, Node);
+
+/// Nodes as they are on the disk, without the memory of those that were used last: most are read once.
+struct OnDisk<'a, D>(&'a Replica<D>);
+
+impl<D: Disk> NodeSource for OnDisk<'_, D> {
+    fn node(&self, hash: &NodeHash) -> Result<Option<Arc<Node>>, TreeError> {
+        let failed = |error: &dyn std::fmt::Display| TreeError::Source(error.to_string());
+        let bytes = self.0.nodes.encoded(hash).map_err(|error| failed(&error))?;
+        let node = bytes.map(|bytes| Node::decode(&bytes)).transpose();
+        Ok(node.map_err(|error| failed(&error))?.map(Arc::new))
+    }
+}
+
+impl<D: Disk> Replica<D> {
+    /// Whether enough nodes came since the last collection, in this process and before.
+    pub(super) fn collection_due(&self) -> Result<bool, NamespaceError> {
+        let Some((grown, stayed)) = self.records.nodes_grown()? else {
+            return Ok(true);
+        };
+        let new = self.nodes.take_grown();
+        let grown = grown.saturating_add(new);
+        if new > 0 {
+            self.records.save_nodes_grown(grown, stayed)?;
+        }
+        Ok(grown >= GROWN_BYTES_MIN.max(stayed / 2))
+    }
+
+    /// The roots of what is shown, and of the heads that are known.
+    fn present_roots(&self) -> Vec<NodeHash> {
+        let state = self.state.read();
+        let heads = state.heads.iter().map(|head| head.root);
+        let parts = state.parts.iter().map(|part| part.root);
+        state.root.into_iter().chain(heads).chain(parts).collect()
+    }
+
+    /// Before and after each head of this node that not all known heads have seen, as far as that is remembered.
+    fn roots_of_unseen_work(&self) -> Vec<NodeHash> {
+        let state = self.state.read();
+        let Some(writer) = &state.writer else {
+            return Vec::new();
+        };
+        let seen = state.heads.iter();
+        let seen = seen.map(|head| head.covers.sequence(writer.number));
+        let seen = seen.min().unwrap_or(0).min(writer.confirmed);
+        let work = writer.work_after(seen);
+        let work = work.or_else(|| writer.work_after(writer.confirmed));
+        let work = work.into_iter().flatten();
+        work.flat_map(|own| [own.base, own.root]).collect()
+    }
+
+    /// Whether all these nodes are here.
+    fn has_all(&self, nodes: &HashSet<NodeHash>) -> Result<bool, NamespaceError> {
+        let mut wanted = nodes.len() - usize::from(nodes.contains(&manifest::empty_root()));
+        let mut after = None;
+        loop {
+            let names = self.nodes.names(after, NAMES_STEP)?;
+            let Some(last) = names.last() else {
+                return Ok(wanted == 0);
+            };
+            after = Some(*last);
+            let of_them = names.iter().filter(|name| nodes.contains(name)).count();
+            wanted = wanted.saturating_sub(of_them);
+        }
+    }
+
+    /// Finds out what is needed.
+    pub(super) fn begin_collection(&self, now: Moment) -> Result<Collection, NamespaceError> {
+        let redo = {
+            // Nobody is about to make a state of nodes that were put before this moment.
+            let _turn = self.turn.lock();
+            self.nodes.begin_generation();
+            self.state.read().redo.map(|redo| redo.base)
+        };
+        let mut reach = Reach::default();
+        let source = OnDisk(self);
+        for root in self.present_roots() {
+            reach.add(&source, root, true)?;
+        }
+        let mut others = self.roots_of_unseen_work();
+        if !others.is_empty() && self.has_all(reach.of_whole_trees())? {
+            // Whatever comes to be merged with what is here: this side of it is.
+            others.clear();
+        }
+        others.extend(redo);
+        let roots = self.records.thin_roots(now.wall_ns, too_many)?;
+        for root in others.into_iter().chain(roots) {
+            reach.add(&source, root, false)?;
+        }
+        Ok(Collection {
+            reach,
+            after: None,
+            removed: 0,
+            stay_bytes: 0,
+        })
+    }
+
+    /// Looks at the next nodes, and gives those that seem to be needed no more; `None` after the last.
+    pub(super) fn look_at_some(
+        &self,
+        collection: &mut Collection,
+    ) -> Result<Option<Vec<Unneeded>>, NamespaceError> {
+        let names = self.nodes.names(collection.after, STEP_NODES)?;
+        let Some(last) = names.last() else {
+            self.nodes.take_grown();
+            self.records.save_nodes_grown(0, collection.stay_bytes)?;
+            return Ok(None);
+        };
+        collection.after = Some(*last);
+        let mut unneeded = Vec::new();
+        for hash in names {
+            let Some(bytes) = self.nodes.encoded(&hash)? else {
+                continue;
+            };
+            // What is damaged is left to whoever reads it.
+            match Node::decode(&bytes) {
+                Ok(node) if !collection.needs(&hash, &node) => unneeded.push((hash, node)),
+                _ => collection.stay_bytes += bytes.len() as u64,
+            }
+        }
+        Ok(Some(unneeded))
+    }
+
+    /// Lets go of what is still needed by nothing. Holds `turn`, so it does not run in the idle class.
+    pub(super) fn let_go(
+        &self,
+        collection: &mut Collection,
+        mut unneeded: Vec<Unneeded>,
+    ) -> Result<(), NamespaceError> {
+        if unneeded.is_empty() {
+            return Ok(());
+        }
+        // A state that came since may need again what was of none: the tree that is left when a name was made and removed is the
+        // one of before. It stays the state until these are gone.
+        let _turn = self.turn.lock();
+        for root in self.present_roots() {
+            collection.reach.add(&OnDisk(self), root, true)?;
+        }
+        unneeded.retain(|(hash, node)| !collection.needs(hash, node));
+        let names = unneeded.into_iter().map(|(hash, _)| hash).collect();
+        collection.removed += self.nodes.remove_old(names)? as u64;
+        Ok(())
+    }
+
+    /// The whole of a collection, at once.
+    #[cfg(test)]
+    pub(super) fn collect_rest(&self, mut collection: Collection) -> Result<u64, NamespaceError> {
+        while let Some(unneeded) = self.look_at_some(&mut collection)? {
+            self.let_go(&mut collection, unneeded)?;
+        }
+        Ok(collection.removed)
+    }
+
+    /// Lets go of all nodes that the present does not need, whenever they came. Returns how many.
+    #[cfg(test)]
+    pub(super) fn collect_all(&self, now: Moment) -> Result<u64, NamespaceError> {
+        let all = |minutes: &[u64], _| minutes.to_vec();
+        self.records.thin_roots(now.wall_ns, all)?;
+        self.nodes.begin_generation();
+        self.collect_rest(self.begin_collection(now)?)
+    }
+}
+
+/// Which of the minutes with a root, in order, need not be remembered one by one any more.
+fn too_many(minutes: &[u64], now: u64) -> Vec<u64> {
+    let old = |minute: u64| minute < now.saturating_sub(MINUTES_KEPT);
+    let pairs = minutes.iter().zip(minutes.iter().skip(1));
+    pairs
+        .filter(|(minute, next)| old(**minute) && **minute / HOUR_MINUTES == **next / HOUR_MINUTES)
+        .map(|(minute, _)| *minute)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roots_of_a_day_are_remembered_by_minutes_and_older_ones_by_hours() {
+        let now = 100 * MINUTES_KEPT;
+        let minutes: Vec<u64> = (now - 2 * MINUTES_KEPT..=now).collect();
+        let gone = too_many(&minutes, now);
+        let left: Vec<_> = minutes
+            .iter()
+            .filter(|minute| !gone.contains(minute))
+            .collect();
+        assert_eq!(left.len() as u64, 24 + MINUTES_KEPT + 1);
+        assert_eq!(
+            left[..2],
+            [
+                &(now - 2 * MINUTES_KEPT + 59),
+                &(now - 2 * MINUTES_KEPT + 119)
+            ]
+        );
+        assert_eq!(
+            too_many(&[5, 70, 140], now),
+            Vec::<u64>::new(),
+            "one an hour stays"
+        );
+        assert_eq!(too_many(&[], now), Vec::<u64>::new());
+    }
+}
