@@ -240,7 +240,7 @@ impl Call {
         };
         let name = |argument: usize| self.text(at(argument)).map(PathBuf::from);
         Some(match self.number {
-            libc::SYS_read | libc::SYS_pread64 => (Kind::Read, file(0)?),
+            libc::SYS_read | libc::SYS_pread64 | libc::SYS_preadv => (Kind::Read, file(0)?),
             libc::SYS_write
             | libc::SYS_pwrite64
             | libc::SYS_writev
@@ -376,6 +376,7 @@ fn listen() -> std::io::Result<OwnedFd> {
     let mut calls = vec![
         libc::SYS_read,
         libc::SYS_pread64,
+        libc::SYS_preadv,
         libc::SYS_write,
         libc::SYS_pwrite64,
         libc::SYS_writev,

@@ -17,6 +17,6 @@ pub use leaves::{LeafHash, Leaves};
 pub use object::{BLOCK_BYTES, ContentId, INLINE_BYTES_MAX, Object, ParseContentIdError};
 pub use ranges::BlockSet;
 pub use tree::{
-    Nodes, RangeError, VerifiedRange, encode_nodes, encode_range, encoded_bytes, hash_blocks,
-    hash_bytes, hash_into, hash_over, leaf_hash, leaves_of, nodes_bytes, verify_range,
+    Nodes, RangeError, VerifiedRange, encode_nodes, encode_range, encode_range_with, encoded_bytes,
+    hash_blocks, hash_bytes, hash_into, hash_over, leaf_hash, leaves_of, nodes_bytes, verify_range,
 };

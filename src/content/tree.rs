@@ -10,7 +10,12 @@
 
 mod nodes;
 
-use std::{io, ops::Range, sync::Mutex, thread};
+use std::{
+    io::{self, IoSliceMut},
+    ops::Range,
+    sync::Mutex,
+    thread,
+};
 
 use bao_tree::{BaoTree, BlockSize, ChunkNum, ChunkRanges, iter::BaoChunk};
 use blake3::hazmat::{self, HasherExt, Mode};
@@ -298,11 +303,33 @@ pub fn encode_range(
     blocks: Range<u64>,
     out: &mut [u8],
 ) -> io::Result<()> {
+    encode_range_with(tree, object, blocks, out, |mut offset, parts| {
+        for part in parts {
+            data.read_exact_at(offset, part)?;
+            offset += part.len() as u64;
+        }
+        Ok(())
+    })
+}
+
+/// The same, with what reads bytes of the content from an offset on into several places, one behind the other.
+///
+/// # Errors
+/// As [`encode_range`].
+pub fn encode_range_with(
+    tree: &impl ReadAt,
+    object: Object,
+    blocks: Range<u64>,
+    out: &mut [u8],
+    read: impl FnOnce(u64, &mut [IoSliceMut<'_>]) -> io::Result<()>,
+) -> io::Result<()> {
+    let start = blocks.start;
     let walk = Walk::new(object, &blocks).ok_or_else(beyond_content)?;
     if encoded_bytes(object, blocks) != out.len() as u64 {
         return Err(beyond_content());
     }
     let mut rest = out;
+    let mut places = Vec::new();
     walk.each(|step| {
         let length = match step {
             Step::Node { .. } => NODE_BYTES as usize,
@@ -313,10 +340,13 @@ pub fn encode_range(
             .ok_or_else(beyond_content)?;
         rest = behind;
         match step {
-            Step::Node { offset, .. } => tree.read_exact_at(offset, part),
-            Step::Block { offset, .. } => data.read_exact_at(offset, part),
+            Step::Node { offset, .. } => tree.read_exact_at(offset, part)?,
+            // In order, and none is left out.
+            Step::Block { .. } => places.push(IoSliceMut::new(part)),
         }
-    })
+        io::Result::Ok(())
+    })?;
+    read(start * BLOCK_BYTES, &mut places)
 }
 
 /// A range of blocks that has been proven to belong to a content. Its bytes stay in the answer that they came in.

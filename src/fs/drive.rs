@@ -32,18 +32,29 @@ pub(crate) async fn drive<T: Send + 'static>(
     mut operation: impl FnMut(&Arc<Core>) -> Result<T, Fail> + Send + 'static,
 ) -> Result<T, FsError> {
     for _ in 0..ROUNDS_MAX {
+        let bytes = match &need {
+            Need::Bytes(object, bytes, _) => Some((*object, bytes.clone())),
+            _ => None,
+        };
         tokio::select! {
             provided = core.provide(need) => provided?,
             () = interrupt::fatal_signal(pid) => return Err(FsError::Interrupted),
         }
-        let with = core.clone();
-        let (back, answer) = tokio::task::spawn_blocking(move || {
-            let answer = operation(&with);
-            (operation, answer)
-        })
-        .await
-        .map_err(|_| FsError::Stopping)?;
-        operation = back;
+        let is_in_memory = bytes.is_some_and(|(object, bytes)| core.store.is_shown(&object, bytes));
+        let answer = if is_in_memory {
+            // Only reads need bytes. This one waits for no disk, and takes no longer than another thread does to wake up.
+            operation(core)
+        } else {
+            let with = core.clone();
+            let (back, answer) = tokio::task::spawn_blocking(move || {
+                let answer = operation(&with);
+                (operation, answer)
+            })
+            .await
+            .map_err(|_| FsError::Stopping)?;
+            operation = back;
+            answer
+        };
         match answer {
             Ok(answer) => return Ok(answer),
             Err(Fail::Error(error)) => return Err(error),

@@ -5,7 +5,10 @@
 use std::{
     collections::HashMap,
     ops::Range,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -22,24 +25,51 @@ pub(super) struct Arriving {
 }
 
 /// Shows blocks until it is dropped.
-pub(super) struct Shown<'a> {
-    arriving: &'a Arriving,
+pub struct Shown {
+    arriving: Arc<Arriving>,
     object: Object,
     blocks: Range<u64>,
+    data: Vec<Bytes>,
+    nodes: Vec<(u64, [u8; 64])>,
+}
+
+impl Shown {
+    /// What is shown.
+    pub(super) fn range(&self) -> VerifiedRange<'_> {
+        VerifiedRange {
+            object: self.object,
+            blocks: self.blocks.clone(),
+            data: self.data.iter().map(|data| &data[..]).collect(),
+            nodes: self.nodes.clone(),
+        }
+    }
 }
 
 impl Arriving {
-    pub(super) fn show(&self, range: &VerifiedRange<'_>) -> Shown<'_> {
+    pub(super) fn show(self: &Arc<Self>, range: &VerifiedRange<'_>) -> Shown {
+        let data = range.data.iter().map(|data| Bytes::copy_from_slice(data));
+        let data: Vec<Bytes> = data.collect();
         let mut blocks = self.blocks.lock();
-        for (block, data) in (range.blocks.start..).zip(&range.data) {
-            blocks.insert((range.object, block), Bytes::copy_from_slice(data));
+        for (block, data) in (range.blocks.start..).zip(&data) {
+            blocks.insert((range.object, block), data.clone());
         }
         self.count.store(blocks.len(), Ordering::Release);
         Shown {
-            arriving: self,
+            arriving: self.clone(),
             object: range.object,
             blocks: range.blocks.clone(),
+            data,
+            nodes: range.nodes.clone(),
         }
+    }
+
+    /// Whether all of these blocks are arriving.
+    pub(super) fn has(&self, object: &Object, mut blocks: Range<u64>) -> bool {
+        if self.is_empty() {
+            return false;
+        }
+        let arriving = self.blocks.lock();
+        blocks.all(|block| arriving.contains_key(&(*object, block)))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -83,7 +113,7 @@ impl Arriving {
     }
 }
 
-impl Drop for Shown<'_> {
+impl Drop for Shown {
     fn drop(&mut self) {
         let mut blocks = self.arriving.blocks.lock();
         for block in self.blocks.clone() {

@@ -67,6 +67,7 @@ use std::{
 
 use bytes::Bytes;
 
+pub use self::arriving::Shown;
 pub use self::fate::{Fate, Move};
 use self::{cache::Core, worker::Worker};
 pub use self::{
@@ -515,17 +516,26 @@ impl Store {
         self.inner.core.insert(range)
     }
 
-    /// As [`Store::insert`], for few blocks: while they are being kept they are read from memory. `readable` is called as soon as
-    /// they are.
+    /// Has proven blocks, of which there are few, read from memory until they are kept, or what this returns is dropped.
+    pub fn show(&self, range: &VerifiedRange<'_>) -> Shown {
+        self.inner.core.room.arriving.show(range)
+    }
+
+    /// As [`Store::insert`], for blocks that are shown.
     ///
     /// # Errors
     /// As [`Store::insert`].
-    pub fn insert_shown(
-        &self,
-        range: &VerifiedRange<'_>,
-        readable: impl FnOnce(),
-    ) -> Result<(), StoreError> {
-        self.inner.core.insert_shown(range, readable)
+    pub fn insert_shown(&self, shown: Shown) -> Result<(), StoreError> {
+        let inserted = self.insert(&shown.range());
+        // Where they could not be kept, they are in passing now.
+        drop(shown);
+        inserted
+    }
+
+    /// Whether all of these bytes are in blocks that are shown: who reads them does not wait for the disk.
+    pub fn is_shown(&self, object: &Object, bytes: Range<u64>) -> bool {
+        let blocks = object.blocks_of(bytes);
+        self.inner.core.room.arriving.has(object, blocks)
     }
 
     /// Adds proven blocks of many contents, none named twice: small ones go into the index together, without a write for each. What is here

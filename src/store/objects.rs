@@ -2,7 +2,8 @@
 
 use std::{
     fs::File,
-    io::{self, IoSlice},
+    io::{self, IoSlice, IoSliceMut},
+    num::NonZero,
     ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     sync::{Arc, atomic::Ordering},
@@ -31,6 +32,8 @@ const UNRECORDED_BLOCKS_MAX: u64 = 1024;
 const LAST_USE_SECONDS: u64 = 60;
 /// How often a read starts over when blocks of the object are dropped meanwhile.
 const READ_TRIES: usize = 8;
+/// So few bytes are asked for by who waits for them.
+const AWAITED_BYTES_MAX: u64 = 4 * BLOCK_BYTES;
 /// What is copied at a time where the kernel doesn't do it.
 const COPY_BYTES: u64 = 1024 * 1024;
 
@@ -109,20 +112,6 @@ impl Core {
             self.pass(range, &error);
         }
         Ok(())
-    }
-
-    /// See [`super::Store::insert_shown`].
-    pub(super) fn insert_shown(
-        &self,
-        range: &VerifiedRange<'_>,
-        readable: impl FnOnce(),
-    ) -> Result<(), StoreError> {
-        let shown = self.room.arriving.show(range);
-        readable();
-        let inserted = self.insert(range);
-        // Where they could not be kept, they are in passing now.
-        drop(shown);
-        inserted
     }
 
     /// Keeps proven blocks, for which there is room.
@@ -328,7 +317,11 @@ impl Core {
                     content::encode_range(&&bytes[..], &tree, *object, blocks.clone(), out)
                 }
                 Source::Files(files) => {
-                    content::encode_range(&*files.data, &files.tree, *object, blocks.clone(), out)
+                    hint_at(files, object.bytes_of(blocks.clone()));
+                    let read = |offset, parts: &mut [IoSliceMut<'_>]| {
+                        read_parts(&files.data, offset, parts)
+                    };
+                    content::encode_range_with(&files.tree, *object, blocks.clone(), out, read)
                 }
             }
         })?;
@@ -757,6 +750,33 @@ fn copy_bytes(from: &File, to: &File, bytes: Range<u64>) -> io::Result<()> {
         from.read_exact_at(&mut buffer, source)?;
         to.write_all_at(&buffer, source)?;
         source += buffer.len() as u64;
+    }
+    Ok(())
+}
+
+/// Has the disk begin with the data of an answer that somebody waits for, while the hash tree is read.
+fn hint_at(files: &Files, bytes: Range<u64>) {
+    let length = bytes.end.saturating_sub(bytes.start);
+    if files.tree.0.is_some() && length <= AWAITED_BYTES_MAX {
+        // A hint: where it fails, it takes longer.
+        let will_need = rustix::fs::Advice::WillNeed;
+        let _ = rustix::fs::fadvise(&files.data, bytes.start, NonZero::new(length), will_need);
+    }
+}
+
+/// Fills the parts, one behind the other, with a file's bytes from an offset on. In one go where possible: the disk then has one
+/// thing to do.
+fn read_parts(file: &File, mut offset: u64, mut parts: &mut [IoSliceMut<'_>]) -> io::Result<()> {
+    while !parts.is_empty() {
+        match rustix::io::preadv(file, parts, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                offset += read as u64;
+                IoSliceMut::advance_slices(&mut parts, read);
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(())
 }

@@ -87,7 +87,7 @@ pub(super) struct Room {
     barren_until: Mutex<Option<Instant>>,
     passing: Mutex<Passing>,
     /// What is being kept right now.
-    pub(super) arriving: Arriving,
+    pub(super) arriving: Arc<Arriving>,
     tight_until: AtomicU64,
     /// Why, for how long (seconds since 1970), and when it was last said.
     full: Mutex<Full>,

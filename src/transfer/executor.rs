@@ -1,8 +1,8 @@
 //! The executor: carries out what the scheduler decides.
 //!
 //! One task owns the scheduler. Each request, question and search is a task of its own that reports back over a bounded
-//! channel; how many there are at a time is bounded by the scheduler's windows. Verification and storing run on
-//! blocking threads, as many at a time as there are processors. It decides nothing itself.
+//! channel; how many there are at a time is bounded by the scheduler's windows. Verification of all but a few blocks, and storing, run
+//! on blocking threads, as many at a time as there are processors. It decides nothing itself.
 
 use std::{
     collections::BTreeMap,
@@ -58,7 +58,7 @@ const BLOCKED_FOR: Duration = Duration::from_secs(60 * 60);
 const TICK: Duration = Duration::from_millis(100);
 /// Answers of at most so many blocks can be read before they are stored: to who waits for few bytes, making the files of a
 /// content takes as long as the bytes. What is larger has been asked for ahead of its reader, or keeps him waiting for long anyway.
-const SHOWN_BLOCKS_MAX: usize = 4;
+const SHOWN_BLOCKS_MAX: u64 = 4;
 /// Most announcements sent at a time.
 const ANNOUNCED_MAX: usize = 64;
 /// Most objects with announcements waiting; news of more is dropped, peers can ask.
@@ -635,9 +635,8 @@ impl Executor {
             };
             // The receiver is gone only once the engine has stopped.
             let _ = reports.send(Report::Received(id)).await;
-            let shown = reports.clone();
-            let readable = move || {
-                let _ = shown.blocking_send(Report::Readable(id));
+            let readable = async || {
+                let _ = reports.send(Report::Readable(id)).await;
             };
             // From here on it can't be cancelled: what has come is worth keeping.
             let answer = settle(store, &verifiers, object, blocks.clone(), result, readable).await;
@@ -707,30 +706,37 @@ fn held(have: Have) -> Held {
     }
 }
 
-/// Verifies and stores what came. `readable` is called, on a blocking thread, where it can be read before it is stored.
+/// Verifies and stores what came. `readable` is called where it can be read before it is stored.
 async fn settle(
     store: Store,
     verifiers: &Semaphore,
     object: Object,
     blocks: Range<u64>,
     result: Result<BlockAnswer, NetError>,
-    readable: impl FnOnce() + Send + 'static,
+    readable: impl AsyncFnOnce(),
 ) -> Answer {
+    let stored = |stored: Result<(), StoreError>| match stored {
+        Ok(()) => Answer::Blocks,
+        Err(error) => Answer::NotStored(error.to_string()),
+    };
     let work: Box<dyn FnOnce() -> Answer + Send> = match result {
-        Ok(BlockAnswer::Data(encoded)) => Box::new(move || {
-            let range = match verify_range(object, blocks, &encoded) {
-                Ok(range) => range,
+        Ok(BlockAnswer::Data(encoded))
+            if blocks.end.saturating_sub(blocks.start) <= SHOWN_BLOCKS_MAX =>
+        {
+            // To hash so few takes no longer than to wake another thread for it.
+            let shown = match verify_range(object, blocks, &encoded) {
+                Ok(range) => store.show(&range),
                 Err(error) => return Answer::Bad(error.to_string()),
             };
-            let stored = match range.data.len() <= SHOWN_BLOCKS_MAX {
-                true => store.insert_shown(&range, readable),
-                false => store.insert(&range),
-            };
-            match stored {
-                Ok(()) => Answer::Blocks,
-                Err(error) => Answer::NotStored(error.to_string()),
-            }
-        }),
+            readable().await;
+            Box::new(move || stored(store.insert_shown(shown)))
+        }
+        Ok(BlockAnswer::Data(encoded)) => {
+            Box::new(move || match verify_range(object, blocks, &encoded) {
+                Ok(range) => stored(store.insert(&range)),
+                Err(error) => Answer::Bad(error.to_string()),
+            })
+        }
         Ok(BlockAnswer::WrongSize { size, proof }) => {
             Box::new(move || check_size(object, size, &proof))
         }

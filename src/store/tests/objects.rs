@@ -566,9 +566,8 @@ fn what_is_being_kept_is_read_from_memory_until_it_is() {
     let object = &sample.object;
     store.insert(&sample.range(3..4)).unwrap();
     let mut buf = vec![0; 2 * BLOCK_BYTES as usize];
-    let mut is_called = false;
-    let readable = || {
-        is_called = true;
+    let shown = store.show(&sample.range(4..6));
+    {
         let mut reads = |blocks: Range<u64>, shift: u64| {
             let bytes = object.bytes_of(blocks);
             let (start, length) = (
@@ -589,9 +588,10 @@ fn what_is_being_kept_is_read_from_memory_until_it_is() {
             store.encode(object, 4..5).is_err(),
             "peers get what is kept"
         );
-    };
-    store.insert_shown(&sample.range(4..6), readable).unwrap();
-    assert!(is_called);
+        assert!(store.is_shown(object, object.bytes_of(4..6)));
+        assert!(!store.is_shown(object, object.bytes_of(3..5)));
+    }
+    store.insert_shown(shown).unwrap();
     assert!(store.inner.core.room.arriving.is_empty());
     let presence = store.presence(object).unwrap();
     assert_eq!(presence, Presence::Partial(BlockSet::of(3..6)));
