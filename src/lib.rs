@@ -2,7 +2,7 @@
 //!
 //! Pure code (no clock, no I/O): [`cluster`], [`content`], [`manifest`], [`transfer::scheduler`].
 //! Small parts that several use: `bucket` (pure), limits of rates; `awake`, time that was slept through; `buffers`, memory that
-//! is used again; `idle`, work that keeps nobody from the disk.
+//! is used again; `idle`, work that keeps nobody from the disk; `linux`, the running kernel.
 //! Shells: [`store`], [`net`], [`transfer`], [`fs`], [`control`], [`cli`]; [`node`] owns and wires them.
 //! Dependencies point from shells to pure code, never back.
 
@@ -15,6 +15,7 @@ pub mod content;
 pub mod control;
 pub mod fs;
 mod idle;
+mod linux;
 pub mod manifest;
 pub mod net;
 pub mod node;

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     content::{self, BLOCK_BYTES, BlockSet, Object},
+    linux,
     manifest::{Dot, Entry, HybridTime, Kind, Linked, Shown, TreePath},
     node::namespace::Edit,
     store::{StagingId, StoreError},
@@ -623,7 +624,10 @@ fn hash_portion(live: &Live) -> bool {
         };
         (file, blocks)
     };
+    let bytes = blocks.start * BLOCK_BYTES..blocks.end * BLOCK_BYTES;
     let hashes = content::hash_blocks(&*file, blocks);
+    // What was written so far is synced sooner or later, by `fsync` or to be published.
+    linux::begin_writing(&file, bytes);
     let mut state = live.state.lock();
     let is_same = |staging: &Staging| Arc::ptr_eq(&staging.file, &file);
     match hashes {

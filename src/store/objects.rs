@@ -25,6 +25,7 @@ use crate::content::{
     self, BLOCK_BYTES, BlockSet, ContentId, INLINE_BYTES_MAX, LeafHash, Nodes, Object,
     VerifiedRange,
 };
+use crate::linux::PIECE_BYTES;
 
 /// Blocks that may be missing in a record before it is written at once: 64 MiB.
 const UNRECORDED_BLOCKS_MAX: u64 = 1024;
@@ -781,10 +782,16 @@ fn read_parts(file: &File, mut offset: u64, mut parts: &mut [IoSliceMut<'_>]) ->
     Ok(())
 }
 
-/// Writes bytes one behind the other. In one go where possible: the filesystem then takes its pages together.
+/// Writes bytes one behind the other, as many in one go as [`PIECE_BYTES`] allows: the filesystem then takes its pages together.
 fn write_all_at(file: &File, mut data: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
     while !data.is_empty() {
-        match rustix::io::pwritev(file, data, offset) {
+        let mut bytes = 0;
+        let piece = data.iter().take_while(|next| {
+            bytes += next.len();
+            bytes <= PIECE_BYTES
+        });
+        let count = piece.count().max(1);
+        match rustix::io::pwritev(file, data.get(..count).unwrap_or_default(), offset) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => {
                 offset += written as u64;

@@ -17,7 +17,10 @@ use super::{
     failed,
     folder::sync_dir,
 };
-use crate::content::{BlockSet, Object};
+use crate::{
+    content::{BlockSet, Object},
+    linux,
+};
 
 /// Objects that are in hand at a time: bounds open files.
 const OBJECTS_MAX: usize = 64;
@@ -41,14 +44,7 @@ impl WholeDisk {
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
         let folder = File::open(dir).map_err(failed("opening", dir))?;
         let kind = rustix::fs::fstatfs(&folder).map_or(0, |disk| disk.f_type as u64);
-        let release = rustix::system::uname();
-        let release = release.release().to_string_lossy();
-        let mut numbers = release.split(['.', '-']).map(str::parse);
-        let kernel = match (numbers.next(), numbers.next()) {
-            (Some(Ok(major)), Some(Ok(minor))) => (major, minor),
-            _ => (0, 0),
-        };
-        let is_trusted = TRUSTED_DISKS.contains(&kind) && kernel >= TRUSTED_KERNEL;
+        let is_trusted = TRUSTED_DISKS.contains(&kind) && linux::version() >= TRUSTED_KERNEL;
         Ok(Self {
             folder,
             is_trusted: AtomicBool::new(is_trusted),

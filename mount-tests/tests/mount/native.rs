@@ -59,6 +59,40 @@ fn mapped(file: &fs::File) -> Vec<u8> {
     }
 }
 
+/// A shared mapping of a file, to be written to as well.
+struct Map {
+    at: *mut u8,
+    length: usize,
+}
+
+impl Map {
+    fn of(file: &fs::File, length: usize) -> Self {
+        let flags = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: a new mapping, at an address of the kernel's choice.
+        let at = unsafe { mmap(ptr::null_mut(), length, flags.0, flags.1, file, 0) };
+        let at = at.unwrap().cast();
+        Self { at, length }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        // SAFETY: within the mapping; others change the file only between calls.
+        unsafe { std::slice::from_raw_parts(self.at, self.length) }.to_vec()
+    }
+
+    fn put(&self, at: usize, byte: u8) {
+        assert!(at < self.length);
+        // SAFETY: within the mapping, to which nothing refers meanwhile.
+        unsafe { self.at.add(at).write(byte) };
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: nothing refers to the mapping any more.
+        unsafe { munmap(self.at.cast(), self.length) }.unwrap();
+    }
+}
+
 #[test]
 fn a_complete_file_is_read_by_the_kernel_itself_in_every_way() {
     let pair = pair();
@@ -139,17 +173,25 @@ fn pages_of_a_large_file_that_is_read_or_written_once_are_given_up_as_it_goes_on
         kept.trim().parse::<u64>().unwrap()
     };
     let few = 40 * MIB;
-    let writer = pair.a.with("big", |path| {
-        let mut file = fs::File::create(path).unwrap();
-        for part in bytes.chunks(1 << 20) {
-            file.write_all(part).unwrap();
-        }
-        file
-    });
-    until(SOON, "the writer's pages are given up", || {
-        kept(&pair.a) < few
-    });
-    drop(writer);
+    for reads in [true, false] {
+        let writer = pair.a.with("big", |path| {
+            let mut file = fs::File::options()
+                .read(reads)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(path)
+                .unwrap();
+            for part in bytes.chunks(1 << 20) {
+                file.write_all(part).unwrap();
+            }
+            file
+        });
+        until(SOON, "the writer's pages are given up", || {
+            kept(&pair.a) < few
+        });
+        drop(writer);
+    }
     until(LONG, "the size is seen", || {
         pair.b.with("big", |path| {
             fs::metadata(path).is_ok_and(|data| data.len() == 96 << 20)
@@ -295,4 +337,91 @@ fn a_log_that_is_written_here_is_followed_here() {
         b.with("log", |_| follower.read_to_string(&mut tail).unwrap());
         tail == "one\ntwo\nthree\n"
     });
+}
+
+#[test]
+fn what_is_written_by_who_only_writes_is_seen_at_once_by_who_reads_or_maps() {
+    for options in ["", "--no-passthrough"] {
+        let pair = pair_with(options);
+        let a = &pair.a;
+        let mut bytes = noise(3, 300_000);
+        a.write("file", &bytes);
+        a.with("file", |path| {
+            let both = fs::File::options()
+                .read(true)
+                .write(true)
+                .open(path)
+                .unwrap();
+            let reader = fs::File::open(path).unwrap();
+            let writer = fs::File::options().write(true).open(path).unwrap();
+            let map = Map::of(&both, bytes.len());
+            assert_eq!(hash(&map.bytes()), hash(&bytes));
+            for (turn, at) in [0, 4095, 70_000, 131_070, 299_990].into_iter().enumerate() {
+                // Before the next write comes to the same page, and not by the same way.
+                let near = if at > 10 { at - 5 } else { at + 20 };
+                map.put(near, turn as u8);
+                bytes[near] = turn as u8;
+                let piece = noise(turn as u64, 10);
+                writer.write_all_at(&piece, at as u64).unwrap();
+                bytes[at..at + 10].copy_from_slice(&piece);
+                let mut read = vec![0; bytes.len()];
+                for file in [&reader, &both] {
+                    file.read_exact_at(&mut read, 0).unwrap();
+                    assert_eq!(hash(&read), hash(&bytes), "{options} {at}");
+                }
+                assert_eq!(hash(&map.bytes()), hash(&bytes), "{options} {at}");
+            }
+            let mut end = fs::File::options().append(true).open(path).unwrap();
+            end.write_all(b"tail").unwrap();
+            bytes.extend_from_slice(b"tail");
+            writer.set_len(150_001).unwrap();
+            bytes.truncate(150_001);
+            writer.set_len(200_000).unwrap();
+            bytes.resize(200_000, 0);
+            let mut read = Vec::new();
+            (&reader).read_to_end(&mut read).unwrap();
+            assert_eq!(hash(&read), hash(&bytes));
+        });
+        a.publishes();
+        pair.b.shows("file", &bytes);
+    }
+}
+
+#[test]
+fn who_follows_a_file_that_is_appended_to_never_reads_what_was_not_written() {
+    let pair = pair();
+    let a = &pair.a;
+    let bytes = noise(4, 3_000_000);
+    a.write("log", []);
+    a.with("log", |path| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut file = fs::File::options().append(true).open(path).unwrap();
+                let (mut at, mut length) = (0, 1);
+                while at < bytes.len() {
+                    let end = (at + length).min(bytes.len());
+                    file.write_all(&bytes[at..end]).unwrap();
+                    (at, length) = (end, length * 31 % 4999);
+                }
+            });
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let file = fs::File::open(path).unwrap();
+                    let (mut at, mut part) = (0, vec![0; 20_000]);
+                    while at < bytes.len() {
+                        // From a little before, which is in the kernel's pages.
+                        let from = at.saturating_sub(300);
+                        let read = file.read_at(&mut part, from as u64).unwrap();
+                        assert_eq!(
+                            hash(&part[..read]),
+                            hash(&bytes[from..from + read]),
+                            "{from}"
+                        );
+                        at = at.max(from + read);
+                    }
+                });
+            }
+        });
+    });
+    assert_eq!(hash(&a.read("log").unwrap()), hash(&bytes));
 }
