@@ -159,7 +159,7 @@ impl Core {
             self.names_are_settled(number, &state.path)?;
             if state.lacks_record() {
                 // Records are of staging files, also where nothing was written: it may have another length, or be new.
-                state.staging(&self.store)?;
+                state.staging_to(&self.store, 0)?;
             }
             state.journal(&self.store)?;
         }

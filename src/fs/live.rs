@@ -1,11 +1,13 @@
 //! A file that is being written: one state for all its handles.
 //!
 //! It begins when the file is opened for writing (or truncated by path) and ends when its last writer has closed it and what
-//! was written is published. Bytes go to a staging file, made at the first write; [`Overlay`] knows which of them count.
+//! was written is published. Bytes go to a staging file, made at the first write, on the disk where it grows beyond 4 KiB;
+//! [`Overlay`] knows which of them count.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
+    os::unix::fs::FileExt,
     sync::Arc,
     time::Instant,
 };
@@ -14,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::{inodes::Facts, overlay::Overlay};
 use crate::{
-    content::Object,
+    content::{INLINE_BYTES_MAX, Object},
     manifest::{Dot, Entry, FileId, HybridTime, Kind, Linked, TreePath},
     store::{JournalRecord, StagingId, Store, StoreError},
 };
@@ -36,6 +38,8 @@ pub(crate) struct Staging {
     /// In the store; `None` once it was removed there, when only open handles still use it.
     pub(crate) id: Option<StagingId>,
     pub(crate) file: Arc<File>,
+    /// It is in memory, and holds [`INLINE_BYTES_MAX`] bytes at most.
+    pub(crate) is_small: bool,
 }
 
 /// What changes about it. Invariant: `base` and `overlay` (and the staging file for written ranges) give every byte.
@@ -174,14 +178,51 @@ impl LiveState {
 
     /// The staging file, made where there is none yet.
     pub(crate) fn staging(&mut self, store: &Store) -> Result<Arc<File>, StoreError> {
-        if let Some(staging) = &self.staging {
-            return Ok(staging.file.clone());
-        }
-        let (id, file) = store.stage()?;
+        let (id, file) = match &self.staging {
+            Some(staging) if !staging.is_small => return Ok(staging.file.clone()),
+            Some(Staging { id: Some(id), .. }) => (*id, store.unfold(*id)?),
+            Some(Staging { id: None, file, .. }) => {
+                // Its name was removed: nothing is known of it any more but here.
+                let (id, larger) = store.stage()?;
+                let mut bytes = [0; INLINE_BYTES_MAX as usize];
+                let copied = file
+                    .read_at(&mut bytes, 0)
+                    .and_then(|read| larger.write_all_at(bytes.get(..read).unwrap_or_default(), 0));
+                if let Err(error) = copied {
+                    store.unstage(id)?;
+                    return Err(StoreError::Io {
+                        what: "making a staging file".into(),
+                        source: error,
+                    });
+                }
+                (id, larger)
+            }
+            None => store.stage()?,
+        };
         let file = Arc::new(file);
         self.staging = Some(Staging {
             id: Some(id),
             file: file.clone(),
+            is_small: false,
+        });
+        Ok(file)
+    }
+
+    /// The same, where it is to hold nothing from `end` on so far.
+    pub(crate) fn staging_to(&mut self, store: &Store, end: u64) -> Result<Arc<File>, StoreError> {
+        if end > INLINE_BYTES_MAX {
+            return self.staging(store);
+        }
+        if let Some(staging) = &self.staging {
+            return Ok(staging.file.clone());
+        }
+        let Some((id, file)) = store.stage_small()? else {
+            return self.staging(store);
+        };
+        self.staging = Some(Staging {
+            id: Some(id),
+            file: file.clone(),
+            is_small: true,
         });
         Ok(file)
     }
@@ -251,6 +292,7 @@ impl LiveState {
             modified: self.entry.modified.0,
             attributes: attributes.collect(),
             is_new: self.fresh || self.other_than.is_some(),
+            bytes: None,
         }
     }
 

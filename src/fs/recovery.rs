@@ -175,7 +175,11 @@ impl Core {
         let mut live = Live::new(number, base, entry, now_hybrid(), seen, path);
         let state = live.state.get_mut();
         state.overlay = overlay;
-        state.staging = Some(Staging { id: Some(id), file });
+        state.staging = Some(Staging {
+            id: Some(id),
+            file,
+            is_small: false,
+        });
         state.imported.clone_from(older);
         state.replaced.clone_from(replaced);
         state.began = None;

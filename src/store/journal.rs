@@ -10,17 +10,20 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fs, io,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
+use serde_bytes::ByteBuf;
+
 use super::{
-    JournalRecord, StagingId, StoreError,
+    JournalRecord, Presence, StagingId, StoreError,
     cache::{Core, remove_file},
     failed,
     record::{decode_journal, encode_journal, journal_key, parse_journal_key},
-    staging::open_existing,
+    staging::{new_file, open_existing},
 };
+use crate::content::{self, Object};
 
 /// Staging files of which nobody knows what they are, kept in `lost` at most: files, and bytes of all.
 const ORPHANS_MAX: usize = 1000;
@@ -33,17 +36,21 @@ impl Core {
         record: &JournalRecord,
         durable: bool,
     ) -> Result<(), StoreError> {
+        let whole = self.with_bytes(id, record)?;
+        let record = whole.as_ref().unwrap_or(record);
         let encoded = encode_journal(record)?;
         if !durable {
             let taken = self.latest.put(id, &encoded)?;
             self.note_beside(taken);
             return Ok(());
         }
-        let path = self.staging_path(id);
-        open_existing(&path)?
-            .sync_data()
-            .map_err(failed("syncing", &path))?;
-        self.sync_staging_name(id)?;
+        if record.bytes.is_none() {
+            let path = self.staging_path(id);
+            open_existing(&path)?
+                .sync_data()
+                .map_err(failed("syncing", &path))?;
+            self.sync_staging_name(id)?;
+        }
         if let Some(base) = &record.base {
             self.make_durable(base)?;
         }
@@ -101,30 +108,40 @@ impl Core {
                 }
             }
         }
-        self.staging.lock().used = staged.last_key_value().map_or(0, |(last, _)| last.0);
-        self.recover_fates(|id| staged.contains_key(&id))?;
+        let records = self.latest.records()?.into_iter();
+        let records: BTreeMap<_, _> = records
+            .map(|(id, encoded)| (id, decode_journal(&encoded)))
+            // Of others the file was unlinked after the entry was on disk.
+            .filter(|(id, record)| staged.contains_key(id) || holds_bytes(record))
+            .collect();
         let mut known = self.recover_durable(&staged)?;
+        let ids = staged.keys().chain(records.keys()).chain(known.keys());
+        self.staging.lock().used = ids.max().map_or(0, |last| last.0);
+        self.recover_fates(|id| {
+            staged.contains_key(&id) || records.contains_key(&id) || known.contains_key(&id)
+        })?;
         let mut latest = BTreeSet::new();
-        for (id, encoded) in self.latest.records()? {
-            if !staged.contains_key(&id) {
-                // Unlinked after the entry was on disk.
-                continue;
-            }
-            let record = decode_journal(&encoded);
+        for (id, record) in records {
             let path = record.as_ref().map_or("unknown".to_owned(), |record| {
                 String::from_utf8_lossy(&record.path).into_owned()
             });
             match record {
-                Ok(_) if !rebooted => {
+                Ok(record) if !rebooted => {
                     latest.insert(id);
+                    known.insert(id, record.bytes);
                 }
-                _ if known.contains(&id) => {
+                _ if known.contains_key(&id) => {
                     tracing::warn!(
                         path,
                         "what was not synced of an unpublished file is doubtful: taking its last synced state"
                     );
                 }
-                Ok(_) => {
+                // That its record has gone may not have reached the disk.
+                Ok(record) if self.is_stored(&record)? => {}
+                Ok(record) => {
+                    if let Some(bytes) = &record.bytes {
+                        self.fold_out(id, bytes)?;
+                    }
                     tracing::error!(
                         path,
                         file = id.0,
@@ -138,10 +155,14 @@ impl Core {
                 }
             }
         }
-        known.extend(&latest);
+        for (id, bytes) in &known {
+            if let Some(bytes) = bytes {
+                self.fold_out(*id, bytes)?;
+            }
+        }
         self.latest.keep(|id| latest.contains(&id))?;
         let mut orphans = Vec::new();
-        for (id, path) in staged.into_iter().filter(|(id, _)| !known.contains(id)) {
+        for (id, path) in staged.into_iter().filter(|(id, _)| !known.contains_key(id)) {
             let is_ended = |fate: &super::Fate| fate.ended.is_some();
             // The record of one that is done with went when that was on disk.
             match self.staging.lock().fates.get(&id).is_some_and(is_ended) {
@@ -150,6 +171,33 @@ impl Core {
             }
         }
         self.keep_orphans(orphans)
+    }
+
+    /// Makes the file of which a record has all the bytes.
+    fn fold_out(&self, id: StagingId, bytes: &[u8]) -> Result<(), StoreError> {
+        let path = self.staging_path(id);
+        // One that is there has grown since, and may be an object by now: not to be written to.
+        remove_file(&path)?;
+        new_file(&path)?
+            .write_all_at(bytes, 0)
+            .map_err(failed("writing", &path))?;
+        self.staging.lock().unsynced.insert(id);
+        Ok(())
+    }
+
+    /// Whether what a record has all the bytes of is here as a content.
+    fn is_stored(&self, record: &JournalRecord) -> Result<bool, StoreError> {
+        let Some(bytes) = &record.bytes else {
+            return Ok(false);
+        };
+        if record.base.is_some() || record.size == 0 || record.size != bytes.len() as u64 {
+            return Ok(false);
+        }
+        let object = Object {
+            content: content::hash_bytes(bytes),
+            size: record.size,
+        };
+        Ok(self.presence(&object)? == Presence::Complete)
     }
 
     /// A latest record used to be a file beside the staging file.
@@ -163,26 +211,27 @@ impl Core {
         Ok(())
     }
 
-    /// Looks through the durable records; returns the files that have one.
+    /// Looks through the durable records; returns the files that have one, and what those hold that are in memory.
     fn recover_durable(
         &self,
         staged: &BTreeMap<StagingId, PathBuf>,
-    ) -> Result<BTreeSet<StagingId>, StoreError> {
-        let mut known = BTreeSet::new();
+    ) -> Result<BTreeMap<StagingId, Option<ByteBuf>>, StoreError> {
+        let mut known = BTreeMap::new();
         for pair in self.journal.iter() {
             let (key, value) = pair?;
             match parse_journal_key(&key) {
-                // Else unstaged: unlinked after the entry was on disk, and the record's removal was not.
-                Ok(id) if staged.contains_key(&id) => match decode_journal(&value) {
-                    Ok(_) => {
-                        known.insert(id);
+                Ok(id) => match decode_journal(&value) {
+                    Ok(record) if record.bytes.is_some() || staged.contains_key(&id) => {
+                        known.insert(id, record.bytes);
                         continue;
                     }
+                    // Unstaged: unlinked after the entry was on disk, and the record's removal was not.
+                    _ if !staged.contains_key(&id) => {}
+                    Ok(_) => {}
                     Err(error) => {
                         tracing::error!(%error, file = id.0, "removing a journal record");
                     }
                 },
-                Ok(_) => {}
                 Err(error) => tracing::error!(%error, "removing a journal record"),
             }
             self.journal.remove(key)?;
@@ -261,6 +310,11 @@ pub(super) fn put_aside_in(state: &Path, path: &Path) -> Result<Option<PathBuf>,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed("putting aside", path)(error)),
     }
+}
+
+/// Whether a record has all that its file holds.
+fn holds_bytes(record: &Result<JournalRecord, StoreError>) -> bool {
+    matches!(record, Ok(JournalRecord { bytes: Some(_), .. }))
 }
 
 /// A name in the staging folder.

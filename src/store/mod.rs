@@ -237,6 +237,9 @@ pub struct JournalRecord {
     /// No head has ever had it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_new: bool,
+    /// What it holds, where it has no file: see [`Store::stage_small`]. The store sees to this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<serde_bytes::ByteBuf>,
 }
 
 impl JournalRecord {
@@ -755,6 +758,22 @@ impl Store {
     /// one, what a crash leaves of it is put aside in `lost/`.
     pub fn stage(&self) -> Result<(StagingId, std::fs::File), StoreError> {
         self.inner.core.stage()
+    }
+
+    /// The same for [`INLINE_BYTES_MAX`] bytes at most: it is in memory, and each journal record has all of it; `None` where too many
+    /// are. Without a record a killed process leaves nothing of it.
+    ///
+    /// [`INLINE_BYTES_MAX`]: crate::content::INLINE_BYTES_MAX
+    pub fn stage_small(&self) -> Result<Option<(StagingId, Arc<std::fs::File>)>, StoreError> {
+        self.inner.core.stage_small()
+    }
+
+    /// Gives one of those a file on the disk, because it grows. What was opened before is no longer it.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRoom`], with nothing done.
+    pub fn unfold(&self, id: StagingId) -> Result<std::fs::File, StoreError> {
+        self.inner.core.unfold(id)
     }
 
     /// Opens an existing one for reading and writing. If it was imported already (before a crash, say), it is detached

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Fate, Origin, Presence, StagingId, StoreError,
+    Fate, JournalRecord, Origin, Presence, StagingId, StoreError,
     cache::{Core, Files, TreeFile, remove_file},
     failed,
     folder::sync_dir,
@@ -24,6 +24,8 @@ use crate::{
 
 /// Ids are taken from the index this many at a time, with one flush: no id is given out twice, whatever crashes.
 const IDS_RESERVED: u64 = 1024;
+/// Files in memory at most; others get one on the disk.
+const SMALL_MAX: usize = 1024;
 /// Where the end of the reserved ids is kept.
 const RESERVED_KEY: &str = "staging ids";
 /// Size of the unit of `st_blocks`, whatever the filesystem.
@@ -41,8 +43,10 @@ pub(super) struct Staging {
     reserved: u64,
     /// The highest id of a file that was there at the start: an index that was lost has forgotten that it was given out.
     pub(super) used: u64,
+    /// Those that are in memory.
+    small: HashMap<StagingId, Arc<File>>,
     /// Files whose name may not be on disk.
-    unsynced: HashSet<StagingId>,
+    pub(super) unsynced: HashSet<StagingId>,
     /// The latest object that each imported file became.
     pub(super) imported: HashMap<StagingId, Object>,
     /// What became of the names of files, by the last process too.
@@ -105,6 +109,58 @@ impl Core {
         Ok((id, file))
     }
 
+    /// See [`super::Store::stage_small`]. The disk's filesystem looks long for an inode where many were freed just now, so
+    /// files that live for a moment are dear.
+    pub(super) fn stage_small(&self) -> Result<Option<(StagingId, Arc<File>)>, StoreError> {
+        if self.staging.lock().small.len() >= SMALL_MAX {
+            return Ok(None);
+        }
+        let Ok(file) = rustix::fs::memfd_create("p2pfs", rustix::fs::MemfdFlags::CLOEXEC) else {
+            return Ok(None);
+        };
+        let file = Arc::new(File::from(file));
+        let mut staging = self.staging.lock();
+        let id = self.next_staging_id(&mut staging)?;
+        staging.small.insert(id, file.clone());
+        Ok(Some((id, file)))
+    }
+
+    /// See [`super::Store::unfold`].
+    pub(super) fn unfold(&self, id: StagingId) -> Result<File, StoreError> {
+        let path = self.staging_path(id);
+        let Some(small) = self.staging.lock().small.get(&id).cloned() else {
+            return open_existing(&path);
+        };
+        let bytes = bytes_of(&small, u64::MAX).map_err(failed("reading", &path))?;
+        let file = new_file(&path)?;
+        let written = self.grow(&file, bytes.len() as u64, || file.write_all_at(&bytes, 0));
+        if let Err(error) = written {
+            remove_file(&path)?;
+            return Err(error);
+        }
+        let mut staging = self.staging.lock();
+        staging.unsynced.insert(id);
+        staging.small.remove(&id);
+        Ok(file)
+    }
+
+    /// The record with what the file holds, where that is in memory.
+    pub(super) fn with_bytes(
+        &self,
+        id: StagingId,
+        record: &JournalRecord,
+    ) -> Result<Option<JournalRecord>, StoreError> {
+        let Some(small) = self.staging.lock().small.get(&id).cloned() else {
+            return Ok(None);
+        };
+        let bytes = bytes_of(&small, record.size);
+        let bytes = bytes.map_err(failed("reading", &self.staging_path(id)))?;
+        Ok(Some(JournalRecord {
+            bytes: Some(serde_bytes::ByteBuf::from(bytes)),
+            ..record.clone()
+        }))
+    }
+
     pub(super) fn staged(&self, id: StagingId) -> Result<File, StoreError> {
         let path = self.staging_path(id);
         let file = open_existing(&path)?;
@@ -147,6 +203,7 @@ impl Core {
         let mut staging = self.staging.lock();
         staging.imported.remove(&id);
         staging.unsynced.remove(&id);
+        staging.small.remove(&id);
         staging.unstaged.push(id);
         drop(staging);
         self.bell.ring();
@@ -196,6 +253,15 @@ impl Core {
         known: &Leaves,
     ) -> Result<Object, StoreError> {
         let path = self.staging_path(id);
+        let small = self.staging.lock().small.get(&id).cloned();
+        if let Some(small) = small.filter(|_| size <= INLINE_BYTES_MAX) {
+            let mut bytes = bytes_of(&small, size).map_err(failed("reading", &path))?;
+            bytes.resize(size as usize, 0);
+            let object = self.import_small(&bytes)?;
+            // It stays: records may still be written until it is unstaged.
+            self.staging.lock().imported.insert(id, object);
+            return Ok(object);
+        }
         let file = open_existing(&path)?;
         if file.metadata().map_err(failed("looking at", &path))?.len() != size {
             file.set_len(size).map_err(failed("resizing", &path))?;
@@ -309,24 +375,11 @@ impl Core {
         known: &Leaves,
         placing: &Placing,
     ) -> Result<Object, StoreError> {
-        if size == 0 {
-            return Ok(Object::empty());
-        }
         if size <= INLINE_BYTES_MAX {
             let mut bytes = vec![0; size as usize];
             file.read_exact_at(&mut bytes, 0)
                 .map_err(failed("reading", path))?;
-            let object = Object {
-                content: content::hash_bytes(&bytes),
-                size,
-            };
-            let _reserved = match self.presence(&object)? {
-                Presence::Complete => None,
-                _ => Some(self.reserve(Want::Written(small_room(size)))?),
-            };
-            self.put_inline(&object, &bytes, Origin::Written)?;
-            self.note_index_if_grown()?;
-            return Ok(object);
+            return self.import_small(&bytes);
         }
         let tree_path = self.temporary_path(id, "tree");
         // A single block has none: one file less to make and remove for each of many small ones.
@@ -347,6 +400,24 @@ impl Core {
             remove_file(&tree_path)?;
         }
         placed?;
+        Ok(object)
+    }
+
+    /// Puts a small content into the index.
+    fn import_small(&self, bytes: &[u8]) -> Result<Object, StoreError> {
+        if bytes.is_empty() {
+            return Ok(Object::empty());
+        }
+        let object = Object {
+            content: content::hash_bytes(bytes),
+            size: bytes.len() as u64,
+        };
+        let _reserved = match self.presence(&object)? {
+            Presence::Complete => None,
+            _ => Some(self.reserve(Want::Written(small_room(object.size)))?),
+        };
+        self.put_inline(&object, bytes, Origin::Written)?;
+        self.note_index_if_grown()?;
         Ok(object)
     }
 
@@ -415,6 +486,20 @@ impl Core {
         }
         Ok(bytes)
     }
+}
+
+/// What a file in memory holds, up to a length.
+fn bytes_of(file: &File, length: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; INLINE_BYTES_MAX.min(length) as usize];
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, filled as u64)? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
 }
 
 /// Writes all of a file over the start of another.

@@ -167,6 +167,7 @@ fn entry(size: u64) -> JournalRecord {
         modified: -5,
         attributes: Vec::new(),
         is_new: false,
+        bytes: None,
     }
 }
 

@@ -26,6 +26,7 @@ fn record(path: &str) -> JournalRecord {
         modified: 0,
         attributes: Vec::new(),
         is_new: false,
+        bytes: None,
     }
 }
 

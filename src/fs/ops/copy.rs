@@ -41,7 +41,7 @@ impl Core {
                 return Err(FsError::NotSupported.into());
             }
             // What the journal's record of it belongs to.
-            live.staging(&self.store)?;
+            live.staging_to(&self.store, 0)?;
             live.base = object;
             live.overlay.take(start..end);
             live.entry.modified = now();

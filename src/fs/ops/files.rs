@@ -532,7 +532,7 @@ impl Core {
             return Err(FsError::TooLarge.into());
         }
         let written = self.alter(file.number, |live| {
-            let staging = live.staging(&self.store)?;
+            let staging = live.staging_to(&self.store, end)?;
             let write = || linux::write_all_at(&staging, data, offset);
             self.store.grow(&staging, data.len() as u64, write)?;
             live.overlay.write(offset..end);
@@ -635,7 +635,7 @@ impl Core {
                 return Ok(false);
             }
             self.names_are_settled(number, &state.path)?;
-            state.staging(&self.store)?;
+            state.staging_to(&self.store, 0)?;
             let staging = state.staging.as_ref().and_then(|staging| staging.id);
             let id = staging.ok_or(FsError::Stuck)?;
             // Before the durable record, and under the lock as by everybody else: the latest is never the older one.

@@ -171,6 +171,123 @@ fn after_a_reboot_the_journal_says_what_was_durable() {
     assert_eq!(lost(&store), [b"never synced"]);
 }
 
+/// A staging file in memory that holds these bytes.
+fn small(store: &Store, bytes: &[u8]) -> (StagingId, std::sync::Arc<fs::File>) {
+    let (id, file) = store.stage_small().unwrap().expect("few are there");
+    file.write_all_at(bytes, 0).unwrap();
+    (id, file)
+}
+
+/// What a staging file holds.
+fn holds(store: &Store, id: StagingId) -> Vec<u8> {
+    let file = store.staged(id).unwrap();
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+#[test]
+fn a_small_file_is_in_its_records_and_as_they_say_after_a_crash() {
+    for rebooted in [false, true] {
+        let (dir, store) = new_store();
+        // Closed; synced, and closed again; never closed; published; synced, then grown, and published as an object.
+        let (closed, _) = small(&store, b"closed");
+        store.journal(closed, &entry(6), false).unwrap();
+        let (synced, file) = small(&store, b"synced");
+        store.journal(synced, &entry(6), true).unwrap();
+        file.write_all_at(b"closed again", 0).unwrap();
+        store.journal(synced, &entry(12), false).unwrap();
+        file.write_all_at(b"not any more", 0).unwrap();
+        let (open, _) = small(&store, b"open");
+        let (published, _) = small(&store, b"published");
+        store.journal(published, &entry(9), false).unwrap();
+        store.import(published, 9, &Leaves::default()).unwrap();
+        let (grown, _) = small(&store, b"grown");
+        store.journal(grown, &entry(5), true).unwrap();
+        let file = store.unfold(grown).unwrap();
+        let sample = Sample::new(10_000, 7);
+        file.write_all_at(&sample.data, 0).unwrap();
+        store.journal(grown, &entry(10_000), false).unwrap();
+        store.import(grown, 10_000, &Leaves::default()).unwrap();
+        store.settle().unwrap();
+        let crashed = crashed_copy(&dir, &store);
+        drop(store);
+        if rebooted {
+            reboot(&crashed);
+        }
+        let store = Store::open(&crashed).unwrap();
+        let (synced_to, grown_to) = match rebooted {
+            true => (&b"synced"[..], &b"grown"[..]),
+            false => (&b"closed again"[..], &sample.data[..]),
+        };
+        let journaled = store.journaled().unwrap();
+        let ids: Vec<_> = journaled.iter().map(|(id, _)| *id).collect();
+        match rebooted {
+            true => assert_eq!(ids, [synced, grown]),
+            false => assert_eq!(ids, [closed, synced, published, grown]),
+        }
+        for (id, record) in journaled {
+            assert_eq!(record.size, holds(&store, id).len() as u64);
+        }
+        assert_eq!(holds(&store, synced), synced_to);
+        assert_eq!(holds(&store, grown), grown_to);
+        assert!(store.staged(open).is_err());
+        match rebooted {
+            // What is here as a content is not lost.
+            true => assert_eq!(lost(&store), [b"closed"]),
+            false => {
+                assert_eq!(holds(&store, closed), b"closed");
+                assert_eq!(holds(&store, published), b"published");
+                assert_eq!(lost(&store), [[0; 0]; 0]);
+            }
+        }
+        assert_eq!(
+            read_blocks(&store, &sample.object, 0..1).unwrap(),
+            sample.data,
+            "an object is not written to"
+        );
+        // No id is given out twice.
+        let (next, _) = small(&store, b"next");
+        assert!(next > grown);
+    }
+}
+
+#[test]
+fn a_small_file_that_is_done_with_is_forgotten() {
+    let (dir, store) = new_store();
+    let (published, _) = small(&store, b"published");
+    store.journal(published, &entry(9), true).unwrap();
+    store.import(published, 9, &Leaves::default()).unwrap();
+    let (removed, _) = small(&store, b"removed");
+    store.journal(removed, &entry(7), true).unwrap();
+    for id in [published, removed] {
+        store.unstage(id).unwrap();
+    }
+    wait_until("the records are gone", || {
+        store.inner.core.latest.records().unwrap().is_empty()
+            && store.inner.core.staging.lock().unstaged.is_empty()
+    });
+    let crashed = crashed_copy(&dir, &store);
+    drop(store);
+    let store = Store::open(&crashed).unwrap();
+    assert_eq!(store.journaled().unwrap(), []);
+    assert_eq!(lost(&store), [[0; 0]; 0]);
+    assert_eq!(fs::read_dir(crashed.join("staging")).unwrap().count(), 0);
+}
+
+#[test]
+fn only_so_many_small_files_are_in_memory() {
+    let (_dir, store) = new_store();
+    let mut small = Vec::new();
+    while let Some((id, _)) = store.stage_small().unwrap() {
+        small.push(id);
+        assert!(small.len() <= 1024);
+    }
+    store.unfold(small[0]).unwrap();
+    assert!(store.stage_small().unwrap().is_some());
+    assert!(store.stage_small().unwrap().is_none());
+}
+
 #[test]
 fn a_store_that_was_closed_in_order_comes_back_whole_after_a_reboot() {
     let (_dir, store) = new_store();
