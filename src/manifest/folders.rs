@@ -2,8 +2,8 @@
 //!
 //! Keys are ordered so that all of what is in a subfolder lies between it and the next one. Telling which subfolders a folder
 //! has, and when each last changed, from that alone takes a leaf or two of each. So under an internal key of its path a
-//! folder has a **record**, whose versions have the time of the last change of a direct entry: the records of a folder's
-//! subfolders stand side by side. Nobody's records are more than a hint where they are: whether something lives in a folder
+//! folder has a **record**, whose versions have the time at which a name last came, went or was renamed directly in it: the
+//! records of a folder's subfolders stand side by side. Nobody's records are more than a hint where they are: whether something lives in a folder
 //! is looked up. What counts is that none is lacking.
 //!
 //! - Every write that changes something directly in a folder replaces the versions of its record that it knows with one of
@@ -133,7 +133,7 @@ pub fn record_folders(
         return Ok(());
     }
     // Where that can't be told yet, what else is needed is named at once.
-    let mut changed = changed(edits, dot);
+    let mut changed = changed(source, root, edits, dot, &mut missing)?;
     if root == empty_root() {
         changed.entry(TreePath::root()).or_default();
     }
@@ -161,13 +161,19 @@ pub fn record_folders(
 /// What edits do directly in a folder.
 #[derive(Default)]
 struct Changed {
-    /// The time of the newest version that is written.
+    /// The time of the newest version that is written under a name that was not there, or is renamed to.
     time: HybridTime,
     /// Something is left there.
     puts: bool,
 }
 
-fn changed(edits: &Edits, dot: Dot) -> BTreeMap<TreePath, Changed> {
+fn changed(
+    source: &impl NodeSource,
+    root: NodeHash,
+    edits: &Edits,
+    dot: Dot,
+    missing: &mut BTreeSet<NodeHash>,
+) -> Result<BTreeMap<TreePath, Changed>, TreeError> {
     let mut changed: BTreeMap<TreePath, Changed> = BTreeMap::new();
     for (key, new) in edits {
         let path = key.path();
@@ -177,11 +183,14 @@ fn changed(edits: &Edits, dot: Dot) -> BTreeMap<TreePath, Changed> {
         let folder = changed.entry(folder).or_default();
         folder.puts |= new.is_some();
         let mut written = list(new.as_ref()).iter();
-        if let Some(written) = written.find(|version| version.dot == dot) {
+        if let Some(written) = written.find(|version| version.dot == dot)
+            && (written.moved.is_some()
+                || gather(missing, get(source, root, key))?.is_some_and(|there| there.is_none()))
+        {
             folder.time = folder.time.max(written.time);
         }
     }
-    changed
+    Ok(changed)
 }
 
 /// The record of a folder in which something is changed.

@@ -112,8 +112,8 @@ pub fn versions(
     Ok(view.merged(view.each(|root| get(source, root, key))?))
 }
 
-/// When a direct entry of a folder last changed or was removed; `None` where nothing ever was in it. In a tree that does not
-/// record it (see the module `folders`) removals are not known of, and it takes two nodes of each part.
+/// When a name last came, went or was renamed directly in a folder; `None` where nothing ever was in it. In a tree that does not
+/// record it (see the module `folders`) it is when the newest entry was written, which takes two nodes of each part.
 pub fn folder_newest(
     source: &impl NodeSource,
     view: &View,

@@ -420,7 +420,7 @@ impl Overlay {
         self.edits.contains_key(path) || self.below(path).next().is_some()
     }
 
-    /// When a direct entry of the folder was last changed by a pending change.
+    /// When a name directly in the folder last came, went or was renamed by a pending change.
     pub(super) fn folder_newest(&self, folder: &TreePath) -> Option<HybridTime> {
         let mut newest = None;
         let mut at = folder.clone();
@@ -439,7 +439,10 @@ impl Overlay {
             let Some(child) = path.names().get(folder.names().len()) else {
                 return newest;
             };
-            if path.names().len() == folder.names().len() + 1 {
+            let is_old = pending.entry.is_some() && !pending.seen.is_empty();
+            if path.names().len() == folder.names().len() + 1
+                && (!is_old || pending.moved.is_some())
+            {
                 newest = newest.max(Some(pending.time));
             }
             at = folder.behind_all_below(child);

@@ -28,8 +28,9 @@ pub(super) fn plan(
     let mut missing = BTreeSet::new();
     let mut times: BTreeMap<TreePath, HybridTime> = BTreeMap::new();
     for (path, change) in pending {
-        // A record of a file stands in no folder.
-        if let Some((folder, _)) = path.split().filter(|_| path.record().is_none()) {
+        // A record of a file stands in no folder. What is put says by itself when.
+        let is_told = path.record().is_some() || change.entry.is_some();
+        if let Some((folder, _)) = path.split().filter(|_| !is_told) {
             let time = times.entry(folder).or_default();
             *time = change.time.max(*time);
         }

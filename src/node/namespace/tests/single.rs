@@ -211,7 +211,7 @@ async fn entries_that_fit_in_no_tree_are_refused_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_folders_time_is_that_of_its_last_change_or_the_one_set_since() {
+async fn a_folders_time_is_that_of_its_last_new_or_removed_name_or_the_one_set_since() {
     let cluster = Cluster::new();
     let a = cluster.member("a");
     a.ns.create().unwrap();
@@ -228,6 +228,10 @@ async fn a_folders_time_is_that_of_its_last_change_or_the_one_set_since() {
     a.write("d/y", 2).await;
     let second = time();
     assert!(second > first);
+    a.change("d/y", Some(file(3)));
+    assert_eq!(time(), second, "the names are the same");
+    a.ns.flush().await.unwrap();
+    assert_eq!(time(), second);
     a.remove("d/x").await;
     let third = time();
     assert!(third > second, "a removal counts");
