@@ -3,7 +3,7 @@
 //! TCP without Nagle, counted; then libp2p TLS (or Noise, for those who speak nothing else); then yamux with large frames.
 //! All of it is wire-compatible with what other libp2p nodes speak. The upgrades for TLS and yamux are p2pfs's own because
 //! libp2p's keep their settings private: AES first and frames of 256 KiB make the transport 2.4 times as fast for 0.4 of
-//! the processor time (`docs/performance.md`). The handshake of TLS is rustls's; its records are p2pfs's own.
+//! the processor time (`docs/performance.md`).
 //!
 //! Invariant: a connection that was dialed with a `/p2p/<id>` at the end of its address exists only if the other side
 //! proved that id; libp2p's swarm compares once more above.

@@ -4,24 +4,22 @@
 //! [`libp2p::tls::certificate`] makes and checks those. Nothing else is trusted: no authorities, no names, no resumption of
 //! earlier sessions, so every connection proves both peers anew.
 
-mod handshake;
-mod records;
-
 use std::{io, net::Ipv4Addr, sync::Arc};
 
 use futures::{AsyncRead, AsyncWrite};
+use futures_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use libp2p::{PeerId, identity::Keypair, tls::certificate};
 use rustls::{
-    CertificateError, ClientConfig, CommonState, DigitallySignedStruct, DistinguishedName,
-    ServerConfig, SignatureScheme, SupportedCipherSuite,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig,
+    SignatureScheme, SupportedCipherSuite,
     client::{
-        Resumption, UnbufferedClientConnection,
+        Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::aws_lc_rs::{self, cipher_suite},
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::{
-        NoServerSessionStorage, UnbufferedServerConnection,
+        NoServerSessionStorage,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
     sign::{CertifiedKey, SingleCertAndKey},
@@ -33,7 +31,7 @@ pub(super) const NAME: &str = "/tls/1.0.0";
 const ALPN: &[u8] = b"libp2p";
 
 /// An encrypted byte stream over `S`.
-pub(super) use self::records::Channel as TlsChannel;
+pub(super) type TlsChannel<S> = TlsStream<S>;
 
 /// Why there is no TLS connection.
 #[derive(Debug, thiserror::Error)]
@@ -79,8 +77,6 @@ impl Tls {
             .with_client_cert_resolver(shown.clone());
         client.alpn_protocols = vec![ALPN.to_vec()];
         client.resumption = Resumption::disabled();
-        // For `records`.
-        client.enable_secret_extraction = true;
 
         let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -89,7 +85,6 @@ impl Tls {
         server.alpn_protocols = vec![ALPN.to_vec()];
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
-        server.enable_secret_extraction = true;
 
         Ok(Self {
             client,
@@ -102,8 +97,9 @@ impl Tls {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let side = UnbufferedServerConnection::new(self.server)?;
-        handshake::shake(side, socket, peer_id).await
+        let channel = TlsAcceptor::from(self.server).accept(socket).await?;
+        let peer = peer_id(channel.get_ref().1.peer_certificates())?;
+        Ok((peer, channel.into()))
     }
 
     /// Opens the handshake. With an expected peer, any other one is turned away before it learns who is calling.
@@ -120,13 +116,16 @@ impl Tls {
             .set_certificate_verifier(Arc::new(Verifier { expected }));
         // An address in place of a name keeps the name extension out of the handshake, as the specification asks.
         let nobody = ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into());
-        let side = UnbufferedClientConnection::new(Arc::new(self.client), nobody)?;
-        handshake::shake(side, socket, peer_id).await
+        let channel = TlsConnector::from(Arc::new(self.client))
+            .connect(nobody, socket)
+            .await?;
+        let peer = peer_id(channel.get_ref().1.peer_certificates())?;
+        Ok((peer, channel.into()))
     }
 }
 
-fn peer_id(outcome: &CommonState) -> Result<PeerId, TlsError> {
-    match outcome.peer_certificates() {
+fn peer_id(certificates: Option<&[CertificateDer<'static>]>) -> Result<PeerId, TlsError> {
+    match certificates {
         Some([only]) => Ok(certificate::parse(only)?.peer_id()),
         _ => Err(TlsError::NoCertificate),
     }
