@@ -142,8 +142,6 @@ pub(crate) struct Core {
     pub(crate) order: RwLock<()>,
     /// Whether the kernel can be given backing files to read by itself.
     pub(super) may_pass: AtomicBool,
-    /// Whether the kernel hands on at once what is written through handles that are for writing alone, and keeps no pages of it.
-    pub(super) writes_directly: AtomicBool,
     /// Where pages go that nobody needs any more; see [`super::behind`]. Not set without a mount.
     pub(super) left: OnceLock<SyncSender<LeftPages>>,
     pub(super) modes: Mutex<Modes>,
@@ -195,7 +193,6 @@ impl Core {
             options,
             order: RwLock::new(()),
             may_pass: AtomicBool::new(false),
-            writes_directly: AtomicBool::new(false),
             left: OnceLock::new(),
             modes: Mutex::default(),
             lives: Mutex::new(HashMap::new()),

@@ -28,7 +28,8 @@ use super::{
     errno::FsError,
     ops::{Changes, Mode, Place, Replace},
 };
-use crate::{buffers::Buffer, linux, manifest::Kind};
+use crate::buffers::Buffer;
+use crate::manifest::Kind;
 
 /// How long the kernel keeps names and attributes: changes elsewhere are told to it as they come.
 const KEEP: Duration = Duration::from_secs(3600);
@@ -41,10 +42,6 @@ const BACKGROUND_MAX: u16 = 64;
 
 /// How many filesystems may lie above each other, this one included: backing files stand on one that isn't stacked.
 const STACK_DEPTH: u32 = 1;
-
-/// From here on the kernel drops the pages that others have of a file both before and after what is written past them: before,
-/// a page that was being read meanwhile could stay, with what had been there.
-const COHERENT_DIRECT_WRITES: (u32, u32) = (6, 18);
 
 /// What the kernel is asked for, where it has it.
 const CAPABILITIES: [InitFlags; 8] = [
@@ -178,13 +175,9 @@ impl Filesystem for Shell {
         self.core.may_pass.store(passes, Ordering::Relaxed);
         let writeback = InitFlags::FUSE_WRITEBACK_CACHE;
         self.writeback = !passes && config.add_capabilities(writeback).is_ok();
-        // Where small writes are collected by the kernel, that is worth more.
-        let direct = !self.writeback && linux::version() >= COHERENT_DIRECT_WRITES;
-        self.core.writes_directly.store(direct, Ordering::Relaxed);
         tracing::debug!(
             passes,
             writeback = self.writeback,
-            direct,
             "how files are read and written"
         );
         let unopened = InitFlags::FUSE_NO_OPENDIR_SUPPORT;
@@ -408,9 +401,6 @@ impl Filesystem for Shell {
                 if !mode.write {
                     how |= FopenFlags::FOPEN_NOFLUSH;
                 }
-                if core.is_direct(mode) {
-                    how |= FopenFlags::FOPEN_DIRECT_IO;
-                }
                 match backing(&core, handle, |file| reply.open_backing(file)) {
                     // The kernel refuses what speaks of its own cache here.
                     Some(id) => {
@@ -446,10 +436,7 @@ impl Filesystem for Shell {
                     Err(error) => return reply.error(error),
                 };
                 let (attr, none) = (file_attr(&attr), Generation(0));
-                let mut flags = FopenFlags::FOPEN_KEEP_CACHE;
-                if core.is_direct(how) {
-                    flags |= FopenFlags::FOPEN_DIRECT_IO;
-                }
+                let flags = FopenFlags::FOPEN_KEEP_CACHE;
                 // It may have been there: made elsewhere a moment ago.
                 match backing(&core, handle, |file| reply.open_backing(file)) {
                     Some(id) => {

@@ -92,8 +92,6 @@ impl Ahead {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mode {
     pub(crate) write: bool,
-    /// It is for writing alone.
-    pub(crate) only_write: bool,
     pub(crate) truncate: bool,
     pub(crate) exclusive: bool,
 }
@@ -103,7 +101,6 @@ impl Mode {
     pub(crate) fn of(flags: i32) -> Self {
         Self {
             write: flags & libc::O_ACCMODE != libc::O_RDONLY,
-            only_write: flags & libc::O_ACCMODE == libc::O_WRONLY,
             truncate: flags & libc::O_TRUNC != 0,
             exclusive: flags & libc::O_EXCL != 0,
         }
@@ -134,7 +131,7 @@ impl Core {
         } else {
             self.note_open(number, &object);
         }
-        Ok(self.opened(number, mode))
+        Ok(self.opened(number, mode.write))
     }
 
     /// One more cached open of an inode. Where it is passed through, the name gets another inode, which the kernel finds when
@@ -232,14 +229,7 @@ impl Core {
         }
     }
 
-    /// Whether what a handle that is opened so writes comes here as it is, without pages of the kernel's own. Nothing is ever read
-    /// or mapped through such a handle; pages that others have of the file the kernel drops where it is written.
-    pub(crate) fn is_direct(&self, mode: Mode) -> bool {
-        mode.only_write && self.writes_directly.load(Ordering::Relaxed)
-    }
-
-    fn opened(&self, number: u64, mode: Mode) -> u64 {
-        let write = mode.write;
+    fn opened(&self, number: u64, write: bool) -> u64 {
         self.inodes.lock().pin(number);
         let handle = self.handle();
         let counted = OnceLock::new();
@@ -252,9 +242,7 @@ impl Core {
             write,
             counted,
             ahead: Mutex::default(),
-            is_passing: AtomicBool::new(
-                write && !self.is_direct(mode) && self.may_pass.load(Ordering::Relaxed),
-            ),
+            is_passing: AtomicBool::new(write && self.may_pass.load(Ordering::Relaxed)),
             behind: Mutex::default(),
         };
         self.files.lock().insert(handle, Arc::new(file));
@@ -417,7 +405,7 @@ impl Core {
             modes.cache(number);
         }
         drop((lives, modes));
-        let handle = self.opened(number, mode);
+        let handle = self.opened(number, mode.write);
         Ok((self.attr(number, &facts, true), handle))
     }
 
