@@ -85,7 +85,7 @@ impl Core {
             {
                 match self.journal(id, &record, true) {
                     // Published and unlinked since it was listed.
-                    Err(_) if !self.staging_path(id).exists() => {}
+                    Err(_) if !self.is_staged(id) => {}
                     outcome => outcome?,
                 }
             }

@@ -144,6 +144,11 @@ impl Core {
         Ok(file)
     }
 
+    /// Whether a file is there, in memory or on the disk.
+    pub(super) fn is_staged(&self, id: StagingId) -> bool {
+        self.staging.lock().small.contains_key(&id) || self.staging_path(id).exists()
+    }
+
     /// The record with what the file holds, where that is in memory.
     pub(super) fn with_bytes(
         &self,
