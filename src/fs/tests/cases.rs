@@ -178,6 +178,12 @@ fn a_removed_file_stays_readable_and_writable_while_open_and_is_not_published() 
     });
     fixture.write_at(handle, 6, b"!").expect("written");
     assert_eq!(fixture.read_at(handle, 0, 10).expect("read"), b"secret!");
+    // Too much to be kept in memory.
+    let more = [b'?'; 10_000];
+    fixture.write_at(handle, 7, &more).expect("written");
+    let all = [b"secret!".as_slice(), &more].concat();
+    assert_eq!(fixture.read_at(handle, 0, 20_000).expect("read"), all);
+    assert!(fixture.store.journaled().expect("journal").is_empty());
     fixture.core.release(handle);
     fixture.settle();
     assert!(fixture.names("").expect("listed").is_empty());
