@@ -37,7 +37,7 @@ use crate::{
     cluster::ClusterId,
     content::{self, BLOCK_BYTES, BlockSet, Leaves, Object},
     manifest::{NodeHash, TreePath},
-    node::namespace::{Edit, Namespace, NodeFetcher},
+    node::namespace::{Edit, Fetched, Namespace, NodeFetcher},
     store::Store,
     transfer::{Prefetch, TransferError},
 };
@@ -51,8 +51,8 @@ impl NodeFetcher for Alone {
         _nodes: Vec<NodeHash>,
         _prefer: Option<libp2p::PeerId>,
         _within: Duration,
-    ) -> BoxFuture<'static, Vec<Vec<u8>>> {
-        Box::pin(async { Vec::new() })
+    ) -> BoxFuture<'static, Fetched> {
+        Box::pin(async { Fetched::default() })
     }
 
     fn offence(&self, _peer: libp2p::PeerId, _reason: &str) {}

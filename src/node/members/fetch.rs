@@ -29,7 +29,10 @@ use crate::{
         Net, NetEvent,
         proto::{NAMED_MAX, SYNC_BYTES_MAX, SyncAnswer, SyncRequest},
     },
-    node::{namespace::NodeFetcher, run_blocking},
+    node::{
+        namespace::{Fetched, NodeFetcher},
+        run_blocking,
+    },
 };
 
 /// How long one member is given for one batch of nodes.
@@ -82,11 +85,11 @@ impl NodeFetcher for PeerFetcher {
         nodes: Vec<NodeHash>,
         prefer: Option<PeerId>,
         within: Duration,
-    ) -> BoxFuture<'static, Vec<Vec<u8>>> {
+    ) -> BoxFuture<'static, Fetched> {
         let late = self.late.clone();
         async move {
             let Some(net) = late.net.get() else {
-                return Vec::new();
+                return Fetched::default();
             };
             let events = net.events();
             let members = OfNet {
@@ -101,7 +104,10 @@ impl NodeFetcher for PeerFetcher {
             {
                 tracing::debug!("manifest nodes were not to be had in time");
             }
-            fetch.got
+            Fetched {
+                nodes: fetch.got,
+                denied: fetch.denied,
+            }
         }
         .boxed()
     }
@@ -229,6 +235,8 @@ struct Fetch<'a, A> {
     slow: &'a Slow,
     wanted: BTreeSet<NodeHash>,
     got: Vec<Vec<u8>>,
+    /// Somebody had none of what they were asked for.
+    denied: bool,
     /// Being asked, or not to be asked again.
     done: BTreeSet<PeerId>,
     /// How often a member was worth asking again: it comes after those that were asked less.
@@ -242,6 +250,7 @@ impl<'a, A: Askable> Fetch<'a, A> {
             slow,
             wanted: nodes.into_iter().collect(),
             got: Vec::new(),
+            denied: false,
             done: BTreeSet::new(),
             turns: BTreeMap::new(),
         }
@@ -346,6 +355,7 @@ impl<'a, A: Askable> Fetch<'a, A> {
             Err(_) => return,
         };
         let (good, mut bytes) = (judged.good.len(), 0);
+        self.denied |= good == 0 && judged.offence.is_none();
         for (hash, node) in judged.good {
             bytes += node.len();
             // Another one may have given it meanwhile.

@@ -101,7 +101,7 @@ impl Shared {
                 return self.commit_here().await;
             }
             match self.bring(missing, None, left).await {
-                Ok(0) => return self.commit_here().await,
+                Ok(brought) if brought.nodes == 0 => return self.commit_here().await,
                 Ok(_) => {}
                 Err(error) => return Progress::Failed(error),
             }

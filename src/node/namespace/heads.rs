@@ -76,6 +76,8 @@ struct Held {
     urgent: bool,
     /// Attempts to merge it that failed.
     tries: BackOff,
+    /// Since when those who could be asked have lacked nodes of it.
+    denied_since: Option<Instant>,
     /// The writes that other heads contradict.
     clashes: Vec<Dot>,
 }
@@ -115,9 +117,11 @@ impl HeadSet {
         self.0.iter().map(|held| &held.head)
     }
 
-    /// Whether a head adds nothing to those that are known.
+    /// Whether a head adds nothing to those that are known. What one says that nobody has counts for nothing.
     pub(super) fn covers(&self, head: &KnownHead) -> bool {
-        self.0.iter().any(|held| head.covered_by(&held.head))
+        self.0.iter().any(|held| {
+            held.head == *head || (held.denied_since.is_none() && head.covered_by(&held.head))
+        })
     }
 
     /// Adds a verified head unless it is covered. `in_state`: the state holds it already.
@@ -152,6 +156,7 @@ impl HeadSet {
             waits_since,
             urgent,
             tries: BackOff::default(),
+            denied_since: None,
             clashes,
         });
         self.0.sort_by_key(|held| (held.head.dot(), held.head.root));
@@ -224,6 +229,30 @@ impl HeadSet {
         }
     }
 
+    /// Notes that those who could be asked lack nodes of a head. Since when that has been so; `None` where that is new.
+    pub(super) fn denied(&mut self, digest: &[u8; 32], now: Instant) -> Option<Instant> {
+        let mut held = self.0.iter_mut();
+        let held = held.find(|held| held.head.digest() == *digest)?;
+        held.denied_since.replace(held.denied_since.unwrap_or(now))
+    }
+
+    /// Notes that somebody gave nodes of a head.
+    pub(super) fn given(&mut self, digest: &[u8; 32]) {
+        for held in &mut self.0 {
+            if held.head.digest() == *digest {
+                held.denied_since = None;
+            }
+        }
+    }
+
+    /// The newest of those that the state lacks and nobody has lacked nodes of.
+    pub(super) fn next_first(&self) -> Option<KnownHead> {
+        let others = self.0.iter().filter(|held| !held.in_state);
+        let hopeful = others.filter(|held| held.denied_since.is_none());
+        let newest = hopeful.max_by_key(|held| held.head.time);
+        newest.map(|held| held.head.clone())
+    }
+
     /// Somebody showed a head that is known: whoever it is may give what was missing. Whether that is worth a try.
     pub(super) fn shown_again(&mut self, digest: &[u8; 32]) -> bool {
         let mut worth = false;
@@ -253,9 +282,11 @@ impl HeadSet {
         self.iter().any(|head| head.writer == writer)
     }
 
-    /// Those that others are told of, the best first: what the state has seen, then by time.
+    /// Those that others are told of, the best first: what the state has seen, then by time. Not those that nobody whom this
+    /// member knows can give: who has one tells of it, and one that nobody has is heard of no more.
     pub(super) fn for_others(&self) -> Vec<&KnownHead> {
-        let mut told: Vec<_> = self.0.iter().collect();
+        let can_be_had = |held: &&Held| held.in_state || held.denied_since.is_none();
+        let mut told: Vec<_> = self.0.iter().filter(can_be_had).collect();
         told.sort_by_key(|held| std::cmp::Reverse((held.in_state, held.head.time)));
         told.into_iter().map(|held| &held.head).collect()
     }
@@ -299,6 +330,7 @@ impl HeadSet {
         for held in &mut self.0 {
             if held.head.digest() == *digest {
                 held.in_state = true;
+                held.denied_since = None;
                 covering = Some(held.head.clone());
             }
         }

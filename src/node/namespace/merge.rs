@@ -57,6 +57,9 @@ const DIFFERENCE_ROUNDS_MAX: usize = 16;
 const DIFFERENCE_NODES_MAX: usize = 64;
 /// How long a head that joins others is put off, in milliseconds: another member may be first.
 const JOIN_DELAY_MS: std::ops::Range<u64> = 500..3000;
+/// A head of which those who can be asked have lacked nodes for so long is given up. Its author may be away, and shows it
+/// again.
+pub(super) const GIVE_UP_AFTER: Duration = Duration::from_secs(3600);
 /// Contents that gave way to others under the same number and are named in the log.
 const CONTRADICTED_TOLD_MAX: usize = 64;
 /// Differences merged at a time: memory follows this, not the whole.
@@ -86,6 +89,8 @@ pub(super) struct Effort {
     pub(super) wanted: Vec<NodeHash>,
     /// Nobody gave any of it.
     pub(super) unreachable: bool,
+    /// Among those was somebody who said that they have none of it.
+    pub(super) denied: bool,
     /// It has taken so long that what can be done without is.
     pub(super) late: bool,
 }
@@ -218,8 +223,9 @@ impl<D: Disk> Replica<D> {
         effort: &Effort,
         now: Moment,
     ) -> Result<Step, NamespaceError> {
-        let (head, way, root, covers) = {
-            let state = self.state.read();
+        let (head, way, root, covers, was_given_up) = {
+            let mut state = self.state.write();
+            let was_given_up = state.given_up.get(digest).is_some();
             let (Some(root), Some(head)) = (state.root, state.heads.get(digest)) else {
                 return Ok(Step::Done);
             };
@@ -229,7 +235,8 @@ impl<D: Disk> Replica<D> {
             let Some(way) = state.heads.way(digest, root, &state.covers) else {
                 return Ok(Step::Done);
             };
-            (head.clone(), way, root, state.covers.clone())
+            let covers = state.covers.clone();
+            (head.clone(), way, root, covers, was_given_up)
         };
         if way == Way::InState {
             let mut state = self.state.write();
@@ -259,7 +266,8 @@ impl<D: Disk> Replica<D> {
                 let difference = if blindly {
                     Ok(None)
                 } else {
-                    self.difference(root, head.root, effort)
+                    // Somebody has made it their state all the same, or would not show it.
+                    self.difference(root, head.root, effort, was_given_up)
                 };
                 return match difference {
                     Ok(changes) => {
@@ -523,8 +531,8 @@ impl<D: Disk> Replica<D> {
     }
 
     /// Looks at the root node of the first head that was seen, whose state is shown since. One that is not what it must be
-    /// gives way to another head, where there is one.
-    pub(super) fn prove_first(&self, now: Moment) -> Result<Step, NamespaceError> {
+    /// gives way to another head, where there is one; so does one whose root node those who were asked lack (`denied`).
+    pub(super) fn prove_first(&self, denied: bool, now: Moment) -> Result<Step, NamespaceError> {
         let _turn = self.turn.lock();
         let first = {
             let state = self.state.read();
@@ -534,7 +542,10 @@ impl<D: Disk> Replica<D> {
         let reason = match first.as_ref().map(|head| self.check_root(head)) {
             Some(Err(NamespaceError::Missing(nodes))) => {
                 if !nodes.iter().any(|node| self.nodes.is_bad(node)) {
-                    return Ok(Step::Missing(nodes));
+                    return match denied && self.another_first(now)? {
+                        true => Ok(Step::Done),
+                        false => Ok(Step::Missing(nodes)),
+                    };
                 }
                 Some("its root is not a valid manifest node".into())
             }
@@ -561,6 +572,67 @@ impl<D: Disk> Replica<D> {
             }
         }
         Ok(Step::Done)
+    }
+
+    /// `turn` is held. Shows another head than the first one, which nobody has; it is merged once somebody gives it. Whether
+    /// there is one.
+    fn another_first(&self, now: Moment) -> Result<bool, NamespaceError> {
+        let next = {
+            let mut state = self.state.write();
+            let Some(first) = state.first.filter(|_| state.redo.is_none()) else {
+                return Ok(false);
+            };
+            state.denied(&first, now.at);
+            let Some(next) = state.heads.next_first() else {
+                return Ok(false);
+            };
+            state.heads.forget_merges();
+            state.root = None;
+            state.covers = CausalContext::default();
+            next
+        };
+        self.show_first(&next, now)?;
+        Ok(true)
+    }
+
+    /// Notes that an attempt for a head ended for want of these nodes. One that nobody has had for long is given up: its author's
+    /// disk may have been set back to what it was before. What waits for it goes on without.
+    pub(super) fn was_in_vain(
+        &self,
+        digest: &[u8; 32],
+        effort: &Effort,
+        missing: &[NodeHash],
+        now: Moment,
+    ) -> Result<(), NamespaceError> {
+        let _turn = self.turn.lock();
+        let (head, root) = {
+            let mut state = self.state.write();
+            state.heads.failed(digest, now.at);
+            let (Some(head), Some(root)) = (state.heads.get(digest).cloned(), state.root) else {
+                return Ok(());
+            };
+            (head, root)
+        };
+        // Where it is the state that lacks nodes, the head is none the worse.
+        let theirs = |node: &NodeHash| self.is_theirs(root, head.root, node);
+        if !effort.denied || !missing.iter().any(theirs) {
+            return Ok(());
+        }
+        {
+            let mut state = self.state.write();
+            let denied_for = state.denied(digest, now.at);
+            if denied_for < GIVE_UP_AFTER && state.given_up.get(digest).is_none() {
+                return Ok(());
+            }
+            state.given_up.put(*digest, ());
+        }
+        tracing::warn!(
+            writer = format_args!("{:016x}", head.writer.0),
+            sequence = head.sequence,
+            "a head was given up, since nobody has the manifest nodes that it takes: what it changed will be seen when \
+             somebody shows it again who has them"
+        );
+        self.drop_head(&head, now)
     }
 
     /// Shows the state that a head stands for, where nothing is shown yet.
@@ -599,18 +671,24 @@ impl<D: Disk> Replica<D> {
         }
     }
 
-    /// The changes between two roots; `None` when telling them takes too much.
+    /// The changes between two roots; `None` when telling them takes too much. What is here whole does not give way to
+    /// what others have in part, unless it must.
     fn difference(
         &self,
         old: NodeHash,
         new: NodeHash,
         effort: &Effort,
+        in_part: bool,
     ) -> Result<Option<Vec<Change>>, TreeError> {
         match manifest::diff(&self.nodes, old, new, NAMED_CHANGES_MAX + 1) {
             Ok(changes) => Ok((changes.len() <= NAMED_CHANGES_MAX).then_some(changes)),
             Err(TreeError::Missing(nodes)) => {
                 let mut bad = nodes.iter().filter(|node| self.nodes.is_bad(node));
                 if bad.any(|bad| self.is_theirs(old, new, bad)) {
+                    return Err(TreeError::Missing(nodes));
+                }
+                let theirs = |node: &NodeHash| self.is_theirs(old, new, node);
+                if effort.denied && !in_part && nodes.iter().any(theirs) {
                     return Err(TreeError::Missing(nodes));
                 }
                 let enough = effort.unreachable
@@ -646,15 +724,12 @@ impl<D: Disk> Replica<D> {
 
     /// `turn` is held. A head that is not what it must be goes, and is held against whoever made it.
     fn refuse(&self, head: &KnownHead, reason: &str, now: Moment) -> Result<(), NamespaceError> {
-        let digest = head.digest();
-        let mut state = self.state.write();
-        state.heads.remove_where(|known| known.digest() == digest);
-        state.parts.retain(|part| part.root != head.root);
-        state.waits_for_merge = None;
-        self.records.remove_head(head)?;
-        let from = state.showed.get(&digest);
-        self.plan_join(&mut state, now.at);
-        drop(state);
+        self.drop_head(head, now)?;
+        let from = {
+            let mut state = self.state.write();
+            state.seen_heads.put(head.digest(), ());
+            state.showed.get(&head.digest())
+        };
         tracing::warn!(
             writer = format_args!("{:016x}", head.writer.0),
             sequence = head.sequence,
@@ -667,6 +742,31 @@ impl<D: Disk> Replica<D> {
                 from,
                 format!("its head was refused: {reason}"),
             ));
+        }
+        Ok(())
+    }
+
+    /// `turn` is held. Goes on without a head that is not merged.
+    fn drop_head(&self, head: &KnownHead, now: Moment) -> Result<(), NamespaceError> {
+        let digest = head.digest();
+        let mut state = self.state.write();
+        state.heads.remove_where(|known| known.digest() == digest);
+        let parts = state.parts.len();
+        state.parts.retain(|part| part.root != head.root);
+        let was_shown = state.parts.len() < parts;
+        state.waits_for_merge = None;
+        // What seemed to add nothing to it may be shown again.
+        state.seen_heads.clear();
+        self.records.remove_head(head)?;
+        self.plan_join(&mut state, now.at);
+        let root = state.root;
+        drop(state);
+        if let Some(root) = root.filter(|_| was_shown) {
+            self.tell(Event::Changed(Arrival {
+                root,
+                before: None,
+                changes: None,
+            }));
         }
         self.tell(Event::ToMerge);
         self.tell(Event::ToCommit);

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use libp2p::PeerId;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    NamespaceError, Shared, blocking,
+    Brought, NamespaceError, Shared, blocking,
     heads::KnownHead,
     merge::{Effort, Step},
     pace::BackOff,
@@ -52,6 +53,28 @@ struct Attempt {
     effort: Effort,
     begun: Instant,
     fetching: bool,
+}
+
+/// Why an attempt ended without a result.
+enum Failure {
+    /// Nobody gave any of these nodes.
+    InVain(Effort, Vec<NodeHash>),
+    Other(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InVain(_, nodes) => {
+                let count = nodes.len();
+                write!(
+                    f,
+                    "nobody gave any of the {count} manifest nodes that it takes"
+                )
+            }
+            Self::Other(reason) => f.write_str(reason),
+        }
+    }
 }
 
 impl Attempt {
@@ -115,12 +138,13 @@ async fn merge_forever(shared: &Arc<Shared>) {
                 continue;
             }
             let failure = match shared.step(goal, attempt.effort.clone()).await {
-                Ok(Step::Missing(nodes)) if attempt.effort.was_in_vain(&nodes) => Some(format!(
-                    "nobody gave any of the {} manifest nodes that it takes",
-                    nodes.len()
-                )),
+                Ok(Step::Missing(nodes)) if attempt.effort.was_in_vain(&nodes) => {
+                    Some(Failure::InVain(attempt.effort.clone(), nodes))
+                }
                 Ok(Step::Missing(_)) if attempt.effort.rounds >= ROUNDS_MAX => {
-                    Some("it takes more manifest nodes than are fetched in one go".into())
+                    Some(Failure::Other(
+                        "it takes more manifest nodes than are fetched in one go".into(),
+                    ))
                 }
                 Ok(Step::Missing(nodes)) => {
                     if fetches.len() < FETCHES_MAX {
@@ -132,26 +156,32 @@ async fn merge_forever(shared: &Arc<Shared>) {
                     continue;
                 }
                 Ok(Step::Done | Step::Later) => None,
-                Err(error) => Some(error.to_string()),
+                Err(error) => Some(Failure::Other(error.to_string())),
             };
             attempts.remove(&goal);
-            match (failure, head) {
-                (Some(reason), Some(head)) => {
+            let Some(failure) = failure else {
+                if goal == Goal::First {
+                    first.reset();
+                }
+                continue;
+            };
+            let reason = failure.to_string();
+            match head {
+                Some(head) => {
                     tracing::info!(
                         writer = format_args!("{:016x}", head.writer.0),
                         sequence = head.sequence,
                         reason,
                         "a head waits to be merged"
                     );
-                    let mut state = shared.replica.state.write();
-                    state.heads.failed(&head.digest(), now);
+                    if let Err(error) = shared.failed(head.digest(), failure).await {
+                        tracing::warn!(%error, "a head that nobody has could not be given up");
+                    }
                 }
-                (Some(reason), None) => {
+                None => {
                     tracing::info!(reason, "the first head waits to be looked at");
                     first.failed(now);
                 }
-                (None, None) => first.reset(),
-                (None, Some(_)) => {}
             }
         }
     }
@@ -162,7 +192,7 @@ fn note(
     shared: &Shared,
     attempts: &mut BTreeMap<Goal, Attempt>,
     goal: Goal,
-    brought: Result<usize, NamespaceError>,
+    brought: Result<Brought, NamespaceError>,
 ) {
     let Some(attempt) = attempts.get_mut(&goal) else {
         return;
@@ -170,12 +200,18 @@ fn note(
     attempt.fetching = false;
     let brought = brought.unwrap_or_else(|error| {
         tracing::warn!(%error, "manifest nodes could not be kept");
-        0
+        Brought::default()
     });
+    if let Goal::Head(digest) = goal
+        && brought.nodes > 0
+    {
+        shared.replica.state.write().heads.given(&digest);
+    }
     attempt.effort.rounds += 1;
-    attempt.effort.nodes += brought;
+    attempt.effort.nodes += brought.nodes;
     // It may still do without.
-    attempt.effort.unreachable = brought == 0;
+    attempt.effort.unreachable = brought.nodes == 0;
+    attempt.effort.denied = brought.nodes == 0 && brought.denied;
     attempt.effort.late = attempt.begun.elapsed() > LATE_AFTER;
     // Others may have waited for this one to make room.
     shared.signals.merge_wake.notify_one();
@@ -186,7 +222,7 @@ async fn fetch(
     goal: Goal,
     nodes: Vec<NodeHash>,
     from: Option<PeerId>,
-) -> (Goal, Result<usize, NamespaceError>) {
+) -> (Goal, Result<Brought, NamespaceError>) {
     (goal, shared.bring(nodes, from, FETCH_MAX).await)
 }
 
@@ -195,10 +231,30 @@ impl Shared {
     async fn step(self: &Arc<Self>, goal: Goal, effort: Effort) -> Result<Step, NamespaceError> {
         let shared = self.clone();
         blocking(move || match goal {
-            Goal::First => shared.replica.prove_first(Moment::now()),
+            Goal::First => shared.replica.prove_first(effort.denied, Moment::now()),
             Goal::Head(digest) => shared.replica.merge(&digest, &effort, Moment::now()),
         })
         .await
+    }
+
+    async fn failed(
+        self: &Arc<Self>,
+        digest: [u8; 32],
+        failure: Failure,
+    ) -> Result<(), NamespaceError> {
+        let shared = self.clone();
+        let note = move || match failure {
+            Failure::InVain(effort, nodes) => {
+                let now = Moment::now();
+                shared.replica.was_in_vain(&digest, &effort, &nodes, now)
+            }
+            Failure::Other(_) => {
+                let mut state = shared.replica.state.write();
+                state.heads.failed(&digest, Instant::now());
+                Ok(())
+            }
+        };
+        blocking(note).await
     }
 
     /// Who showed a head: the first to ask for its nodes.

@@ -99,15 +99,24 @@ pub enum NamespaceError {
     Failed(String),
 }
 
+/// What asking for manifest nodes brought.
+#[derive(Debug, Default)]
+pub struct Fetched {
+    /// Encodings, unchecked.
+    pub nodes: Vec<Vec<u8>>,
+    /// Somebody who was asked said that they have none of what they were asked for.
+    pub denied: bool,
+}
+
 /// Brings manifest nodes: asks peers.
 pub trait NodeFetcher: Send + Sync + 'static {
-    /// Fetches encodings of these nodes (unchecked); those that could not be had are left out. Bounded by `within`.
+    /// Fetches these nodes; those that could not be had are left out. Bounded by `within`.
     fn fetch(
         &self,
         nodes: Vec<NodeHash>,
         prefer: Option<PeerId>,
         within: Duration,
-    ) -> BoxFuture<'static, Vec<Vec<u8>>>;
+    ) -> BoxFuture<'static, Fetched>;
 
     /// Holds against a peer what it did.
     fn offence(&self, peer: PeerId, reason: &str);
@@ -387,7 +396,7 @@ impl Namespace {
         within: Duration,
     ) -> Result<(), NamespaceError> {
         let count = missing.len();
-        if count == 0 || self.shared.bring(missing, None, within).await? > 0 {
+        if count == 0 || self.shared.bring(missing, None, within).await?.nodes > 0 {
             return Ok(());
         }
         Err(NamespaceError::Unreachable(format!(
@@ -573,16 +582,24 @@ impl Namespace {
     }
 }
 
+/// What fetching nodes came to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Brought {
+    nodes: usize,
+    /// See [`Fetched::denied`].
+    denied: bool,
+}
+
 impl Shared {
-    /// Fetches nodes, keeps the good ones, and returns how many those are.
+    /// Fetches nodes and keeps the good ones.
     async fn bring(
         self: &Arc<Self>,
         missing: Vec<NodeHash>,
         prefer: Option<PeerId>,
         within: Duration,
-    ) -> Result<usize, NamespaceError> {
+    ) -> Result<Brought, NamespaceError> {
         let deadline = tokio::time::Instant::now() + within;
-        let mut brought = 0;
+        let mut brought = Brought::default();
         for nodes in missing.chunks(NAMED_MAX) {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             let fetching = self.fetcher.fetch(nodes.to_vec(), prefer, left);
@@ -590,9 +607,9 @@ impl Shared {
                 break;
             };
             let (shared, asked) = (self.clone(), nodes.to_vec());
-            brought += blocking(move || Ok(shared.replica.nodes.take(&asked, fetched)?))
-                .await?
-                .len();
+            brought.denied |= fetched.denied;
+            let take = move || Ok(shared.replica.nodes.take(&asked, fetched.nodes)?);
+            brought.nodes += blocking(take).await?.len();
         }
         Ok(brought)
     }

@@ -30,8 +30,8 @@ use crate::{
     cluster::{Certificate, ClusterId, ClusterKeys, Head},
     content::{ContentId, Object},
     manifest::{
-        self, CausalContext, Dot, Entry, HybridTime, Key, Kind, Moved, Name, NodeHash, NodeSource,
-        Shown, Timestamp, TreePath, WriterNumber,
+        self, CausalContext, Dot, Entry, HybridTime, Key, Kind, Moved, Name, NodeHash, Shown,
+        Timestamp, TreePath, WriterNumber,
     },
     net::proto::Push,
 };
@@ -252,8 +252,13 @@ impl World {
 
     /// Brings nodes from whoever can be reached and has them. Whether any came.
     fn fetch(&self, number: usize, nodes: &[NodeHash]) -> bool {
+        self.fetch_or_denied(number, nodes).0
+    }
+
+    /// The same, and whether there was somebody to ask who had none.
+    fn fetch_or_denied(&self, number: usize, nodes: &[NodeHash]) -> (bool, bool) {
         let Some(replica) = &self.peers[number].replica else {
-            return false;
+            return (false, false);
         };
         let others =
             (0..self.plan.peers).filter(|&other| other != number && self.reach(number, other));
@@ -266,11 +271,8 @@ impl World {
                 .filter_map(|other| other.nodes.encoded(hash).unwrap());
             given.next().map(|bytes| bytes.to_vec())
         });
-        !replica
-            .nodes
-            .take(nodes, found.collect())
-            .unwrap()
-            .is_empty()
+        let taken = replica.nodes.take(nodes, found.collect()).unwrap();
+        (!taken.is_empty(), taken.is_empty() && !others.is_empty())
     }
 
     /// Asks a replica until it has what it needs; `None` where that can't be had.
@@ -344,8 +346,12 @@ impl World {
         let Some(replica) = &self.peers[number].replica else {
             return;
         };
-        while let Merge::Missing(nodes) = replica.prove_first(now).unwrap() {
-            if !self.fetch(number, &nodes) {
+        while let Merge::Missing(nodes) = replica.prove_first(false, now).unwrap() {
+            let (came, denied) = self.fetch_or_denied(number, &nodes);
+            if !came {
+                if denied {
+                    replica.prove_first(true, now).unwrap();
+                }
                 break;
             }
         }
@@ -362,11 +368,19 @@ impl World {
             let mut effort = Effort::default();
             while let Merge::Missing(nodes) = replica.merge(&head.digest(), &effort, now).unwrap() {
                 if effort.was_in_vain(&nodes) {
+                    let digest = head.digest();
+                    replica.was_in_vain(&digest, &effort, &nodes, now).unwrap();
                     break;
                 }
                 effort.rounds += 1;
                 effort.nodes += nodes.len();
-                effort.unreachable = !self.fetch(number, &nodes);
+                let (came, denied) = self.fetch_or_denied(number, &nodes);
+                if came {
+                    let mut state = replica.state.write();
+                    state.heads.given(&head.digest());
+                }
+                effort.unreachable = !came;
+                effort.denied = denied;
                 effort.wanted = nodes;
             }
         }
@@ -496,12 +510,13 @@ impl World {
                 let limit = (minutes * 60 * SECOND) as i64;
                 self.peers[number].skew_ns = self.random.random_range(-limit..=limit);
             }
-            975..985 => {
+            975..982 => {
                 if let Some(old) = self.old_heads.choose(&mut self.random).cloned() {
                     let from = self.peer_id(0);
                     self.arrive(number, Message::Heads(from, vec![old]));
                 }
             }
+            982..985 => self.pass_time(90 * 60 * SECOND),
             985..988 => self.pass_time(2 * 365 * 24 * HOUR),
             988..992 => {
                 // What is synced without a head.
@@ -748,7 +763,7 @@ impl World {
         // Heads from ahead are acceptable by now.
         self.pass_time(2 * HOUR);
         let before = self.signed;
-        for _ in 0..SETTLING_ROUNDS_MAX {
+        for round in 0..SETTLING_ROUNDS_MAX {
             for number in 0..self.plan.peers {
                 self.run(number);
                 for _ in 0..3 {
@@ -756,7 +771,9 @@ impl World {
                     self.meet(number, other);
                 }
             }
-            self.pass_time(5 * SECOND);
+            // Sooner or later a head that was lost with its tree, by a roll-back, is given up.
+            let time = if round % 8 == 7 { 2 * HOUR } else { 5 * SECOND };
+            self.pass_time(time);
             if self.agree() {
                 let signed = self.signed - before;
                 let bound = 4 * self.plan.peers + 20;
@@ -789,29 +806,11 @@ impl World {
             let state = replica.state.read();
             let mine = (state.root, state.covers.clone());
             let same = *first.get_or_insert_with(|| mine.clone()) == mine;
-            // A head that was lost with its tree, by a roll-back, can't be merged by anybody.
-            let waiting = state.heads.unmerged().count();
-            let lost = state
-                .heads
-                .unmerged()
-                .filter(|head| !self.exists(head.root));
-            let lost = if self.plan.clones { lost.count() } else { 0 };
-            same && waiting == lost
-                && state.heads.iter().count() == 1 + lost
+            same && state.heads.unmerged().count() == 0
+                && state.heads.iter().count() == 1
                 && state.redo.is_none()
                 && !state.overlay.waits(u64::MAX)
         })
-    }
-
-    /// Whether somebody has each node of a tree.
-    fn exists(&self, root: NodeHash) -> bool {
-        if root == manifest::empty_root() {
-            return true;
-        }
-        let replicas = self.peers.iter().filter_map(|peer| peer.replica.as_ref());
-        let mut found = replicas.filter_map(|replica| replica.nodes.node(&root).unwrap());
-        let node = found.next();
-        node.is_some_and(|node| node.children().iter().all(|child| self.exists(*child)))
     }
 
     /// All contents that the state of a peer holds, conflict copies included.
@@ -1133,6 +1132,145 @@ fn what_is_made_under_the_old_name_of_a_folder_follows_a_rename_that_was_kept_wi
         assert_eq!(shown("moved 0/3.txt"), Some(1001));
         assert_eq!(shown("f/made elsewhere"), None);
     }
+}
+
+/// Three peers of which the first has signed a head that no other could fetch the nodes of.
+fn with_a_head_that_nobody_has() -> (World, Vec<Vec<u8>>) {
+    let plan = Plan {
+        peers: 3,
+        steps: 0,
+        clones: false,
+    };
+    let mut world = World::new(plan, 0);
+    for number in 0..3 {
+        world.run(number);
+        // Looks at everything.
+        world.contents(number);
+    }
+    world.peers[0].cell = 1;
+    let now = world.moment(0);
+    let made = Edit {
+        path: at("made"),
+        entry: Some(file(1000)),
+        seen: Vec::new(),
+        held: false,
+        written: None,
+        moved: None,
+    };
+    let replica = world.peers[0].replica.as_ref().unwrap();
+    replica.change(vec![made], now).unwrap();
+    assert!(world.commit(0, now));
+    let heads = world.peers[0].replica.as_ref().unwrap().heads();
+    (world, heads)
+}
+
+fn shows(world: &World, number: usize, path: &str) -> Option<u64> {
+    let shown = world.ask(number, |replica| replica.get(&at(path)))?;
+    shown.and_then(|shown| content_of(&shown.entry))
+}
+
+#[test]
+fn a_head_that_nobody_has_is_given_up_and_taken_when_somebody_has_it_again() {
+    let (mut world, lost) = with_a_head_that_nobody_has();
+    let from = world.peer_id(0);
+    let known = |world: &World, number: usize| {
+        let replica = world.peers[number].replica.as_ref().unwrap();
+        let state = replica.state.read();
+        (state.heads.iter().count(), state.heads.unmerged().count())
+    };
+    world.arrive(1, Message::Heads(from, lost.clone()));
+    assert_eq!(known(&world, 1), (2, 1));
+    let told = world.peers[1].replica.as_ref().unwrap().heads();
+    assert!(!told.contains(&lost[0]), "others are not told of it");
+    // What another one writes meanwhile is not held up by it.
+    let now = world.moment(2);
+    let other = Edit {
+        path: at("other"),
+        entry: Some(file(1001)),
+        seen: Vec::new(),
+        held: false,
+        written: None,
+        moved: None,
+    };
+    let replica = world.peers[2].replica.as_ref().unwrap();
+    replica.change(vec![other], now).unwrap();
+    assert!(world.commit(2, now));
+    world.meet(1, 2);
+    assert_eq!(shows(&world, 1, "other"), Some(1001));
+    assert_eq!(known(&world, 1), (2, 1));
+
+    world.pass_time(30 * 60 * SECOND);
+    world.run(1);
+    assert_eq!(known(&world, 1), (2, 1));
+    world.pass_time(31 * 60 * SECOND);
+    world.run(1);
+    assert_eq!(known(&world, 1), (1, 0), "it was given up");
+    // Shown by somebody who has it no more than the others, it goes again at once.
+    world.arrive(1, Message::Heads(from, lost.clone()));
+    assert_eq!(known(&world, 1), (1, 0));
+    assert_eq!(shows(&world, 1, "made"), None);
+
+    world.peers[0].cell = 0;
+    world.settle();
+    for number in 0..3 {
+        assert_eq!(shows(&world, number, "made"), Some(1000));
+        assert_eq!(shows(&world, number, "other"), Some(1001));
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_first_head_that_nobody_has() {
+    let (mut world, lost) = with_a_head_that_nobody_has();
+    let from = world.peer_id(0);
+    world.peers[1].disk = MemoryDisk::default();
+    world.start(1, false);
+    world.arrive(1, Message::Heads(from, lost.clone()));
+    assert_eq!(shows(&world, 1, "0.txt"), None);
+    // The first one has seen all that this one has.
+    world.meet(1, 2);
+    world.run(1);
+    assert_eq!(shows(&world, 1, "0.txt"), Some(1));
+    // The same for who starts again in between.
+    world.start(1, false);
+    world.meet(1, 2);
+    world.run(1);
+    assert_eq!(shows(&world, 1, "0.txt"), Some(1));
+    assert_eq!(shows(&world, 1, "made"), None);
+    world.peers[0].cell = 0;
+    world.settle();
+    assert_eq!(shows(&world, 1, "made"), Some(1000));
+}
+
+#[test]
+fn a_state_that_is_here_whole_does_not_give_way_to_one_that_is_there_in_part() {
+    let (mut world, lost) = with_a_head_that_nobody_has();
+    let from = world.peer_id(0);
+    // Its root alone has reached the others.
+    let root = {
+        let replica = world.peers[0].replica.as_ref().unwrap();
+        let root = replica.state.read().root.unwrap();
+        (
+            root,
+            replica.nodes.encoded(&root).unwrap().unwrap().to_vec(),
+        )
+    };
+    for number in [1, 2] {
+        let replica = world.peers[number].replica.as_ref().unwrap();
+        replica.nodes.put(std::slice::from_ref(&root)).unwrap();
+    }
+    world.arrive(1, Message::Heads(from, lost.clone()));
+    let names = |world: &World, number: usize| {
+        let list = |replica: &Replica<_>| replica.children(&TreePath::root());
+        world.ask(number, list).map(|names| names.len())
+    };
+    let before = names(&world, 2).unwrap();
+    assert_eq!(names(&world, 1), Some(before));
+    world.pass_time(2 * HOUR);
+    world.run(1);
+    assert_eq!(names(&world, 1), Some(before));
+    world.peers[0].cell = 0;
+    world.settle();
+    assert_eq!(names(&world, 1), Some(before + 1));
 }
 
 #[test]

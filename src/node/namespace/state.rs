@@ -66,6 +66,8 @@ pub(super) struct State {
     pub(super) heads: HeadSet,
     /// Digests of heads that were looked at.
     pub(super) seen_heads: Recent<[u8; 32], ()>,
+    /// Heads that were given up: when one is shown again it is tried once, not for long.
+    pub(super) given_up: Recent<[u8; 32], ()>,
     /// Who showed a head: the first to ask for its nodes.
     pub(super) showed: Recent<[u8; 32], PeerId>,
     pub(super) overlay: Overlay,
@@ -201,6 +203,7 @@ impl State {
             clock,
             heads: HeadSet::default(),
             seen_heads: Recent::new(SEEN_HEADS_MAX),
+            given_up: Recent::new(SEEN_HEADS_MAX),
             showed: Recent::new(SEEN_HEADS_MAX),
             overlay: Overlay::new(),
             pending_kept: false,
@@ -331,6 +334,18 @@ impl State {
         if let Some((from, to)) = rename {
             let time = self.tick(wall_ns);
             self.overlay.renamed(from, to, time);
+        }
+    }
+
+    /// Notes that those who could be asked lack nodes of a head. How long that has been so.
+    pub(super) fn denied(&mut self, digest: &[u8; 32], now: Instant) -> Duration {
+        match self.heads.denied(digest, now) {
+            Some(since) => now.duration_since(since),
+            None => {
+                // What seemed to add nothing to it may be shown again.
+                self.seen_heads.clear();
+                Duration::ZERO
+            }
         }
     }
 

@@ -32,7 +32,7 @@ impl NodeFetcher for Wire {
         nodes: Vec<NodeHash>,
         _prefer: Option<PeerId>,
         _within: Duration,
-    ) -> BoxFuture<'static, Vec<Vec<u8>>> {
+    ) -> BoxFuture<'static, Fetched> {
         let peers = self.peers.lock().clone();
         let found: Vec<_> = nodes
             .iter()
@@ -40,7 +40,9 @@ impl NodeFetcher for Wire {
             .map(|bytes| bytes.to_vec())
             .collect();
         self.fetched.fetch_add(found.len(), Ordering::Relaxed);
-        Box::pin(async move { found })
+        let denied = found.is_empty() && !peers.is_empty();
+        let nodes = found;
+        Box::pin(async move { Fetched { nodes, denied } })
     }
 
     fn offence(&self, _peer: PeerId, _reason: &str) {}

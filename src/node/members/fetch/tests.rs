@@ -269,3 +269,21 @@ async fn trackers_are_asked_again_after_growing_pauses_while_nothing_is_had() {
     let asked = company.copy_asked.lock().len();
     assert!((1..=2).contains(&asked), "{asked}");
 }
+
+#[tokio::test]
+async fn only_who_answers_and_has_none_denies_that_there_are_nodes() {
+    for (manners, denied) in [
+        (&[Manner::Empty, Manner::Silent][..], true),
+        (&[Manner::Silent, Manner::Busy], false),
+        (&[], false),
+    ] {
+        let company = Company::new(manners);
+        let slow = Slow::default();
+        let events = broadcast::Sender::new(1);
+        let mut fetch = Fetch::new(&company, &slow, hashes(3));
+        let run = fetch.run(events.subscribe());
+        let _ = tokio::time::timeout(Duration::from_secs(1), run).await;
+        assert!(fetch.got.is_empty());
+        assert_eq!(fetch.denied, denied);
+    }
+}

@@ -417,8 +417,10 @@ impl NodeFetcher for Liar {
         nodes: Vec<NodeHash>,
         _prefer: Option<PeerId>,
         _within: Duration,
-    ) -> BoxFuture<'static, Vec<Vec<u8>>> {
-        Box::pin(async move { nodes.iter().map(|hash| hash.0.to_vec()).collect() })
+    ) -> BoxFuture<'static, Fetched> {
+        let nodes = nodes.iter().map(|hash| hash.0.to_vec()).collect();
+        let denied = false;
+        Box::pin(async move { Fetched { nodes, denied } })
     }
 
     fn offence(&self, _peer: PeerId, _reason: &str) {}
