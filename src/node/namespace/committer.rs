@@ -32,7 +32,8 @@ async fn commit_forever(shared: &Arc<Shared>) {
         let now = Instant::now();
         let hurried = shared.hurry.load(Ordering::Acquire);
         let made = shared.replica.state.read().overlay.generation();
-        let due = shared.replica.commit_due(now).map(|due| {
+        let wanted = shared.replica.commit_due(now);
+        let due = wanted.map(|due| {
             let paced = if hurried { now } else { pace.due(now) };
             match back_off.until() {
                 Some(until) if !hurried && made <= tried => due.max(paced).max(until),
@@ -42,11 +43,18 @@ async fn commit_forever(shared: &Arc<Shared>) {
         match due {
             Some(due) if due <= now => {}
             Some(due) => {
+                // Only somebody's hurry makes it sooner where it is but the pace that it waits for: a burst of changes is not to
+                // wake this task with each of them.
+                let is_paced = wanted <= Some(now) && back_off.until().is_none();
+                let paced = &shared.signals.commit_paced;
+                paced.store(is_paced, Ordering::Release);
                 let pause = tokio::time::sleep_until(due.into());
                 tokio::select! {
                     () = pause => {}
                     () = shared.signals.commit_wake.notified() => {}
                 }
+                // Before it looks again: what came meanwhile is seen then.
+                paced.store(false, Ordering::Release);
                 continue;
             }
             None => {

@@ -212,6 +212,8 @@ struct Shared {
 struct Signals {
     /// There may be something to commit.
     commit_wake: Notify,
+    /// The committer waits for its pace alone, and looks for itself after that.
+    commit_paced: AtomicBool,
     /// There may be something to merge.
     merge_wake: Notify,
     /// All of it, those included that could wait.
@@ -240,7 +242,12 @@ impl Signals {
             Event::HeadKnown(known) => {
                 self.head_known.send_replace(known);
             }
-            Event::ToCommit => self.commit_wake.notify_one(),
+            Event::ToCommit => {
+                // Whatever leads here was done under the lock of the state that the committer looks at after its wait.
+                if !self.commit_paced.load(Ordering::Acquire) {
+                    self.commit_wake.notify_one();
+                }
+            }
             Event::ToMerge => self.merge_wake.notify_one(),
             Event::ToMergeAll => {
                 self.merge_all.store(true, Ordering::Release);
@@ -285,6 +292,7 @@ impl Namespace {
         let restored = store.is_restored_copy();
         let signals = Arc::new(Signals {
             commit_wake: Notify::new(),
+            commit_paced: AtomicBool::new(false),
             merge_wake: Notify::new(),
             merge_all: AtomicBool::new(false),
             head_known: watch::Sender::new(false),

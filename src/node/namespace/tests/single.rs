@@ -149,6 +149,33 @@ async fn a_change_during_a_commit_follows_on_from_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_while_the_committer_waits_for_its_pace_is_committed_with_the_rest() {
+    let cluster = Cluster::new();
+    let a = cluster.member("a");
+    a.ns.create().unwrap();
+    // More than may go at once.
+    for content in 0..20 {
+        a.write("x", content).await;
+    }
+    for content in 0..4 {
+        a.change("y", Some(file(content)));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        a.change("z", Some(file(content)));
+        until("both are published", async || {
+            a.ns.status().unpublished == 0
+        })
+        .await;
+    }
+    // Who hurries doesn't wait for it.
+    a.change("y", Some(file(4)));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let begun = std::time::Instant::now();
+    a.ns.flush().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(1));
+    assert!(a.shows("y", 4).await && a.shows("z", 3).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sequence_that_was_made_durable_without_a_head_is_never_used_again() {
     let cluster = Cluster::new();
     let a = cluster.member("a");
