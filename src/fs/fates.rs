@@ -69,6 +69,12 @@ impl Unsettled {
         false
     }
 
+    /// Whether all names have a head on disk.
+    fn is_empty(&mut self, is_committed: impl Fn(Dot) -> bool) -> bool {
+        self.settled(is_committed);
+        self.by_head.is_empty()
+    }
+
     /// Forgets what is on disk.
     fn settled(&mut self, is_committed: impl Fn(Dot) -> bool) {
         while let Some((by, _)) = self.by_head.front()
@@ -138,9 +144,12 @@ impl Core {
 
     /// Fails with [`Need::Names`] where no head on disk has a name of a file that is being written.
     pub(super) fn names_are_settled(&self, number: u64, path: &TreePath) -> Result<(), Fail> {
+        let is_committed = |by| self.tree.is_committed(by);
+        if self.unsettled_names.lock().is_empty(is_committed) {
+            return Ok(());
+        }
         let mut paths = self.inodes.lock().paths(number);
         paths.push(path.clone());
-        let is_committed = |by| self.tree.is_committed(by);
         let mut unsettled = self.unsettled_names.lock();
         match paths
             .iter()

@@ -186,10 +186,7 @@ impl Inodes {
             names.push(name);
             at = *folder;
         }
-        names
-            .into_iter()
-            .rev()
-            .try_fold(TreePath::root(), |path, name| path.join(name).ok())
+        TreePath::of_names(names.into_iter().rev().cloned().collect()).ok()
     }
 
     /// The links of the inode that has a name, or of that of a file.

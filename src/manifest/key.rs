@@ -1,6 +1,6 @@
 //! Keys of the map: paths of the folder, and internal keys beside them.
 
-use std::{ffi::OsStr, fmt, ops::Range, os::unix::ffi::OsStrExt};
+use std::{ffi::OsStr, fmt, ops::Range, os::unix::ffi::OsStrExt, sync::Arc};
 
 use super::{Kind, WriterNumber};
 
@@ -17,6 +17,9 @@ const SNAPSHOT_NAME_BYTES_MAX: usize = 255;
 /// Longest peer id, in bytes.
 pub(super) const PEER_BYTES_MAX: usize = 64;
 
+/// Room for what mostly follows a path in a key, so that it need not be copied for that.
+const NAME_ROOM: usize = 64;
+
 const SLASH: u8 = b'/';
 /// Ends the parent's path in a key; no name contains it.
 const END: u8 = 0;
@@ -30,9 +33,9 @@ const POLICY: u8 = 6;
 const FOLDER: u8 = 7;
 const NAME: u8 = 8;
 
-/// One component of a path: 1 to 255 bytes, no `/`, no NUL, not `.` or `..`.
+/// One component of a path: 1 to 255 bytes, no `/`, no NUL, not `.` or `..`. Shared: paths are copied with every operation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Name(Box<[u8]>);
+pub struct Name(Arc<[u8]>);
 
 /// Why bytes are not a name or a path.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -104,9 +107,14 @@ impl TreePath {
             .collect::<Result<_, _>>()
             .map(Self)
     }
+    /// Of these names from the root down.
+    pub(crate) fn of_names(names: Vec<Name>) -> Result<Self, NameError> {
+        Self(names).bounded()
+    }
     /// The path of a child.
     pub fn join(&self, name: &Name) -> Result<Self, NameError> {
-        let mut names = self.0.clone();
+        let mut names = Vec::with_capacity(self.0.len() + 1);
+        names.extend_from_slice(&self.0);
         names.push(name.clone());
         Self(names).bounded()
     }
@@ -161,13 +169,16 @@ impl TreePath {
     /// Its bytes, `a/b`; what [`TreePath::parse`] reads.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.byte_length());
+        self.put_bytes(&mut bytes);
+        bytes
+    }
+    fn put_bytes(&self, bytes: &mut Vec<u8>) {
         for (index, name) in self.0.iter().enumerate() {
             if index > 0 {
                 bytes.push(SLASH);
             }
-            bytes.extend(name.as_bytes());
+            bytes.extend_from_slice(name.as_bytes());
         }
-        bytes
     }
     /// From what [`TreePath::to_bytes`] gives, of a record's stand-in, too.
     pub(crate) fn restore(bytes: &[u8]) -> Result<Self, NameError> {
@@ -201,8 +212,9 @@ impl TreePath {
     }
     /// `/a/b`, as the keys of children and of deeper entries start; `/` for the root.
     fn prefix(&self) -> Vec<u8> {
-        let mut prefix = vec![SLASH];
-        prefix.extend(self.to_bytes());
+        let mut prefix = Vec::with_capacity(self.byte_length() + NAME_ROOM);
+        prefix.push(SLASH);
+        self.put_bytes(&mut prefix);
         prefix
     }
 }

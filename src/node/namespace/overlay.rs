@@ -8,7 +8,7 @@
 //! forgotten in portions when they are committed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map},
     ops::Bound,
     sync::Arc,
 };
@@ -423,35 +423,37 @@ impl Overlay {
     /// When a name directly in the folder last came, went or was renamed by a pending change.
     pub(super) fn folder_newest(&self, folder: &TreePath) -> Option<HybridTime> {
         let mut newest = None;
-        let mut at = folder.clone();
-        // What is deeper is passed over, a child folder at a time.
-        loop {
-            let behind = (Bound::Excluded(&at), Bound::Unbounded);
-            let next = self.edits.range::<TreePath, _>(behind).next();
-            let next = next.filter(|(path, _)| path.is_within(folder));
-            let Some((path, pending)) = next else {
-                return newest;
-            };
+        let mut changes = self.behind(folder);
+        while let Some((path, pending)) = changes.next() {
+            if !path.is_within(folder) {
+                break;
+            }
             if path.record().is_some() {
-                at = (**path).clone();
                 continue;
             }
-            let Some(child) = path.names().get(folder.names().len()) else {
-                return newest;
-            };
-            let is_old = pending.entry.is_some() && !pending.seen.is_empty();
-            if path.names().len() == folder.names().len() + 1
-                && (!is_old || pending.moved.is_some())
-            {
-                newest = newest.max(Some(pending.time));
+            match path.names().get(folder.names().len()..) {
+                Some([_]) => {
+                    let is_old = pending.entry.is_some() && !pending.seen.is_empty();
+                    if !is_old || pending.moved.is_some() {
+                        newest = newest.max(Some(pending.time));
+                    }
+                }
+                // What is deeper is passed over, a child folder at a time.
+                Some([child, ..]) => changes = self.behind(&folder.behind_all_below(child)),
+                _ => break,
             }
-            at = folder.behind_all_below(child);
         }
+        newest
+    }
+
+    /// Changes of what comes after a path.
+    fn behind(&self, path: &TreePath) -> btree_map::Range<'_, Arc<TreePath>, Arc<Pending>> {
+        let behind = (Bound::Excluded(path), Bound::Unbounded);
+        self.edits.range::<TreePath, _>(behind)
     }
 
     fn below(&self, folder: &TreePath) -> impl Iterator<Item = (&Arc<TreePath>, &Arc<Pending>)> {
-        self.edits
-            .range::<TreePath, _>((Bound::Excluded(folder), Bound::Unbounded))
+        self.behind(folder)
             .take_while(move |(path, _)| path.is_within(folder))
             .filter(|(path, _)| path.record().is_none())
     }
@@ -642,6 +644,42 @@ mod tests {
         assert!(names(&overlay, at("da")).is_empty());
         change(&mut overlay, "d/e/f", false, &[]);
         assert_eq!(overlay.over(&at("d"), Some(shown(1))), None);
+    }
+
+    #[test]
+    fn a_folders_time_is_that_of_what_is_directly_in_it_whatever_lies_between() {
+        let mut overlay = Overlay::new();
+        let mut moment = 0;
+        let mut put = |path: TreePath, lives: bool, seen: &[u64]| {
+            moment += 1;
+            let edit = Edit {
+                path,
+                entry: lives.then(Entry::implied_directory),
+                seen: seen.iter().map(|sequence| dot(*sequence)).collect(),
+                held: false,
+                written: None,
+                moved: None,
+            };
+            overlay.change(vec![edit], || HybridTime(moment));
+        };
+        put(at("d/b"), true, &[]);
+        put(at("d/a/x"), true, &[]);
+        put(at("d/c"), false, &[1]);
+        put(at("d/c/y/z"), true, &[]);
+        put(at("d/c/y"), true, &[]);
+        // Changed, not new.
+        put(at("d/d"), true, &[1]);
+        put(at("da"), true, &[]);
+        put(at("d"), true, &[]);
+        put(TreePath::of_record(&[5; 16]), true, &[]);
+        let newest = |path: &str| overlay.folder_newest(&at(path)).map(|time| time.0);
+        assert_eq!(newest("d"), Some(3));
+        assert_eq!(newest("d/a"), Some(2));
+        assert_eq!(newest("d/c"), Some(5));
+        assert_eq!(newest("d/c/y"), Some(4));
+        assert_eq!(newest("d/d"), None);
+        assert_eq!(newest("x"), None);
+        assert_eq!(newest(""), Some(8));
     }
 
     #[test]
