@@ -23,6 +23,7 @@ use positioned_io::{ReadAt, WriteAt};
 
 pub use self::nodes::{Nodes, encode_nodes, nodes_bytes};
 use super::{BLOCK_BYTES, ContentId, LeafHash, Leaves, Object};
+use crate::buffers::Buffer;
 
 /// 64 chunks of 1 KiB make a block.
 const GROUP: BlockSize = BlockSize::from_chunk_log(6);
@@ -161,17 +162,20 @@ impl<D: ReadAt + Sync> Hasher<'_, D> {
                 todo.push((first, run));
             }
         }
-        let threads = thread::available_parallelism().map_or(1, |count| count.get());
-        let threads = threads.min(THREADS_MAX).min(todo.len() / RUNS_PER_THREAD);
+        let mut threads = THREADS_MAX.min(todo.len() / RUNS_PER_THREAD);
+        if threads > 1 {
+            // To find out, files are read.
+            let processors = thread::available_parallelism().map_or(1, |count| count.get());
+            threads = threads.min(processors);
+        }
         let todo = Mutex::new(todo.into_iter());
         let work = || -> io::Result<()> {
-            let mut buffer = Vec::new();
             loop {
                 let next = todo.lock().map_or(None, |mut todo| todo.next());
                 let Some((first, run)) = next else {
                     return Ok(());
                 };
-                self.hash_run(first, run, &mut buffer)?;
+                self.hash_run(first, run)?;
             }
         };
         if threads < 2 {
@@ -191,8 +195,8 @@ impl<D: ReadAt + Sync> Hasher<'_, D> {
     }
 
     /// Hashes what is not known of a few blocks.
-    fn hash_run(&self, first: u64, run: &mut [LeafHash], buffer: &mut Vec<u8>) -> io::Result<()> {
-        buffer.resize(run.len() * BLOCK_BYTES as usize, 0);
+    fn hash_run(&self, first: u64, run: &mut [LeafHash]) -> io::Result<()> {
+        let mut buffer = Buffer::new(run.len() * BLOCK_BYTES as usize);
         let places = run.iter_mut().zip(first..);
         let mut unknown = places
             .filter(|(_, block)| self.known.get(*block).is_none())

@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeSet,
     ops::Range,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
@@ -48,6 +48,9 @@ const GATHER: Duration = Duration::from_millis(100);
 /// Waits after failures: the first, and the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
+/// How many there are for this process: to find out, files are read.
+static PROCESSORS: LazyLock<usize> =
+    LazyLock::new(|| std::thread::available_parallelism().map_or(1, usize::from));
 /// How often committing an entry may need further nodes of the manifest.
 const ROUNDS_MAX: u32 = 256;
 
@@ -185,8 +188,7 @@ impl Core {
     /// Publishes small files that [`Core::due`] has named, shared out among a few threads: to hand each over by itself
     /// takes as long as to publish it.
     async fn publish_quick(self: &Arc<Self>, lives: Vec<Arc<Live>>) {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let portion = lives.len().div_ceil(threads.min(AT_ONCE)).max(1);
+        let portion = lives.len().div_ceil((*PROCESSORS).min(AT_ONCE)).max(1);
         let portions = lives.chunks(portion).map(|portion| async move {
             let (core, lives) = (self.clone(), portion.to_vec());
             let others = blocking(move || {

@@ -54,6 +54,10 @@ const ROUNDS_MAX: usize = 64;
 /// How old the count of staging files may be, in general and when there is too little room.
 const RECOUNT_AFTER: Duration = Duration::from_secs(1);
 const RECOUNT_SOON: Duration = Duration::from_millis(50);
+/// For so long the disk isn't asked again what is free, where that is so much more than `--min-free`: what is taken here is known,
+/// and nobody else writes as much meanwhile.
+const FREE_FOR: Duration = Duration::from_millis(10);
+const FREE_PLENTY: u64 = 4 * 1024 * 1024 * 1024;
 /// How many times its bytes something put into the index may take.
 const INDEX_FACTOR: u64 = 3;
 /// Additions to the index after which it is looked at again.
@@ -83,6 +87,7 @@ pub(super) struct Room {
     /// Held by those who make staging files grow; by who counts them anew, alone.
     staging: RwLock<()>,
     counted: Mutex<Option<Counted>>,
+    free: Mutex<Option<Free>>,
     /// Until when it need not be looked for what may go.
     barren_until: Mutex<Option<Instant>>,
     passing: Mutex<Passing>,
@@ -103,6 +108,12 @@ struct Full {
     why: Option<Shortage>,
     until: u64,
     said: u64,
+}
+
+/// What was free on the disk the last time that it was asked, less all that was set aside since.
+struct Free {
+    at: Instant,
+    free: u64,
 }
 
 /// The last count of staging files.
@@ -283,10 +294,27 @@ impl Room {
 }
 
 impl Core {
-    fn disk_free(&self) -> u64 {
+    /// What is free on the disk, or less, where `bytes` more are about to be set aside.
+    fn disk_free(&self, bytes: u64) -> u64 {
+        let mut free = self.room.free.lock();
+        let is_plenty = |at_least: u64| {
+            let limits = *self.room.limits.read();
+            limits.is_none_or(|limits| at_least > limits.free_bytes_min.saturating_add(FREE_PLENTY))
+        };
+        if let Some(known) = &mut *free {
+            known.free = known.free.saturating_sub(bytes);
+            if known.at.elapsed() < FREE_FOR && is_plenty(known.free) {
+                return known.free;
+            }
+        }
         // What can't be found out is no reason to refuse: the write itself says.
-        rustix::fs::statvfs(&self.dir)
-            .map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+        let disk = rustix::fs::statvfs(&self.dir);
+        let now = disk.map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+        *free = Some(Free {
+            at: Instant::now(),
+            free: now,
+        });
+        now
     }
 
     /// Sets room aside, or says what is lacking.
@@ -296,7 +324,7 @@ impl Core {
         let mut pressed = (false, false);
         if let Some(limits) = limits {
             // Under the lock: what others took of the disk before is either reserved or not free any more.
-            let disk_free = self.disk_free();
+            let disk_free = self.disk_free(want.bytes());
             if let Some(lack) = limits.lacks(&taken, disk_free, want) {
                 return Err(lack);
             }
@@ -320,7 +348,7 @@ impl Core {
             return false;
         };
         let taken = *self.room.taken.lock();
-        self.knows_few(&taken, limits.is_pressed(&taken, self.disk_free()))
+        self.knows_few(&taken, limits.is_pressed(&taken, self.disk_free(0)))
     }
 
     /// Whether too little is known that may go, of those kinds that take much.
