@@ -33,7 +33,9 @@ use crate::manifest::Kind;
 
 /// How long the kernel keeps names and attributes: changes elsewhere are told to it as they come.
 const KEEP: Duration = Duration::from_secs(3600);
-/// The largest write (and, by the same number of pages, read) request.
+/// The largest write (and, by the same number of pages, read) request. So much at a time, too, `cp` and `cat` are told to write to a
+/// file that they make, which takes an eighth of the requests: who opens a file to read is told less ([`file_attr`]), as programs
+/// fetch that for each byte.
 const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
 /// What one request copies by reference at most: the answer has 32 bits, and programs ask again.
 const COPY_BYTES_MAX: u64 = 1 << 31;
@@ -254,7 +256,14 @@ impl Filesystem for Shell {
             "setattr",
             move |core| core.setattr(ino.0, &changes),
             move |answer| match answer {
-                Ok(attr) => reply.attr(&keep, &file_attr(&attr)),
+                Ok(attr) => {
+                    let mut attr = file_attr(&attr);
+                    if size == Some(0) {
+                        // About to be written anew.
+                        attr.blksize = REQUEST_BYTES_MAX;
+                    }
+                    reply.attr(&keep, &attr);
+                }
                 Err(error) => reply.error(error),
             },
         );
@@ -431,7 +440,10 @@ impl Filesystem for Shell {
                     Ok(created) => created,
                     Err(error) => return reply.error(error),
                 };
-                let (attr, none) = (file_attr(&attr), Generation(0));
+                let (mut attr, none) = (file_attr(&attr), Generation(0));
+                if how.only_write {
+                    attr.blksize = REQUEST_BYTES_MAX;
+                }
                 let flags = FopenFlags::FOPEN_KEEP_CACHE;
                 // It may have been there: made elsewhere a moment ago.
                 match backing(&core, handle, |file| reply.open_backing(file)) {

@@ -173,7 +173,8 @@ fn pages_of_a_large_file_that_is_read_or_written_once_are_given_up_as_it_goes_on
         kept.trim().parse::<u64>().unwrap()
     };
     let few = 40 * MIB;
-    for reads in [true, false] {
+    // Nobody goes back to what was written through a handle that can't read it.
+    for (reads, few) in [(true, few), (false, 12 * MIB)] {
         let writer = pair.a.with("big", |path| {
             let mut file = fs::File::options()
                 .read(reads)
@@ -213,6 +214,31 @@ fn pages_of_a_large_file_that_is_read_or_written_once_are_given_up_as_it_goes_on
     pair.b
         .with("big", |_| open.read_exact_at(&mut read, 0).unwrap());
     assert_eq!(hash(&read), hash(&bytes));
+}
+
+#[test]
+fn who_makes_a_file_to_write_it_is_told_to_write_much_at_a_time() {
+    let pair = pair();
+    let (much, little) = (1 << 20, 64 << 10);
+    pair.a.with("new", |path| {
+        let mut file = fs::File::create(path).unwrap();
+        assert_eq!(file.metadata().unwrap().blksize(), much);
+        file.write_all(b"something").unwrap();
+        let again = fs::File::create(path).unwrap();
+        assert_eq!(again.metadata().unwrap().blksize(), much);
+        drop((file, again));
+        fs::write(path, b"something else").unwrap();
+        assert_eq!(fs::metadata(path).unwrap().blksize(), little);
+        // What is read here and there is not fetched by the megabyte.
+        let other = path.with_file_name("other");
+        let mut options = fs::File::options();
+        options.read(true).write(true).create_new(true);
+        let file = options.open(&other).unwrap();
+        assert_eq!(file.metadata().unwrap().blksize(), little);
+    });
+    pair.b.shows("new", b"something else");
+    let seen = pair.b.with("new", |path| fs::metadata(path).unwrap());
+    assert_eq!(seen.blksize(), little);
 }
 
 #[test]

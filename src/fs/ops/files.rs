@@ -92,6 +92,8 @@ impl Ahead {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mode {
     pub(crate) write: bool,
+    /// It is for writing alone.
+    pub(crate) only_write: bool,
     pub(crate) truncate: bool,
     pub(crate) exclusive: bool,
 }
@@ -101,6 +103,7 @@ impl Mode {
     pub(crate) fn of(flags: i32) -> Self {
         Self {
             write: flags & libc::O_ACCMODE != libc::O_RDONLY,
+            only_write: flags & libc::O_ACCMODE == libc::O_WRONLY,
             truncate: flags & libc::O_TRUNC != 0,
             exclusive: flags & libc::O_EXCL != 0,
         }
@@ -131,7 +134,7 @@ impl Core {
         } else {
             self.note_open(number, &object);
         }
-        Ok(self.opened(number, mode.write))
+        Ok(self.opened(number, mode))
     }
 
     /// One more cached open of an inode. Where it is passed through, the name gets another inode, which the kernel finds when
@@ -229,7 +232,8 @@ impl Core {
         }
     }
 
-    fn opened(&self, number: u64, write: bool) -> u64 {
+    fn opened(&self, number: u64, mode: Mode) -> u64 {
+        let write = mode.write;
         self.inodes.lock().pin(number);
         let handle = self.handle();
         let counted = OnceLock::new();
@@ -243,7 +247,7 @@ impl Core {
             counted,
             ahead: Mutex::default(),
             is_passing: AtomicBool::new(write && self.may_pass.load(Ordering::Relaxed)),
-            behind: Mutex::default(),
+            behind: Mutex::new(Behind::of(mode.only_write)),
         };
         self.files.lock().insert(handle, Arc::new(file));
         handle
@@ -405,7 +409,7 @@ impl Core {
             modes.cache(number);
         }
         drop((lives, modes));
-        let handle = self.opened(number, mode.write);
+        let handle = self.opened(number, mode);
         Ok((self.attr(number, &facts, true), handle))
     }
 
