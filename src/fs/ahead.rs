@@ -2,7 +2,7 @@
 //! one round trip.
 //!
 //! [`Ahead`] is pure: told which files are opened and what is in their folders, it answers with the small contents that are worth
-//! fetching. Three files in a row, in the order of names or of inode numbers (in which some programs read), are followed by a
+//! fetching. Three files in a row, in the order of names, of listings or of inode numbers (programs read in each of these), are followed by a
 //! window of [`WINDOW_MIN`] files, which doubles with each that is half read. One file at random fetches nothing but itself.
 //! Who has read a folder to its end and begins the next one at its beginning has made the point already.
 //!
@@ -13,7 +13,7 @@ use std::{collections::HashMap, ops::Range, sync::Arc};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::core::Core;
+use super::{core::Core, inodes::Facts};
 use crate::{content::Object, manifest::Kind};
 
 /// First window, in files.
@@ -26,7 +26,7 @@ const HITS_MIN: u32 = 2;
 const SKIPPED_MAX: usize = 8;
 /// Folders that are followed; the one that was used least lately goes first.
 const FOLDERS_MAX: usize = 64;
-/// Small files in all of them together, at about 80 bytes each. A folder that has more is not followed.
+/// Small files in all of them together, at about 90 bytes each. A folder that has more is not followed.
 const FILES_MAX: usize = 200_000;
 /// Files opened that are not in a folder's listing, beyond a sixteenth of it, after which it is made anew.
 const MISSES_MIN: usize = 16;
@@ -93,6 +93,16 @@ impl Run {
     }
 }
 
+/// A small file of a folder.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Small {
+    /// Its inode number.
+    pub(crate) number: u64,
+    /// Its position in listings.
+    pub(crate) position: u64,
+    pub(crate) object: Object,
+}
+
 /// The small files of a folder.
 #[derive(Debug)]
 struct Listing {
@@ -100,18 +110,35 @@ struct Listing {
     files: Vec<(u64, Object)>,
     /// Places in `files` in the order of inode numbers.
     by_number: Vec<u32>,
-    runs: [Run; 2],
+    /// The same in the order of listings, and where each file stands there.
+    by_position: Vec<u32>,
+    ranks: Vec<u32>,
+    runs: [Run; 3],
     /// Files that were opened and are not in it.
     misses: usize,
 }
 
 impl Listing {
-    fn new(files: Vec<(u64, Object)>) -> Self {
-        let mut by_number: Vec<u32> = (0..u32::try_from(files.len()).unwrap_or(0)).collect();
-        by_number.sort_unstable_by_key(|at| files.get(*at as usize).map(|(number, _)| *number));
+    fn new(files: Vec<Small>) -> Self {
+        let in_order_of = |key: fn(&Small) -> u64| {
+            let mut places: Vec<u32> = (0..u32::try_from(files.len()).unwrap_or(0)).collect();
+            places.sort_unstable_by_key(|at| files.get(*at as usize).map(key));
+            places
+        };
+        let by_number = in_order_of(|file| file.number);
+        let by_position = in_order_of(|file| file.position);
+        let mut ranks = vec![0; files.len()];
+        for (rank, place) in (0..).zip(&by_position) {
+            if let Some(of) = ranks.get_mut(*place as usize) {
+                *of = rank;
+            }
+        }
+        let files = files.into_iter();
         Self {
-            files,
+            files: files.map(|file| (file.number, file.object)).collect(),
             by_number,
+            by_position,
+            ranks,
             runs: Default::default(),
             misses: 0,
         }
@@ -123,14 +150,15 @@ impl Listing {
             .map_or(0, |(number, _)| *number)
     }
 
-    /// Where a file stands in both orders.
-    fn places(&self, number: u64) -> Option<[usize; 2]> {
+    /// Where a file stands in each order.
+    fn places(&self, number: u64) -> Option<[usize; 3]> {
         let found = self
             .by_number
             .binary_search_by_key(&number, |place| self.number_at(*place));
         let second = found.ok()?;
         let first = *self.by_number.get(second)?;
-        Some([first as usize, second])
+        let third = *self.ranks.get(first as usize)?;
+        Some([first as usize, second, third as usize])
     }
 
     /// Whether so many files were opened that came after it was made that it is worth making anew.
@@ -153,7 +181,8 @@ impl Listing {
             wanted.extend(range.filter_map(|at| {
                 let place = match order {
                     0 => at,
-                    _ => *self.by_number.get(at)? as usize,
+                    1 => *self.by_number.get(at)? as usize,
+                    _ => *self.by_position.get(at)? as usize,
                 };
                 self.files.get(place).map(|(_, object)| *object)
             }));
@@ -231,7 +260,7 @@ impl Ahead {
 
     /// A folder was listed: its small files, in the order of names. Tells what is worth fetching after what was opened
     /// meanwhile.
-    pub(crate) fn on_listed(&mut self, folder: u64, files: Vec<(u64, Object)>) -> Vec<Object> {
+    pub(crate) fn on_listed(&mut self, folder: u64, files: Vec<Small>) -> Vec<Object> {
         if files.len() > FILES_MAX {
             return Vec::new();
         }
@@ -325,7 +354,7 @@ impl Core {
     }
 
     /// The small files of a folder by number, as far as they can be told without asking anybody.
-    fn small_files(&self, folder: u64) -> Option<Vec<(u64, Object)>> {
+    fn small_files(&self, folder: u64) -> Option<Vec<Small>> {
         let path = self.inodes.lock().path(folder)?;
         let children = self.tree.children(&path).ok()?;
         let mut files = Vec::new();
@@ -335,10 +364,11 @@ impl Core {
                 if let Kind::File(object) = shown.entry.kind
                     && object.blocks() == 1
                 {
-                    files.push((
-                        inodes.number_for(folder, name, &super::inodes::Facts::of(shown)),
+                    files.push(Small {
+                        number: inodes.number_for(folder, name, &Facts::of(shown)),
+                        position: self.position(name),
                         object,
-                    ));
+                    });
                 }
             }
         }
@@ -386,24 +416,22 @@ mod tests {
         }
     }
 
-    /// Files of a folder, whose numbers come in an order of their own.
-    fn files(folder: u64, count: u64) -> Vec<(u64, Object)> {
-        let number = |at: u64| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ folder) | 1;
+    /// Files of a folder, whose numbers come in an order of their own, as their positions do.
+    fn files(folder: u64, count: u64) -> Vec<Small> {
         (0..count)
-            .map(|at| (number(at), object(folder << 32 | at)))
+            .map(|at| Small {
+                number: (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ folder) | 1,
+                position: at.wrapping_mul(0xd1b5_4a32_d192_ed03),
+                object: object(folder << 32 | at),
+            })
             .collect()
     }
 
     /// Opens files in this order, listing when told to; what was asked for after each.
-    fn read(
-        ahead: &mut Ahead,
-        folder: u64,
-        all: &[(u64, Object)],
-        order: &[usize],
-    ) -> Vec<Vec<Object>> {
+    fn read(ahead: &mut Ahead, folder: u64, all: &[Small], order: &[usize]) -> Vec<Vec<Object>> {
         let mut asked = Vec::new();
         for at in order {
-            let mut worth = ahead.on_open(folder, all[*at].0);
+            let mut worth = ahead.on_open(folder, all[*at].number);
             if worth.list {
                 let folder = ahead.unlisted().expect("one is to be listed");
                 worth.objects = ahead.on_listed(folder, all.to_vec());
@@ -415,13 +443,16 @@ mod tests {
 
     #[test]
     fn a_folder_read_in_order_is_fetched_in_windows_that_double_each_file_once() {
-        for by_number in [false, true] {
+        let orders: [fn(&Small, usize) -> u64; 3] = [
+            |_, at| at as u64,
+            |file, _| file.number,
+            |file, _| file.position,
+        ];
+        for key in orders {
             let mut ahead = Ahead::default();
             let all = files(1, 5000);
             let mut order: Vec<usize> = (0..all.len()).collect();
-            if by_number {
-                order.sort_by_key(|at| all[*at].0);
-            }
+            order.sort_by_key(|at| key(&all[*at], *at));
             let asked = read(&mut ahead, 1, &all, &order);
             assert!(asked[0].is_empty() && asked[1].is_empty());
             let windows: Vec<usize> = asked
@@ -431,7 +462,7 @@ mod tests {
                 .collect();
             assert_eq!(windows[..7], [16, 32, 64, 128, 256, 512, 1024]);
             let fetched: Vec<Object> = asked.concat();
-            let expected: Vec<Object> = order[3..].iter().map(|at| all[*at].1).collect();
+            let expected: Vec<Object> = order[3..].iter().map(|at| all[*at].object).collect();
             assert_eq!(fetched, expected);
         }
     }
@@ -442,7 +473,7 @@ mod tests {
         let all = files(1, 3000);
         let mut fetched = std::collections::BTreeSet::new();
         for at in 0..all.len() {
-            assert!(at < 3 || fetched.contains(&all[at].1), "{at}");
+            assert!(at < 3 || fetched.contains(&all[at].object), "{at}");
             fetched.extend(read(&mut ahead, 1, &all, &[at]).concat());
         }
     }
@@ -505,7 +536,7 @@ mod tests {
         let mut ahead = Ahead::default();
         let all = files(1, 100);
         read(&mut ahead, 1, &all[..40], &[0, 1]);
-        let lists = (40..70).filter(|at| ahead.on_open(1, all[*at].0).list);
+        let lists = (40..70).filter(|at| ahead.on_open(1, all[*at].number).list);
         assert_eq!(lists.count(), 1);
     }
 

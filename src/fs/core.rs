@@ -8,7 +8,7 @@
 //! agree. Who changes names has the tree hold ([`super::parts::Tree::hold`]) next after `order`, until the journal agrees as well. Nobody waits for a disk to sync while holding any of them but `syncing`.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet, hash_map::RandomState},
     ops::Range,
     path::PathBuf,
     sync::{
@@ -149,6 +149,8 @@ pub(crate) struct Core {
     pub(super) inodes: Mutex<Inodes>,
     pub(super) files: Mutex<HashMap<u64, Arc<OpenFile>>>,
     pub(super) folders: Mutex<HashMap<u64, Arc<OpenFolder>>>,
+    /// The key of the order in which names are listed, until the mount ends.
+    pub(super) listing_order: RandomState,
     /// Places whose contents are being moved, or moved to: nothing changes there until that is done.
     pub(super) moving: Mutex<Vec<TreePath>>,
     /// Whose files are read one after the other.
@@ -199,6 +201,7 @@ impl Core {
             inodes: Mutex::new(Inodes::new()),
             files: Mutex::new(HashMap::new()),
             folders: Mutex::new(HashMap::new()),
+            listing_order: RandomState::new(),
             moving: Mutex::new(Vec::new()),
             following: Following::default(),
             next_handle: AtomicU64::new(1),

@@ -345,6 +345,7 @@ impl Fixture {
         self.core.releasedir(handle);
         listed?;
         names.retain(|name| name != "." && name != "..");
+        names.sort();
         Ok(names)
     }
 

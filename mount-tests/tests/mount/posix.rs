@@ -1,6 +1,7 @@
 //! What programs expect of a filesystem, through the kernel; `mount-tests/outside` has what POSIX says of each call.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
     path::Path,
@@ -372,6 +373,58 @@ fn links_that_tools_make_survive_a_kill_and_a_remount() {
             Some(0) => Ok(()),
             _ => Err(check),
         }
+    });
+}
+
+#[test]
+fn a_folder_that_changes_while_it_is_read_tells_what_stays_exactly_once() {
+    const FILES: usize = 3000;
+    let pair = pair();
+    let host = pair.a.host();
+    host.sh(&format!(
+        "mkdir mnt/many && cd mnt/many && seq {FILES} | xargs touch"
+    ));
+    pair.a.with_within(LONG, "many", |dir| {
+        let mut told = BTreeMap::new();
+        let mut reading = fs::read_dir(dir).unwrap();
+        let mut gone = BTreeSet::new();
+        // The kernel hands them on by the thousand.
+        for round in 0..3 {
+            for entry in reading.by_ref().take(FILES / 4) {
+                let name = entry.unwrap().file_name().into_string().unwrap();
+                if told.len() % 2 == 0 {
+                    fs::remove_file(dir.join(&name)).unwrap();
+                    gone.insert(name.clone());
+                }
+                *told.entry(name).or_insert(0) += 1;
+            }
+            fs::write(dir.join(format!("new {round}")), b"").unwrap();
+            let now: Vec<_> = fs::read_dir(dir).unwrap().collect();
+            assert_eq!(
+                now.len(),
+                FILES - gone.len() + round + 1,
+                "by who begins now"
+            );
+        }
+        for entry in reading {
+            *told
+                .entry(entry.unwrap().file_name().into_string().unwrap())
+                .or_insert(0) += 1;
+        }
+        for number in 1..=FILES {
+            assert_eq!(told.get(&number.to_string()), Some(&1), "{number}");
+        }
+        assert!(told.values().all(|times| *times == 1));
+    });
+    // A folder that is no more has nothing in it.
+    pair.a.with_within(LONG, "many", |dir| {
+        let open = fs::File::open(dir).unwrap();
+        fs::remove_dir_all(dir).unwrap();
+        let mut left = rustix::fs::Dir::read_from(&open).unwrap();
+        let none = left
+            .next()
+            .is_none_or(|entry| entry.is_err() || entry.unwrap().file_name() == c".");
+        assert!(none);
     });
 }
 

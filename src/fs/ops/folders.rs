@@ -1,6 +1,15 @@
 //! Listing folders.
+//!
+//! A folder is listed in the order of a keyed hash of its names, and the position behind a name is that hash, as ext4 does it. So a
+//! position says by itself what comes next, whatever has come and gone since: who reads a folder while it changes is told
+//! exactly once of what stays. The kernel shares what it caches of a listing among all who read it, drops it when it likes, and then
+//! asks by positions that others were given; positions that count lines of a snapshot would not do.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    hash::BuildHasher,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -13,11 +22,18 @@ use crate::{
     manifest::{Kind, Name, NodeHash, PATH_BYTES_MAX, Shown, TreePath},
 };
 
+/// Positions behind `.` and `..`; those behind names are larger.
+const DOT: u64 = 1;
+const DOTDOT: u64 = 2;
+/// A snapshot of what has changed since is used for so many times the time that it took: reading a large folder that changes all
+/// the time must not take one for each few lines.
+const USED_FOR: u32 = 8;
+
 /// An open folder.
 #[derive(Debug)]
 pub(crate) struct OpenFolder {
     number: u64,
-    /// Taken at the first read, so that positions stay valid while the folder changes.
+    /// What was read last, for who reads on.
     snapshot: Mutex<Option<Arc<Snapshot>>>,
 }
 
@@ -27,7 +43,10 @@ struct Snapshot {
     /// With attributes, which a listing without them does not wait for.
     detailed: bool,
     parent: u64,
-    entries: Vec<(Name, Facts)>,
+    /// In order of the positions behind them.
+    entries: Vec<(u64, Name, Facts)>,
+    at: Instant,
+    took: Duration,
 }
 
 /// One line of a listing.
@@ -35,7 +54,7 @@ struct Snapshot {
 pub(crate) struct Listed<'a> {
     pub(crate) attr: Attr,
     pub(crate) name: &'a [u8],
-    /// Where the next one begins.
+    /// The position behind it: where the next one begins.
     pub(crate) next: u64,
     /// Nothing has changed since the snapshot: the kernel may keep the attributes.
     pub(crate) current: bool,
@@ -71,7 +90,7 @@ impl Core {
         }
     }
 
-    /// Makes sure that a listing from `offset` can be given: takes the snapshot.
+    /// Makes sure that a listing from a position on can be given: takes a snapshot.
     pub(crate) fn prepare_listing(
         &self,
         handle: u64,
@@ -79,18 +98,15 @@ impl Core {
         detailed: bool,
     ) -> Result<(), Fail> {
         let folder = self.folder(handle)?;
-        let usable = |snapshot: &Snapshot| snapshot.detailed || !detailed;
-        let taken = folder.snapshot.lock().clone();
-        // From the beginning means: as it is now (rewinddir).
-        if offset > 0 && taken.as_deref().is_some_and(usable) {
-            return Ok(());
-        }
+        let begun = Instant::now();
         let _order = self.order.read();
         let epoch = self.epoch.load(Ordering::Acquire);
-        if let Some(taken) = taken
-            && taken.epoch == epoch
-            && usable(&taken)
-        {
+        let is_usable = |snapshot: &Snapshot| {
+            // From the beginning means: as it is now (rewinddir).
+            let still = offset > 0 && begun < snapshot.at + snapshot.took * USED_FOR;
+            (snapshot.epoch == epoch || still) && (snapshot.detailed || !detailed)
+        };
+        if folder.snapshot.lock().as_deref().is_some_and(is_usable) {
             return Ok(());
         }
         let path = self.path(folder.number)?;
@@ -105,17 +121,41 @@ impl Core {
                 children.into_iter().filter_map(plain).collect()
             }
         };
+        let entries = self.in_order(entries);
         let parent = self.inodes.lock().parent(folder.number).unwrap_or(ROOT);
+        let now = Instant::now();
         *folder.snapshot.lock() = Some(Arc::new(Snapshot {
             epoch,
             detailed,
             parent,
             entries,
+            at: now,
+            took: now - begun,
         }));
         Ok(())
     }
 
-    /// Hands the listing from `offset` on to `take` until that says it is full; `take` must not call back. With `count`, every entry that was taken
+    /// The position behind a name.
+    pub(in crate::fs) fn position(&self, name: &Name) -> u64 {
+        // The kernel's positions have a sign.
+        (self.listing_order.hash_one(name.as_bytes()) >> 2) + DOTDOT + 1
+    }
+
+    fn in_order(&self, entries: Vec<(Name, Facts)>) -> Vec<(u64, Name, Facts)> {
+        let placed = entries.into_iter();
+        let placed = placed.map(|(name, facts)| (self.position(&name), name, facts));
+        let mut placed: Vec<_> = placed.collect();
+        placed.sort_unstable_by(|(a, name_a, _), (b, name_b, _)| (a, name_a).cmp(&(b, name_b)));
+        // One in ten million folders of a million names has two of the same.
+        let mut last = 0;
+        for (position, ..) in &mut placed {
+            *position = (*position).max(last + 1);
+            last = *position;
+        }
+        placed
+    }
+
+    /// Hands the listing from a position on to `take` until that says it is full; `take` must not call back. With `count`, every entry that was taken
     /// counts as looked up by the kernel (`.` and `..` never do).
     pub(crate) fn list(
         &self,
@@ -130,10 +170,10 @@ impl Core {
         let _order = self.order.read();
         let current = self.epoch.load(Ordering::Acquire) == snapshot.epoch;
         for (at, name, number) in [
-            (0, b".".as_slice(), folder.number),
-            (1, b"..", snapshot.parent),
+            (DOT, b".".as_slice(), folder.number),
+            (DOTDOT, b"..", snapshot.parent),
         ] {
-            if offset > at {
+            if offset >= at {
                 continue;
             }
             let facts = self.inodes.lock().facts(number).cloned();
@@ -141,18 +181,18 @@ impl Core {
             let listed = Listed {
                 attr: self.attr_now(number, &facts, true),
                 name,
-                next: at + 1,
+                next: at,
                 current: false,
             };
             if take(listed) {
                 return Ok(());
             }
         }
-        let first = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
         // Nearly always nothing is being written, and then nobody need be asked about it for each entry.
         let is_quiet = self.lives.lock().is_empty();
         let mut inodes = self.inodes.lock();
-        for (index, (name, facts)) in snapshot.entries.iter().enumerate().skip(first) {
+        let first = snapshot.entries.partition_point(|entry| entry.0 <= offset);
+        for (position, name, facts) in snapshot.entries.iter().skip(first) {
             let mut known = inodes.child(folder.number, name);
             let mut live = None;
             if let Some(number) = known
@@ -199,7 +239,7 @@ impl Core {
                     .attr(number, facts, true)
                     .accessed(inodes.accessed(number)),
                 name: name.as_bytes(),
-                next: index as u64 + 3,
+                next: *position,
                 current,
             };
             if count {

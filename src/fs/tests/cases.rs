@@ -1291,3 +1291,54 @@ fn what_is_removed_while_it_is_being_published_stays_away() {
     }
     publishing.abort();
 }
+
+#[test]
+fn who_reads_on_in_another_open_folder_is_told_the_rest_whatever_came_and_went() {
+    let fixture = Fixture::new();
+    for number in 0..100 {
+        fixture.put(&format!("{number:02}"), b"x").expect("put");
+    }
+    let read = |from: u64, count: usize| {
+        let handle = fixture.act(move |core| core.opendir(ROOT)).expect("opened");
+        let ready = fixture.act(move |core| core.prepare_listing(handle, from, true));
+        ready.expect("ready");
+        let mut lines = Vec::new();
+        let mut add = |line: crate::fs::ops::Listed<'_>| {
+            if lines.len() == count {
+                return true;
+            }
+            lines.push((String::from_utf8_lossy(line.name).into_owned(), line.next));
+            false
+        };
+        assert!(fixture.core.list(handle, from, false, &mut add).is_ok());
+        fixture.core.releasedir(handle);
+        lines
+    };
+    let mut told: Vec<String> = Vec::new();
+    let mut position = 0;
+    loop {
+        let lines = read(position, 7);
+        let Some((last, next)) = lines.last().cloned() else {
+            break;
+        };
+        assert!(next > position && i64::try_from(next).is_ok());
+        position = next;
+        told.extend(lines.into_iter().map(|(name, _)| name));
+        // Each time the name that was told last goes, and another one comes.
+        if last != ".." {
+            let removed = fixture.act(move |core| core.unlink(ROOT, last.as_bytes()));
+            removed.expect("removed");
+        }
+        fixture.put(&format!("new {position}"), b"x").expect("put");
+    }
+    assert_eq!(told[..2], [".", ".."]);
+    let is_old = |name: &&String| name.parse::<u32>().is_ok();
+    let mut old: Vec<_> = told.iter().filter(is_old).cloned().collect();
+    old.sort();
+    let all = (0..100).map(|number| format!("{number:02}"));
+    assert_eq!(old, all.collect::<Vec<_>>());
+    let mut once = told.clone();
+    once.sort();
+    once.dedup();
+    assert_eq!(once.len(), told.len());
+}
