@@ -10,6 +10,7 @@ use super::{
     errno::FsError,
     interrupt,
     live::LiveState,
+    publish::blocking,
 };
 use crate::{
     awake,
@@ -66,7 +67,7 @@ pub(crate) async fn drive<T: Send + 'static>(
 
 impl Core {
     /// Waits until the need is met; an error at the deadline.
-    pub(super) async fn provide(&self, need: Need) -> Result<(), FsError> {
+    pub(super) async fn provide(self: &Arc<Self>, need: Need) -> Result<(), FsError> {
         match need {
             Need::Head => {
                 awake::undisturbed(
@@ -101,6 +102,8 @@ impl Core {
                 Ok(())
             }
             Need::Entry(number) => {
+                let core = self.clone();
+                blocking(move || core.publish_now(number)).await?;
                 let waits = |live: &mut LiveState| live.fresh && live.failures == 0;
                 let is_so = || self.with_live(number, waits) == Some(true);
                 self.wait_while(self.options.wait, is_so).await;

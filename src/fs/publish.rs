@@ -207,6 +207,25 @@ impl Core {
         }
     }
 
+    /// Publishes a file that somebody waits for, without waiting for the next lot, if nothing of it has to be fetched and it is
+    /// not on its way: `git` gives each file that it makes a second name, one after the other.
+    pub(super) fn publish_now(&self, number: u64) {
+        let Some(live) = self.live(number) else {
+            return;
+        };
+        {
+            let mut state = live.state.lock();
+            if state.publishing || state.done || state.unlinked || !is_whole(&state) {
+                return;
+            }
+            state.publishing = true;
+        }
+        if !self.publish_at_once(&live) {
+            live.state.lock().publishing = false;
+            self.wake.notify_one();
+        }
+    }
+
     /// False if publishing it needs something that isn't here.
     fn publish_at_once(&self, live: &Live) -> bool {
         let outcome = self.import(live).map_err(Fail::from).and_then(|imported| {
