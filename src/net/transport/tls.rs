@@ -4,22 +4,23 @@
 //! [`libp2p::tls::certificate`] makes and checks those. Nothing else is trusted: no authorities, no names, no resumption of
 //! earlier sessions, so every connection proves both peers anew.
 
+mod channel;
+
 use std::{io, net::Ipv4Addr, sync::Arc};
 
 use futures::{AsyncRead, AsyncWrite};
-use futures_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use libp2p::{PeerId, identity::Keypair, tls::certificate};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig,
     SignatureScheme, SupportedCipherSuite,
     client::{
-        Resumption,
+        Resumption, UnbufferedClientConnection,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::aws_lc_rs::{self, cipher_suite},
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::{
-        NoServerSessionStorage,
+        NoServerSessionStorage, UnbufferedServerConnection,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
     sign::{CertifiedKey, SingleCertAndKey},
@@ -30,8 +31,8 @@ pub(super) const NAME: &str = "/tls/1.0.0";
 
 const ALPN: &[u8] = b"libp2p";
 
-/// An encrypted byte stream over `S`.
-pub(super) type TlsChannel<S> = TlsStream<S>;
+pub(super) use self::channel::Channel as TlsChannel;
+use self::channel::Side;
 
 /// Why there is no TLS connection.
 #[derive(Debug, thiserror::Error)]
@@ -97,9 +98,9 @@ impl Tls {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let channel = TlsAcceptor::from(self.server).accept(socket).await?;
-        let peer = peer_id(channel.get_ref().1.peer_certificates())?;
-        Ok((peer, channel.into()))
+        let side = Side::Server(UnbufferedServerConnection::new(self.server)?);
+        let channel = TlsChannel::open(side, socket).await?;
+        Ok((peer_id(channel.state().peer_certificates())?, channel))
     }
 
     /// Opens the handshake. With an expected peer, any other one is turned away before it learns who is calling.
@@ -116,11 +117,9 @@ impl Tls {
             .set_certificate_verifier(Arc::new(Verifier { expected }));
         // An address in place of a name keeps the name extension out of the handshake, as the specification asks.
         let nobody = ServerName::IpAddress(Ipv4Addr::UNSPECIFIED.into());
-        let channel = TlsConnector::from(Arc::new(self.client))
-            .connect(nobody, socket)
-            .await?;
-        let peer = peer_id(channel.get_ref().1.peer_certificates())?;
-        Ok((peer, channel.into()))
+        let client = UnbufferedClientConnection::new(Arc::new(self.client), nobody)?;
+        let channel = TlsChannel::open(Side::Client(client), socket).await?;
+        Ok((peer_id(channel.state().peer_certificates())?, channel))
     }
 }
 
