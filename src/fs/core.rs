@@ -3,7 +3,7 @@
 //! Operations (in `ops/`) are methods of [`Core`]. They never wait for the network and never call the kernel. One that lacks
 //! something answers [`Fail::Need`], having changed nothing, and is called again once that is there.
 //!
-//! Lock order, outermost first: `order`, `modes`, a [`Live`]'s `syncing`, its state, `lives`, `inodes`, `files`/`folders`/`following`. `order` is held
+//! Lock order, outermost first: `order`, `modes`, a [`Live`]'s `syncing`, its state, `lives`, `inodes`, `files`/`listings`/`following`. `order` is held
 //! shared by operations that look at names and exclusively by those that change them, so that the tree and the table of inodes
 //! agree. Who changes names has the tree hold ([`super::parts::Tree::hold`]) next after `order`, until the journal agrees as well. Nobody waits for a disk to sync while holding any of them but `syncing`.
 
@@ -31,7 +31,7 @@ use super::{
     live::{Live, LiveState},
     modes::Modes,
     notify::LeftPages,
-    ops::{OpenFile, OpenFolder},
+    ops::{Listings, OpenFile},
     parts::{Bring, Tree},
     publish::AT_ONCE,
 };
@@ -148,7 +148,7 @@ pub(crate) struct Core {
     pub(super) lives: Mutex<HashMap<u64, Arc<Live>>>,
     pub(super) inodes: Mutex<Inodes>,
     pub(super) files: Mutex<HashMap<u64, Arc<OpenFile>>>,
-    pub(super) folders: Mutex<HashMap<u64, Arc<OpenFolder>>>,
+    pub(super) listings: Mutex<Listings>,
     /// The key of the order in which names are listed, until the mount ends.
     pub(super) listing_order: RandomState,
     /// Places whose contents are being moved, or moved to: nothing changes there until that is done.
@@ -200,7 +200,7 @@ impl Core {
             lives: Mutex::new(HashMap::new()),
             inodes: Mutex::new(Inodes::new()),
             files: Mutex::new(HashMap::new()),
-            folders: Mutex::new(HashMap::new()),
+            listings: Mutex::default(),
             listing_order: RandomState::new(),
             moving: Mutex::new(Vec::new()),
             following: Following::default(),

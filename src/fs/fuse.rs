@@ -72,6 +72,8 @@ pub(crate) struct Shell {
     /// Small writes reach us in pages, and the kernel is the one who knows size and modification time of a file while it is in
     /// its memory. Never together with passing through.
     pub(crate) writeback: bool,
+    /// The kernel is one that asks to open each folder.
+    pub(crate) opens_folders: bool,
 }
 
 impl Shell {
@@ -180,6 +182,8 @@ impl Filesystem for Shell {
             writeback = self.writeback,
             "how files are read and written"
         );
+        let unopened = InitFlags::FUSE_NO_OPENDIR_SUPPORT;
+        self.opens_folders = config.add_capabilities(unopened).is_err();
         // Each takes the nearest value where it can't have this one.
         if let Err(nearest) = config.set_max_write(REQUEST_BYTES_MAX) {
             let _ = config.set_max_write(nearest);
@@ -571,24 +575,20 @@ impl Filesystem for Shell {
         self.serve_sync("fsync", Some(ino.0), req.pid(), reply);
     }
 
-    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-        self.serve(
-            req,
-            "opendir",
-            move |core| core.opendir(ino.0),
-            move |answer| match answer {
-                Ok(handle) => reply.opened(FileHandle(handle), flags),
-                Err(error) => reply.error(error),
-            },
-        );
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if self.opens_folders {
+            let flags = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+            return reply.opened(FileHandle(0), flags);
+        }
+        // Not asked again.
+        reply.error(Errno::ENOSYS);
     }
 
     fn readdir(
         &self,
         req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
+        ino: INodeNo,
+        _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
@@ -596,14 +596,14 @@ impl Filesystem for Shell {
         self.serve(
             req,
             "readdir",
-            move |core| core.prepare_listing(fh.0, offset, false),
+            move |core| core.prepare_listing(ino.0, offset, false),
             move |answer| {
-                let listed = answer.and_then(|()| {
+                let listed = answer.and_then(|snapshot| {
                     let mut add = |line: super::ops::Listed<'_>| {
                         let (number, name) = (line.attr.number, OsStr::from_bytes(line.name));
                         reply.add(INodeNo(number), line.next, file_type(&line.attr.kind), name)
                     };
-                    core.list(fh.0, offset, false, &mut add)
+                    core.list(&snapshot, offset, false, &mut add)
                         .map_err(|fail| fail_errno("readdir", &fail))
                 });
                 match listed {
@@ -617,8 +617,8 @@ impl Filesystem for Shell {
     fn readdirplus(
         &self,
         req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
+        ino: INodeNo,
+        _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
@@ -626,16 +626,16 @@ impl Filesystem for Shell {
         self.serve(
             req,
             "readdirplus",
-            move |core| core.prepare_listing(fh.0, offset, true),
+            move |core| core.prepare_listing(ino.0, offset, true),
             move |answer| {
-                let listed = answer.and_then(|()| {
+                let listed = answer.and_then(|snapshot| {
                     let mut add = |line: super::ops::Listed<'_>| {
                         let keep = if line.current { KEEP } else { Duration::ZERO };
                         let attr = file_attr(&line.attr);
                         let name = OsStr::from_bytes(line.name);
                         reply.add(attr.ino, line.next, name, &keep, &attr, Generation(0))
                     };
-                    core.list(fh.0, offset, true, &mut add)
+                    core.list(&snapshot, offset, true, &mut add)
                         .map_err(|fail| fail_errno("readdirplus", &fail))
                 });
                 match listed {
@@ -644,18 +644,6 @@ impl Filesystem for Shell {
                 }
             },
         );
-    }
-
-    fn releasedir(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
-        self.core.releasedir(fh.0);
-        reply.ok();
     }
 
     fn fsyncdir(

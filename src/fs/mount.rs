@@ -168,6 +168,7 @@ pub(super) fn mount_parts(
         runtime: runtime.clone(),
         may_pass: config.passthrough && may_pass(&config.state_dir),
         writeback: false,
+        opens_folders: false,
     };
     let session = Session::new(shell, &mountpoint, &session_config(&config))
         .map_err(|error| refused(&mountpoint, &config, error))?;

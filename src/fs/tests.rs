@@ -330,19 +330,17 @@ impl Fixture {
     /// Names in a folder.
     pub(super) fn names(&self, path: &str) -> Result<Vec<String>, i32> {
         let number = self.walk(path)?;
-        let handle = self.act(move |core| core.opendir(number))?;
-        let prepared = self.act(move |core| core.prepare_listing(handle, 0, true));
+        let prepared = self.act(move |core| core.prepare_listing(number, 0, true));
         let mut names = Vec::new();
         let mut add = |line: super::ops::Listed<'_>| {
             names.push(String::from_utf8_lossy(line.name).into_owned());
             false
         };
         let core = self.core.clone();
-        let listed = prepared.and_then(|()| match core.list(handle, 0, false, &mut add) {
+        let listed = prepared.and_then(|taken| match core.list(&taken, 0, false, &mut add) {
             Ok(()) => Ok(()),
             Err(_) => Err(libc::EIO),
         });
-        self.core.releasedir(handle);
         listed?;
         names.retain(|name| name != "." && name != "..");
         names.sort();

@@ -4,14 +4,18 @@
 //! position says by itself what comes next, whatever has come and gone since: who reads a folder while it changes is told
 //! exactly once of what stays. The kernel shares what it caches of a listing among all who read it, drops it when it likes, and then
 //! asks by positions that others were given; positions that count lines of a snapshot would not do.
+//!
+//! So folders need not be opened either: the kernel is told that once (`FUSE_NO_OPENDIR_SUPPORT`), and lists what it has cached
+//! without a request. A snapshot of a folder is kept for who reads on, while there is room.
 
 use std::{
+    collections::HashMap,
     hash::BuildHasher,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::MutexGuard;
 
 use crate::{
     fs::{
@@ -29,16 +33,49 @@ const DOTDOT: u64 = 2;
 /// the time must not take one for each few lines.
 const USED_FOR: u32 = 8;
 
-/// An open folder.
-#[derive(Debug)]
-pub(crate) struct OpenFolder {
-    number: u64,
-    /// What was read last, for who reads on.
-    snapshot: Mutex<Option<Arc<Snapshot>>>,
+/// Entries of snapshots that are kept, beside the one that was read last.
+const ENTRIES_MAX: usize = 1 << 18;
+
+/// The snapshots of folders that somebody may be reading.
+#[derive(Debug, Default)]
+pub(crate) struct Listings {
+    /// By folder, with the turn in which each was used last.
+    taken: HashMap<u64, (Arc<Snapshot>, u64)>,
+    turn: u64,
+    entries: usize,
 }
 
+impl Listings {
+    fn get(&mut self, folder: u64) -> Option<Arc<Snapshot>> {
+        self.turn += 1;
+        let (snapshot, used) = self.taken.get_mut(&folder)?;
+        *used = self.turn;
+        Some(snapshot.clone())
+    }
+
+    fn put(&mut self, snapshot: Arc<Snapshot>) {
+        self.remove(snapshot.folder);
+        while self.entries > ENTRIES_MAX || self.taken.len() > ENTRIES_MAX / 64 {
+            let oldest = self.taken.iter().min_by_key(|(_, (_, used))| *used);
+            let Some((folder, _)) = oldest else { break };
+            self.remove(*folder);
+        }
+        self.turn += 1;
+        self.entries += snapshot.entries.len();
+        self.taken.insert(snapshot.folder, (snapshot, self.turn));
+    }
+
+    fn remove(&mut self, folder: u64) {
+        if let Some((snapshot, _)) = self.taken.remove(&folder) {
+            self.entries -= snapshot.entries.len();
+        }
+    }
+}
+
+/// A folder as it was at a moment.
 #[derive(Debug)]
-struct Snapshot {
+pub(crate) struct Snapshot {
+    folder: u64,
     epoch: u64,
     /// With attributes, which a listing without them does not wait for.
     detailed: bool,
@@ -61,55 +98,36 @@ pub(crate) struct Listed<'a> {
 }
 
 impl Core {
-    /// Opens a folder.
-    pub(crate) fn opendir(&self, number: u64) -> Result<u64, Fail> {
+    /// What a listing of a folder from a position on is told from.
+    pub(crate) fn prepare_listing(
+        &self,
+        folder: u64,
+        offset: u64,
+        detailed: bool,
+    ) -> Result<Arc<Snapshot>, Fail> {
         if !self.tree.has_head() {
             return Err(Fail::Need(Need::Head));
         }
-        let mut inodes = self.inodes.lock();
-        let facts = inodes.facts(number).ok_or(FsError::Stale)?;
-        if facts.kind != Kind::Directory {
-            return Err(FsError::NotDirectory.into());
-        }
-        inodes.pin(number);
-        drop(inodes);
-        let handle = self.handle();
-        let folder = OpenFolder {
-            number,
-            snapshot: Mutex::new(None),
-        };
-        self.folders.lock().insert(handle, Arc::new(folder));
-        Ok(handle)
-    }
-
-    /// Closes a folder.
-    pub(crate) fn releasedir(&self, handle: u64) {
-        let folder = self.folders.lock().remove(&handle);
-        if let Some(folder) = folder {
-            self.inodes.lock().unpin(folder.number);
-        }
-    }
-
-    /// Makes sure that a listing from a position on can be given: takes a snapshot.
-    pub(crate) fn prepare_listing(
-        &self,
-        handle: u64,
-        offset: u64,
-        detailed: bool,
-    ) -> Result<(), Fail> {
-        let folder = self.folder(handle)?;
         let begun = Instant::now();
         let _order = self.order.read();
         let epoch = self.epoch.load(Ordering::Acquire);
-        let is_usable = |snapshot: &Snapshot| {
+        let is_usable = |snapshot: &Arc<Snapshot>| {
             // From the beginning means: as it is now (rewinddir).
             let still = offset > 0 && begun < snapshot.at + snapshot.took * USED_FOR;
             (snapshot.epoch == epoch || still) && (snapshot.detailed || !detailed)
         };
-        if folder.snapshot.lock().as_deref().is_some_and(is_usable) {
-            return Ok(());
+        let taken = self.listings.lock().get(folder);
+        if let Some(taken) = taken.filter(is_usable) {
+            return Ok(taken);
         }
-        let path = self.path(folder.number)?;
+        {
+            let inodes = self.inodes.lock();
+            let facts = inodes.facts(folder).ok_or(FsError::Stale)?;
+            if facts.kind != Kind::Directory {
+                return Err(FsError::NotDirectory.into());
+            }
+        }
+        let path = self.path(folder)?;
         let children = self.tree.children(&path)?;
         let entries = match detailed {
             true => self.details(&path, children)?,
@@ -122,17 +140,19 @@ impl Core {
             }
         };
         let entries = self.in_order(entries);
-        let parent = self.inodes.lock().parent(folder.number).unwrap_or(ROOT);
+        let parent = self.inodes.lock().parent(folder).unwrap_or(ROOT);
         let now = Instant::now();
-        *folder.snapshot.lock() = Some(Arc::new(Snapshot {
+        let snapshot = Arc::new(Snapshot {
+            folder,
             epoch,
             detailed,
             parent,
             entries,
             at: now,
             took: now - begun,
-        }));
-        Ok(())
+        });
+        self.listings.lock().put(snapshot.clone());
+        Ok(snapshot)
     }
 
     /// The position behind a name.
@@ -159,18 +179,16 @@ impl Core {
     /// counts as looked up by the kernel (`.` and `..` never do).
     pub(crate) fn list(
         &self,
-        handle: u64,
+        snapshot: &Snapshot,
         offset: u64,
         count: bool,
         take: &mut dyn FnMut(Listed<'_>) -> bool,
     ) -> Result<(), Fail> {
-        let folder = self.folder(handle)?;
-        let taken = folder.snapshot.lock().clone();
-        let snapshot = taken.ok_or(FsError::BadHandle)?;
+        let folder = snapshot.folder;
         let _order = self.order.read();
         let current = self.epoch.load(Ordering::Acquire) == snapshot.epoch;
         for (at, name, number) in [
-            (DOT, b".".as_slice(), folder.number),
+            (DOT, b".".as_slice(), folder),
             (DOTDOT, b"..", snapshot.parent),
         ] {
             if offset >= at {
@@ -192,8 +210,14 @@ impl Core {
         let is_quiet = self.lives.lock().is_empty();
         let mut inodes = self.inodes.lock();
         let first = snapshot.entries.partition_point(|entry| entry.0 <= offset);
+        if first == snapshot.entries.len() && offset >= DOTDOT {
+            // Who asks behind the last name has read all of it.
+            drop(inodes);
+            self.listings.lock().remove(folder);
+            return Ok(());
+        }
         for (position, name, facts) in snapshot.entries.iter().skip(first) {
-            let mut known = inodes.child(folder.number, name);
+            let mut known = inodes.child(folder, name);
             let mut live = None;
             if let Some(number) = known
                 && !is_quiet
@@ -209,15 +233,15 @@ impl Core {
                     })
                 });
                 if live.is_none() {
-                    known = inodes.child(folder.number, name);
+                    known = inodes.child(folder, name);
                 }
             }
             let number = match known {
                 Some(number) if live.is_some() => number,
-                _ if !count => inodes.number_for(folder.number, name, facts),
+                _ if !count => inodes.number_for(folder, name, facts),
                 // An old snapshot must not take the name from an inode that is newer than it.
                 Some(number) if !current => number,
-                _ => inodes.resolve(folder.number, name, facts.clone()),
+                _ => inodes.resolve(folder, name, facts.clone()),
             };
             if facts.file.is_some() && live.is_none() && !is_quiet {
                 // Another name of it may have been known.
@@ -254,11 +278,6 @@ impl Core {
             }
         }
         Ok(())
-    }
-
-    fn folder(&self, handle: u64) -> Result<Arc<OpenFolder>, Fail> {
-        let folders = self.folders.lock();
-        Ok(folders.get(&handle).cloned().ok_or(FsError::BadHandle)?)
     }
 
     /// Attributes of all entries. What is missing for any of them is asked for at once.

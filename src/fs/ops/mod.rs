@@ -10,6 +10,6 @@ mod set;
 
 pub(crate) use copy::Place;
 pub(crate) use files::{Mode, OpenFile};
-pub(crate) use folders::{Listed, OpenFolder};
+pub(crate) use folders::{Listed, Listings};
 pub(crate) use rename::Replace;
 pub(crate) use set::Changes;
