@@ -19,7 +19,7 @@ const STEP_BYTES: u64 = 8 * 1024 * 1024;
 const WRITTEN_KEPT_BYTES: u64 = 2 * 1024 * 1024;
 const WRITTEN_STEP_BYTES: u64 = 2 * 1024 * 1024;
 /// How far from the front a request may lie and still belong to the run: the kernel's read-ahead comes out of order.
-const REORDER_BYTES: u64 = 2 * 1024 * 1024;
+const REORDER_BYTES: u64 = 8 * 1024 * 1024;
 
 /// The run in which one handle is read or written: `left..front` may still have pages.
 #[derive(Debug)]

@@ -199,15 +199,18 @@ fn pages_of_a_large_file_that_is_read_or_written_once_are_given_up_as_it_goes_on
         })
     });
     let open = pair.b.with("big", |path| fs::File::open(path).unwrap());
-    let mut read = vec![0; 96 << 20];
-    pair.b.with("big", |_| {
-        for (part, at) in read.chunks_mut(1 << 20).zip((0..).step_by(1 << 20)) {
-            open.read_exact_at(part, at).unwrap();
-        }
-    });
-    assert_eq!(hash(&read), hash(&bytes));
-    until(SOON, "the reader's pages are given up", || {
-        kept(&pair.b) < few
+    // Where the machine is busy, the kernel's read-ahead may come in such disorder that it looks like no run.
+    until(LONG, "the reader's pages are given up", || {
+        let mut read = vec![0; 96 << 20];
+        pair.b.with("big", |_| {
+            fadvise(&open, 0, None, Advice::DontNeed).unwrap();
+            for (part, at) in read.chunks_mut(1 << 20).zip((0..).step_by(1 << 20)) {
+                open.read_exact_at(part, at).unwrap();
+            }
+        });
+        assert_eq!(hash(&read), hash(&bytes));
+        let mut looks = std::iter::repeat_with(|| kept(&pair.b) < few).take(20);
+        looks.any(|is_few| is_few)
     });
     // They are read again where somebody wants them.
     let mut read = vec![0; 96 << 20];

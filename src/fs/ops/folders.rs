@@ -33,41 +33,52 @@ const DOTDOT: u64 = 2;
 /// the time must not take one for each few lines.
 const USED_FOR: u32 = 8;
 
-/// Entries of snapshots that are kept, beside the one that was read last.
+/// Entries of snapshots that are kept, beside those that were read a moment ago.
 const ENTRIES_MAX: usize = 1 << 18;
+/// Somebody who was reading so shortly ago may go on.
+const READ_FOR: Duration = Duration::from_secs(10);
+/// What wasn't read for so long is forgotten.
+const KEPT_FOR: Duration = Duration::from_secs(60);
 
 /// The snapshots of folders that somebody may be reading.
 #[derive(Debug, Default)]
 pub(crate) struct Listings {
-    /// By folder, with the turn in which each was used last.
-    taken: HashMap<u64, (Arc<Snapshot>, u64)>,
-    turn: u64,
+    /// By folder, with the moment in which each was read last.
+    taken: HashMap<u64, (Arc<Snapshot>, Instant)>,
     entries: usize,
 }
 
 impl Listings {
-    fn get(&mut self, folder: u64) -> Option<Arc<Snapshot>> {
-        self.turn += 1;
-        let (snapshot, used) = self.taken.get_mut(&folder)?;
-        *used = self.turn;
+    fn get(&mut self, folder: u64, now: Instant) -> Option<Arc<Snapshot>> {
+        let (snapshot, read) = self.taken.get_mut(&folder)?;
+        *read = now;
         Some(snapshot.clone())
     }
 
-    fn put(&mut self, snapshot: Arc<Snapshot>) {
+    fn put(&mut self, snapshot: Arc<Snapshot>, now: Instant) {
         self.remove(snapshot.folder);
-        while self.entries > ENTRIES_MAX || self.taken.len() > ENTRIES_MAX / 64 {
-            let oldest = self.taken.iter().min_by_key(|(_, (_, used))| *used);
-            let Some((folder, _)) = oldest else { break };
-            self.remove(*folder);
+        if self.entries > ENTRIES_MAX {
+            self.forget(now, READ_FOR);
         }
-        self.turn += 1;
-        self.entries += snapshot.entries.len();
-        self.taken.insert(snapshot.folder, (snapshot, self.turn));
+        self.entries += snapshot.cost();
+        self.taken.insert(snapshot.folder, (snapshot, now));
+    }
+
+    /// Forgets what nobody reads any more.
+    pub(in crate::fs) fn forget_old(&mut self, now: Instant) {
+        self.forget(now, KEPT_FOR);
+    }
+
+    fn forget(&mut self, now: Instant, unread_for: Duration) {
+        self.taken
+            .retain(|_, (_, read)| now.saturating_duration_since(*read) < unread_for);
+        let costs = self.taken.values().map(|(snapshot, _)| snapshot.cost());
+        self.entries = costs.sum();
     }
 
     fn remove(&mut self, folder: u64) {
         if let Some((snapshot, _)) = self.taken.remove(&folder) {
-            self.entries -= snapshot.entries.len();
+            self.entries -= snapshot.cost();
         }
     }
 }
@@ -84,6 +95,13 @@ pub(crate) struct Snapshot {
     entries: Vec<(u64, Name, Facts)>,
     at: Instant,
     took: Duration,
+}
+
+impl Snapshot {
+    /// In entries. An empty one takes memory too.
+    fn cost(&self) -> usize {
+        self.entries.len() + 2
+    }
 }
 
 /// One line of a listing.
@@ -116,7 +134,7 @@ impl Core {
             let still = offset > 0 && begun < snapshot.at + snapshot.took * USED_FOR;
             (snapshot.epoch == epoch || still) && (snapshot.detailed || !detailed)
         };
-        let taken = self.listings.lock().get(folder);
+        let taken = self.listings.lock().get(folder, begun);
         if let Some(taken) = taken.filter(is_usable) {
             return Ok(taken);
         }
@@ -151,7 +169,7 @@ impl Core {
             at: now,
             took: now - begun,
         });
-        self.listings.lock().put(snapshot.clone());
+        self.listings.lock().put(snapshot.clone(), now);
         Ok(snapshot)
     }
 
@@ -316,5 +334,48 @@ impl Core {
         missing.sort_unstable();
         missing.dedup();
         Err(Fail::Need(Need::Nodes(missing)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::Shown;
+
+    fn snapshot(folder: u64, entries: usize) -> Arc<Snapshot> {
+        let now = Instant::now();
+        let name = Name::new("x").unwrap();
+        let facts = Facts::from(Shown::implied_directory());
+        Arc::new(Snapshot {
+            folder,
+            epoch: 1,
+            detailed: true,
+            parent: ROOT,
+            entries: vec![(DOTDOT + 1, name, facts); entries],
+            at: now,
+            took: Duration::ZERO,
+        })
+    }
+
+    #[test]
+    fn what_is_being_read_stays_however_large_and_the_rest_goes() {
+        let mut listings = Listings::default();
+        let begun = Instant::now();
+        let at = |second: u64| begun + Duration::from_secs(second);
+        // Two large ones are read in turn, and small ones beside them.
+        for folder in [1, 2] {
+            listings.put(snapshot(folder, ENTRIES_MAX + 1), at(0));
+        }
+        for second in 1..100 {
+            assert!(listings.get(1 + second % 2, at(second)).is_some());
+            listings.put(snapshot(100 + second, 1000), at(second));
+            assert!(listings.entries <= 2 * ENTRIES_MAX + 12 * 1002);
+        }
+        listings.put(snapshot(1000, 1), at(120));
+        assert!(listings.get(1, at(120)).is_none() && listings.get(2, at(120)).is_none());
+        listings.forget_old(at(179));
+        assert!(listings.get(1000, at(121)).is_some());
+        listings.forget_old(at(121 + 60));
+        assert_eq!((listings.taken.len(), listings.entries), (0, 0));
     }
 }
