@@ -389,8 +389,8 @@ impl Shared {
         Head::decode(head).is_ok_and(|head| head.verify(&self.keys, now_ns).is_ok())
     }
 
-    /// The head to hand in, and its root: of several that no other covers the one that says what the folder shows here, else
-    /// the newest whose root node is here, so that a newcomer who takes it finds something below it.
+    /// The head to hand in, and its root: of several that no other covers one whose root node is here, so that a newcomer who takes
+    /// it finds something below it: the one that says what the folder shows here, else the newest.
     fn own_head(&self) -> Option<(Vec<u8>, NodeHash)> {
         let heads = self.namespace.heads().into_iter();
         let heads = heads.filter_map(|head| {
@@ -401,7 +401,7 @@ impl Shared {
         heads.min_by_key(|(_, root)| {
             // The first of equals is the newest.
             let is_here = || self.namespace.node(root).is_some() || *root == empty_root();
-            (Some(*root) != shown, !is_here())
+            (!is_here(), Some(*root) != shown)
         })
     }
 

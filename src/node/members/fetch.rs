@@ -197,6 +197,8 @@ impl Askable for OfNet<'_> {
 /// What an answer is worth.
 #[derive(Debug, Default)]
 struct Judged {
+    /// For how many it says whether it has them.
+    answered: usize,
     good: Vec<(NodeHash, Vec<u8>)>,
     /// What was asked for and is no valid node: nobody can give anything else under that hash, so whoever asked must know.
     invalid: Vec<(NodeHash, Vec<u8>)>,
@@ -206,7 +208,10 @@ struct Judged {
 
 /// Checks an answer to a request for these nodes.
 fn judge(asked: &[NodeHash], nodes: Vec<Vec<u8>>) -> Judged {
-    let mut judged = Judged::default();
+    let mut judged = Judged {
+        answered: nodes.len(),
+        ..Judged::default()
+    };
     if nodes.len() > asked.len() {
         judged.offence = Some("it sent more manifest nodes than it was asked for".into());
         return judged;
@@ -355,7 +360,7 @@ impl<'a, A: Askable> Fetch<'a, A> {
             Err(_) => return,
         };
         let (good, mut bytes) = (judged.good.len(), 0);
-        self.denied |= good == 0 && judged.offence.is_none();
+        self.denied |= judged.answered > 0 && good == 0 && judged.offence.is_none();
         for (hash, node) in judged.good {
             bytes += node.len();
             // Another one may have given it meanwhile.

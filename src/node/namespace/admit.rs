@@ -1,5 +1,7 @@
 //! Heads that others show: checked, kept if they say anything new, and left to the merger.
 
+use std::time::Duration;
+
 use libp2p::PeerId;
 use serde_bytes::ByteBuf;
 
@@ -14,13 +16,15 @@ use super::{
 };
 use crate::{
     cluster::{CertificateError, Head, HeadError},
-    manifest::{self, Key, NodeHash, TreeError, Versions},
+    manifest::{self, Key, NodeHash, TreeError, Versions, WriterNumber},
 };
 
 /// Writers that a head may name: well below what fits one, or nobody could sign a head that has seen it.
 pub(super) const HEAD_WRITERS_MAX: usize = 2048;
 /// Heads that stand beside each other and are kept; each has a writer of its own.
 const HEADS_KEPT_MAX: usize = 1024;
+/// A head that was given up is tried again no sooner than that when others than its writer show it.
+pub(super) const TRY_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 impl<D: Disk> Replica<D> {
     /// Takes heads. Returns whether any was news, and the first reason for which one was refused; the others are taken
@@ -52,7 +56,7 @@ impl<D: Disk> Replica<D> {
         changes: Option<Vec<(ByteBuf, ByteBuf)>>,
         now: Moment,
     ) -> Result<Pushed, RefusedPush> {
-        let Some(head) = self.check(&bytes, now)? else {
+        let Some(head) = self.check(Some(from), &bytes, now)? else {
             return Ok(Pushed::Known);
         };
         let mut changes_hold = false;
@@ -91,17 +95,31 @@ impl<D: Disk> Replica<D> {
     }
 
     fn admit_one(&self, from: Option<PeerId>, bytes: Vec<u8>, now: Moment) -> Result<bool, String> {
-        match self.check(&bytes, now).map_err(|error| error.to_string())? {
+        match self
+            .check(from, &bytes, now)
+            .map_err(|error| error.to_string())?
+        {
             Some(head) => self.take(from, head, now),
             None => Ok(false),
         }
     }
 
     /// Decodes and verifies a head; `None` for one that was looked at before.
-    fn check(&self, bytes: &[u8], now: Moment) -> Result<Option<KnownHead>, HeadError> {
+    fn check(
+        &self,
+        from: Option<PeerId>,
+        bytes: &[u8],
+        now: Moment,
+    ) -> Result<Option<KnownHead>, HeadError> {
         let digest = *blake3::hash(bytes).as_bytes();
         {
             let mut state = self.state.write();
+            if let Some((writer, tried)) = state.given_up.get(&digest)
+                && now.at < tried + TRY_AGAIN_AFTER
+                && from.map(|from| WriterNumber::of(&from)) != Some(writer)
+            {
+                return Ok(None);
+            }
             if state.seen_heads.get(&digest).is_some() {
                 if state.heads.shown_again(&digest) {
                     self.tell(Event::ToMerge);
@@ -187,6 +205,16 @@ impl<D: Disk> Replica<D> {
                 dropped
             }
         };
+        let was_given_up = state.given_up.get(&digest).is_some();
+        if was_given_up {
+            // Nobody is told of it, and nothing gives way to it, before somebody gives its nodes.
+            state.denied(&digest, now.at);
+            let tried = (head.writer, now.at);
+            state.given_up.put(digest, tried);
+            for head in &dropped {
+                state.seen_heads.remove(&head.digest());
+            }
+        }
         self.records.put_head(&head)?;
         self.drop_heads(&dropped)?;
         state.seen_heads.put(digest, ());
@@ -207,7 +235,7 @@ impl<D: Disk> Replica<D> {
         if waited {
             self.tell(Event::ToCommit);
         }
-        Ok(true)
+        Ok(!was_given_up)
     }
 }
 

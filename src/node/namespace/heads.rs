@@ -229,11 +229,19 @@ impl HeadSet {
         }
     }
 
-    /// Notes that those who could be asked lack nodes of a head. Since when that has been so; `None` where that is new.
-    pub(super) fn denied(&mut self, digest: &[u8; 32], now: Instant) -> Option<Instant> {
+    /// Notes that those who could be asked lack nodes of a head. Since when that has been so, and whether that is new; `None`
+    /// where it has left the set.
+    pub(super) fn denied(&mut self, digest: &[u8; 32], now: Instant) -> Option<(Instant, bool)> {
         let mut held = self.0.iter_mut();
         let held = held.find(|held| held.head.digest() == *digest)?;
-        held.denied_since.replace(held.denied_since.unwrap_or(now))
+        let is_new = held.denied_since.is_none();
+        Some((*held.denied_since.get_or_insert(now), is_new))
+    }
+
+    /// Whether those who could be asked lack nodes of a head.
+    pub(super) fn is_denied(&self, digest: &[u8; 32]) -> bool {
+        let mut denied = self.0.iter().filter(|held| held.denied_since.is_some());
+        denied.any(|held| held.head.digest() == *digest)
     }
 
     /// Notes that somebody gave nodes of a head.
@@ -245,12 +253,12 @@ impl HeadSet {
         }
     }
 
-    /// The newest of those that the state lacks and nobody has lacked nodes of.
-    pub(super) fn next_first(&self) -> Option<KnownHead> {
-        let others = self.0.iter().filter(|held| !held.in_state);
-        let hopeful = others.filter(|held| held.denied_since.is_none());
-        let newest = hopeful.max_by_key(|held| held.head.time);
-        newest.map(|held| held.head.clone())
+    /// The newest of the others that nobody lacked nodes of.
+    pub(super) fn next_first(&self, first: &[u8; 32]) -> Option<&KnownHead> {
+        let hopeful = self.0.iter().filter(|held| held.denied_since.is_none());
+        let others = hopeful.filter(|held| held.head.digest() != *first);
+        let newest = others.max_by_key(|held| held.head.time);
+        newest.map(|held| &held.head)
     }
 
     /// Somebody showed a head that is known: whoever it is may give what was missing. Whether that is worth a try.
@@ -285,7 +293,7 @@ impl HeadSet {
     /// Those that others are told of, the best first: what the state has seen, then by time. Not those that nobody whom this
     /// member knows can give: who has one tells of it, and one that nobody has is heard of no more.
     pub(super) fn for_others(&self) -> Vec<&KnownHead> {
-        let can_be_had = |held: &&Held| held.in_state || held.denied_since.is_none();
+        let can_be_had = |held: &&Held| held.denied_since.is_none();
         let mut told: Vec<_> = self.0.iter().filter(can_be_had).collect();
         told.sort_by_key(|held| std::cmp::Reverse((held.in_state, held.head.time)));
         told.into_iter().map(|held| &held.head).collect()
@@ -356,7 +364,8 @@ impl HeadSet {
 
     /// Whether one head says all that the state says.
     pub(super) fn represents(&self, root: NodeHash, covers: &CausalContext) -> bool {
-        self.0.iter().any(|held| {
+        let hopeful = |held: &&Held| held.in_state || held.denied_since.is_none();
+        self.0.iter().filter(hopeful).any(|held| {
             held.head.covers.includes(covers)
                 && (held.head.root == root || held.head.covers != *covers)
         })

@@ -18,6 +18,7 @@ use super::{
     commit::Signing,
     disk::Disk,
     heads::{KnownHead, Way},
+    nodes::Nodes,
     plan::{self, Copied, Edits},
     replica::{Event, Moment, Replica},
     state::{ShownPart, State},
@@ -118,6 +119,7 @@ impl<'a, S> Traced<'a, S> {
         }
     }
 
+    /// Whether a node is of the second tree alone.
     fn is_theirs(&self, node: &NodeHash) -> bool {
         self.theirs.borrow().contains(node) && !self.ours.borrow().contains(node)
     }
@@ -188,7 +190,8 @@ impl<D: Disk> Replica<D> {
         let (Some(head), Some(root)) = (head, root) else {
             return Ok(Step::Done);
         };
-        match bad.iter().find(|bad| self.is_theirs(root, head.root, bad)) {
+        let looked = self.compared(root, head.root);
+        match bad.iter().find(|bad| looked.is_theirs(bad)) {
             Some(bad) => {
                 self.refuse(&head, &format!("{bad} is not a valid manifest node"), now)?;
                 Ok(Step::Done)
@@ -200,11 +203,10 @@ impl<D: Disk> Replica<D> {
         }
     }
 
-    /// Whether a node that comparing two trees needs is of the second tree alone.
-    fn is_theirs(&self, ours: NodeHash, theirs: NodeHash, node: &NodeHash) -> bool {
+    /// Two trees, compared as far as their nodes are here: what that needs next is of which of them.
+    fn compared(&self, ours: NodeHash, theirs: NodeHash) -> Traced<'_, Nodes<D>> {
         let traced = Traced::new(&self.nodes, ours, theirs);
         let mut after = None;
-        // As far as the nodes are here, which is where the comparison came to.
         while let Ok(changes) =
             manifest::diff_after(&traced, ours, theirs, after.as_ref(), PORTION_MAX)
         {
@@ -213,7 +215,7 @@ impl<D: Disk> Replica<D> {
                 _ => break,
             }
         }
-        traced.is_theirs(node)
+        traced
     }
 
     /// `turn` is held.
@@ -223,9 +225,8 @@ impl<D: Disk> Replica<D> {
         effort: &Effort,
         now: Moment,
     ) -> Result<Step, NamespaceError> {
-        let (head, way, root, covers, was_given_up) = {
-            let mut state = self.state.write();
-            let was_given_up = state.given_up.get(digest).is_some();
+        let (head, way, root, covers) = {
+            let state = self.state.read();
             let (Some(root), Some(head)) = (state.root, state.heads.get(digest)) else {
                 return Ok(Step::Done);
             };
@@ -235,8 +236,18 @@ impl<D: Disk> Replica<D> {
             let Some(way) = state.heads.way(digest, root, &state.covers) else {
                 return Ok(Step::Done);
             };
-            let covers = state.covers.clone();
-            (head.clone(), way, root, covers, was_given_up)
+            let is_other = state.first.is_some_and(|first| first != *digest);
+            let is_here =
+                || Ok(root == manifest::empty_root() || self.nodes.node(&root)?.is_some());
+            let is_here: Result<bool, TreeError> = match way == Way::InState && is_other {
+                true => is_here(),
+                false => Ok(true),
+            };
+            if !is_here? {
+                // That it is in the state is what a head says that nobody here has looked at.
+                return Ok(Step::Later);
+            }
+            (head.clone(), way, root, state.covers.clone())
         };
         if way == Way::InState {
             let mut state = self.state.write();
@@ -266,8 +277,7 @@ impl<D: Disk> Replica<D> {
                 let difference = if blindly {
                     Ok(None)
                 } else {
-                    // Somebody has made it their state all the same, or would not show it.
-                    self.difference(root, head.root, effort, was_given_up)
+                    self.difference(root, head.root, effort)
                 };
                 return match difference {
                     Ok(changes) => {
@@ -542,7 +552,7 @@ impl<D: Disk> Replica<D> {
         let reason = match first.as_ref().map(|head| self.check_root(head)) {
             Some(Err(NamespaceError::Missing(nodes))) => {
                 if !nodes.iter().any(|node| self.nodes.is_bad(node)) {
-                    return match denied && self.another_first(now)? {
+                    return match self.another_first(denied, now)? {
                         true => Ok(Step::Done),
                         false => Ok(Step::Missing(nodes)),
                     };
@@ -552,7 +562,14 @@ impl<D: Disk> Replica<D> {
             Some(checked) => checked?,
             None => None,
         };
-        self.state.write().first = None;
+        {
+            let mut state = self.state.write();
+            if let Some(first) = state.first.take() {
+                state.heads.given(&first);
+                // What it has seen is in the state now.
+                self.tell(Event::ToMerge);
+            }
+        }
         if let (Some(head), Some(reason)) = (first, reason) {
             let mut state = self.state.write();
             state.root = None;
@@ -576,14 +593,13 @@ impl<D: Disk> Replica<D> {
 
     /// `turn` is held. Shows another head than the first one, which nobody has; it is merged once somebody gives it. Whether
     /// there is one.
-    fn another_first(&self, now: Moment) -> Result<bool, NamespaceError> {
+    fn another_first(&self, denied: bool, now: Moment) -> Result<bool, NamespaceError> {
         let next = {
             let mut state = self.state.write();
-            let Some(first) = state.first.filter(|_| state.redo.is_none()) else {
-                return Ok(false);
-            };
-            state.denied(&first, now.at);
-            let Some(next) = state.heads.next_first() else {
+            if let Some(first) = state.first.filter(|_| denied) {
+                state.denied(&first, now.at);
+            }
+            let Some(next) = state.another_first().cloned() else {
                 return Ok(false);
             };
             state.heads.forget_merges();
@@ -611,11 +627,22 @@ impl<D: Disk> Replica<D> {
             let (Some(head), Some(root)) = (state.heads.get(digest).cloned(), state.root) else {
                 return Ok(());
             };
+            let own = state.writer.as_ref().map(|writer| writer.number);
+            if own == Some(head.writer) {
+                return Ok(());
+            }
             (head, root)
         };
+        let mut lacking = Vec::new();
+        for node in missing.iter().filter(|_| effort.denied) {
+            // Somebody who looked there may have brought it meanwhile.
+            if self.nodes.node(node)?.is_none() {
+                lacking.push(node);
+            }
+        }
         // Where it is the state that lacks nodes, the head is none the worse.
-        let theirs = |node: &NodeHash| self.is_theirs(root, head.root, node);
-        if !effort.denied || !missing.iter().any(theirs) {
+        let looked = self.compared(root, head.root);
+        if !lacking.iter().any(|node| looked.is_theirs(node)) {
             return Ok(());
         }
         {
@@ -624,7 +651,7 @@ impl<D: Disk> Replica<D> {
             if denied_for < GIVE_UP_AFTER && state.given_up.get(digest).is_none() {
                 return Ok(());
             }
-            state.given_up.put(*digest, ());
+            state.given_up.put(*digest, (head.writer, now.at));
         }
         tracing::warn!(
             writer = format_args!("{:016x}", head.writer.0),
@@ -671,25 +698,28 @@ impl<D: Disk> Replica<D> {
         }
     }
 
-    /// The changes between two roots; `None` when telling them takes too much. What is here whole does not give way to
-    /// what others have in part, unless it must.
+    /// The changes between two roots; `None` when telling them takes too much. What is here does not give way to what those who
+    /// could be asked lack.
     fn difference(
         &self,
         old: NodeHash,
         new: NodeHash,
         effort: &Effort,
-        in_part: bool,
     ) -> Result<Option<Vec<Change>>, TreeError> {
         match manifest::diff(&self.nodes, old, new, NAMED_CHANGES_MAX + 1) {
             Ok(changes) => Ok((changes.len() <= NAMED_CHANGES_MAX).then_some(changes)),
             Err(TreeError::Missing(nodes)) => {
-                let mut bad = nodes.iter().filter(|node| self.nodes.is_bad(node));
-                if bad.any(|bad| self.is_theirs(old, new, bad)) {
-                    return Err(TreeError::Missing(nodes));
-                }
-                let theirs = |node: &NodeHash| self.is_theirs(old, new, node);
-                if effort.denied && !in_part && nodes.iter().any(theirs) {
-                    return Err(TreeError::Missing(nodes));
+                let is_bad = |node: &NodeHash| self.nodes.is_bad(node);
+                if effort.denied || nodes.iter().any(is_bad) {
+                    let looked = self.compared(old, new);
+                    let theirs = |node: &&NodeHash| looked.is_theirs(node);
+                    if nodes
+                        .iter()
+                        .filter(theirs)
+                        .any(|node| effort.denied || is_bad(node))
+                    {
+                        return Err(TreeError::Missing(nodes));
+                    }
                 }
                 let enough = effort.unreachable
                     // Of the state: it gives way.
@@ -727,6 +757,8 @@ impl<D: Disk> Replica<D> {
         self.drop_head(head, now)?;
         let from = {
             let mut state = self.state.write();
+            // What seemed to add nothing to it may be shown again.
+            state.seen_heads.clear();
             state.seen_heads.put(head.digest(), ());
             state.showed.get(&head.digest())
         };
@@ -755,8 +787,7 @@ impl<D: Disk> Replica<D> {
         state.parts.retain(|part| part.root != head.root);
         let was_shown = state.parts.len() < parts;
         state.waits_for_merge = None;
-        // What seemed to add nothing to it may be shown again.
-        state.seen_heads.clear();
+        state.seen_heads.remove(&digest);
         self.records.remove_head(head)?;
         self.plan_join(&mut state, now.at);
         let root = state.root;

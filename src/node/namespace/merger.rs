@@ -123,9 +123,8 @@ async fn merge_forever(shared: &Arc<Shared>) {
             state.heads.to_merge(now)
         };
         let heads = heads.into_iter().map(Some);
-        let goals = first
-            .until()
-            .is_none_or(|until| until <= now)
+        let another = shared.replica.state.read().another_first().is_some();
+        let goals = (another || first.until().is_none_or(|until| until <= now))
             .then_some(None)
             .into_iter()
             .chain(heads);

@@ -1205,8 +1205,25 @@ fn a_head_that_nobody_has_is_given_up_and_taken_when_somebody_has_it_again() {
     world.pass_time(31 * 60 * SECOND);
     world.run(1);
     assert_eq!(known(&world, 1), (1, 0), "it was given up");
-    // Shown by somebody who has it no more than the others, it goes again at once.
-    world.arrive(1, Message::Heads(from, lost.clone()));
+    // Others than its writer are not believed soon, and it is no news for anybody when they are.
+    let other = world.peer_id(2);
+    let tells = |world: &World, from: PeerId| {
+        let replica = world.peers[1].replica.as_ref().unwrap();
+        let (is_news, taken) = replica.admit(Some(from), lost.clone(), world.moment(1));
+        taken.unwrap();
+        assert!(!is_news);
+        assert!(!replica.heads().contains(&lost[0]));
+        let state = replica.state.read();
+        state.heads.iter().count()
+    };
+    assert_eq!(tells(&world, other), 1);
+    world.pass_time(11 * 60 * SECOND);
+    assert_eq!(tells(&world, other), 2);
+    world.run(1);
+    assert_eq!(known(&world, 1), (1, 0), "it is tried once");
+    assert_eq!(tells(&world, other), 1);
+    assert_eq!(tells(&world, from), 2);
+    world.run(1);
     assert_eq!(known(&world, 1), (1, 0));
     assert_eq!(shows(&world, 1, "made"), None);
 
@@ -1242,6 +1259,38 @@ fn nobody_waits_for_a_first_head_that_nobody_has() {
 }
 
 #[test]
+fn what_a_first_head_that_nobody_has_looked_at_has_seen_is_not_taken_for_seen() {
+    let (mut world, lost) = with_a_head_that_nobody_has();
+    let from = world.peer_id(0);
+    world.peers[1].disk = MemoryDisk::default();
+    world.start(1, false);
+    let now = world.moment(1);
+    let replica = world.peers[1].replica.as_ref().unwrap();
+    replica.admit(Some(from), lost.clone(), now).1.unwrap();
+    // Those who were asked for the first one say that they have none of it…
+    assert!(matches!(
+        replica.prove_first(true, now).unwrap(),
+        Merge::Missing(_)
+    ));
+    assert!(replica.heads().is_empty(), "nobody is told of it");
+    let good = world.peers[2].replica.as_ref().unwrap().heads();
+    replica.admit(None, good, now).1.unwrap();
+    // …and while it is fetched for again, the other one is looked at.
+    for head in replica.state.read().heads.to_merge(now.at) {
+        let effort = Effort::default();
+        let step = replica.merge(&head.digest(), &effort, now).unwrap();
+        assert!(matches!(step, Merge::Later), "{step:?}");
+    }
+    assert!(replica.state.read().another_first().is_some());
+    assert!(matches!(
+        replica.prove_first(false, now).unwrap(),
+        Merge::Done
+    ));
+    world.run(1);
+    assert_eq!(shows(&world, 1, "0.txt"), Some(1));
+}
+
+#[test]
 fn a_state_that_is_here_whole_does_not_give_way_to_one_that_is_there_in_part() {
     let (mut world, lost) = with_a_head_that_nobody_has();
     let from = world.peer_id(0);
@@ -1267,6 +1316,11 @@ fn a_state_that_is_here_whole_does_not_give_way_to_one_that_is_there_in_part() {
     assert_eq!(names(&world, 1), Some(before));
     world.pass_time(2 * HOUR);
     world.run(1);
+    assert_eq!(names(&world, 1), Some(before));
+    // Not when it was given up and is shown again, either.
+    let replica = world.peers[1].replica.as_ref().unwrap();
+    assert_eq!(replica.state.read().heads.iter().count(), 1);
+    world.arrive(1, Message::Heads(from, lost.clone()));
     assert_eq!(names(&world, 1), Some(before));
     world.peers[0].cell = 0;
     world.settle();

@@ -66,8 +66,9 @@ pub(super) struct State {
     pub(super) heads: HeadSet,
     /// Digests of heads that were looked at.
     pub(super) seen_heads: Recent<[u8; 32], ()>,
-    /// Heads that were given up: when one is shown again it is tried once, not for long.
-    pub(super) given_up: Recent<[u8; 32], ()>,
+    /// Heads that were given up, whose they are, and when they were tried last: when one is shown again it is tried once, and
+    /// not soon again.
+    pub(super) given_up: Recent<[u8; 32], (WriterNumber, Instant)>,
     /// Who showed a head: the first to ask for its nodes.
     pub(super) showed: Recent<[u8; 32], PeerId>,
     pub(super) overlay: Overlay,
@@ -340,13 +341,22 @@ impl State {
     /// Notes that those who could be asked lack nodes of a head. How long that has been so.
     pub(super) fn denied(&mut self, digest: &[u8; 32], now: Instant) -> Duration {
         match self.heads.denied(digest, now) {
-            Some(since) => now.duration_since(since),
-            None => {
-                // What seemed to add nothing to it may be shown again.
-                self.seen_heads.clear();
-                Duration::ZERO
+            Some((since, is_new)) => {
+                if is_new {
+                    // What seemed to add nothing to it may be shown again.
+                    self.seen_heads.clear();
+                }
+                now.duration_since(since)
             }
+            None => Duration::ZERO,
         }
+    }
+
+    /// Another head to show than the first one, where those who could be asked lack that.
+    pub(super) fn another_first(&self) -> Option<&KnownHead> {
+        let first = self.first.filter(|_| self.redo.is_none())?;
+        let is_denied = self.heads.is_denied(&first);
+        is_denied.then(|| self.heads.next_first(&first)).flatten()
     }
 
     /// Notes a moment that somebody else wrote at; verified heads are at most five minutes ahead.
