@@ -23,6 +23,8 @@ use crate::{
 pub(super) const HEAD_WRITERS_MAX: usize = 2048;
 /// Heads that stand beside each other and are kept; each has a writer of its own.
 const HEADS_KEPT_MAX: usize = 1024;
+/// With those that have seen one of the others, which goes when they are merged.
+const HEADS_KEPT_AND_JOINED_MAX: usize = 2 * HEADS_KEPT_MAX;
 /// A head that was given up is tried again no sooner than that when others than its writer show it.
 pub(super) const TRY_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
@@ -183,9 +185,14 @@ impl<D: Disk> Replica<D> {
         let digest = head.digest();
         let mut state = self.state.write();
         let joins = |known: &KnownHead| head.covers.includes(&known.covers);
-        if state.heads.len() >= HEADS_KEPT_MAX && !state.heads.iter().any(joins) {
+        let kept = state.heads.len();
+        let follows = |known: &KnownHead| known.writer == head.writer && joins(known);
+        let is_room = kept < HEADS_KEPT_MAX
+            || kept < HEADS_KEPT_AND_JOINED_MAX && state.heads.iter().any(joins)
+            || state.heads.iter().any(follows);
+        if !is_room {
             return Err(NamespaceError::Failed(format!(
-                "{HEADS_KEPT_MAX} heads stand beside each other already"
+                "{kept} heads stand beside each other already"
             )));
         }
         state.saw(head.time);

@@ -968,6 +968,18 @@ fn heads_beside_each_other_and_writers_of_a_head_are_bounded() {
     let mut covers = CausalContext::default();
     (1..=1025).for_each(|number| covers.add(dot(number)));
     assert!(replica.admit(None, vec![head(1025, covers)], now).0);
+    // Those, too, are bounded: all of these have seen the first.
+    let joining = |number: u16| {
+        let mut covers = CausalContext::default();
+        covers.add(dot(1));
+        covers.add(dot(number));
+        head(number, covers)
+    };
+    let taken = (2000..3500).take_while(|number| {
+        let taken = replica.admit(None, vec![joining(*number)], now);
+        taken.0
+    });
+    assert_eq!(taken.count(), 1023);
 
     let many = |writers: u64| {
         let mut covers = CausalContext::default();
