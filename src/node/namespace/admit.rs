@@ -26,7 +26,7 @@ const HEADS_KEPT_MAX: usize = 1024;
 /// With those that have seen one of the others, which goes when they are merged.
 const HEADS_KEPT_AND_JOINED_MAX: usize = 2 * HEADS_KEPT_MAX;
 /// A head that was given up is tried again no sooner than that when others than its writer show it.
-pub(super) const TRY_AGAIN_AFTER: Duration = Duration::from_secs(600);
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 impl<D: Disk> Replica<D> {
     /// Takes heads. Returns whether any was news, and the first reason for which one was refused; the others are taken

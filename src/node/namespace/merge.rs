@@ -60,7 +60,7 @@ const DIFFERENCE_NODES_MAX: usize = 64;
 const JOIN_DELAY_MS: std::ops::Range<u64> = 500..3000;
 /// A head of which those who can be asked have lacked nodes for so long is given up. Its author may be away, and shows it
 /// again.
-pub(super) const GIVE_UP_AFTER: Duration = Duration::from_secs(3600);
+const GIVE_UP_AFTER: Duration = Duration::from_secs(3600);
 /// Contents that gave way to others under the same number and are named in the log.
 const CONTRADICTED_TOLD_MAX: usize = 64;
 /// Differences merged at a time: memory follows this, not the whole.
@@ -237,13 +237,11 @@ impl<D: Disk> Replica<D> {
                 return Ok(Step::Done);
             };
             let is_other = state.first.is_some_and(|first| first != *digest);
-            let is_here =
-                || Ok(root == manifest::empty_root() || self.nodes.node(&root)?.is_some());
-            let is_here: Result<bool, TreeError> = match way == Way::InState && is_other {
-                true => is_here(),
-                false => Ok(true),
-            };
-            if !is_here? {
+            if way == Way::InState
+                && is_other
+                && root != manifest::empty_root()
+                && self.nodes.node(&root)?.is_none()
+            {
                 // That it is in the state is what a head says that nobody here has looked at.
                 return Ok(Step::Later);
             }
@@ -628,13 +626,13 @@ impl<D: Disk> Replica<D> {
                 return Ok(());
             };
             let own = state.writer.as_ref().map(|writer| writer.number);
-            if own == Some(head.writer) {
+            if !effort.denied || own == Some(head.writer) {
                 return Ok(());
             }
             (head, root)
         };
         let mut lacking = Vec::new();
-        for node in missing.iter().filter(|_| effort.denied) {
+        for node in missing {
             // Somebody who looked there may have brought it meanwhile.
             if self.nodes.node(node)?.is_none() {
                 lacking.push(node);

@@ -1288,7 +1288,9 @@ fn what_a_first_head_that_nobody_has_looked_at_has_seen_is_not_taken_for_seen() 
     let good = world.peers[2].replica.as_ref().unwrap().heads();
     replica.admit(None, good, now).1.unwrap();
     // …and while it is fetched for again, the other one is looked at.
-    for head in replica.state.read().heads.to_merge(now.at) {
+    let heads = replica.state.read().heads.to_merge(now.at);
+    assert!(!heads.is_empty());
+    for head in heads {
         let effort = Effort::default();
         let step = replica.merge(&head.digest(), &effort, now).unwrap();
         assert!(matches!(step, Merge::Later), "{step:?}");
