@@ -114,8 +114,9 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         .ok()
         .and_then(|from| Moved::new(from, &[moved.dot]));
     let mut tagged = version(2, 9, Kind::Symlink(b"../there".to_vec()));
-    tagged.entry.attributes = BTreeMap::from([(b"mime_type".to_vec(), b"text/plain".to_vec())]);
-    tagged.entry.unknown = BTreeMap::from([(200, vec![0x82, 1, 0x61, b'x'])]);
+    tagged.entry.attributes =
+        BTreeMap::from([(b"mime_type".to_vec(), b"text/plain".to_vec())]).into();
+    tagged.entry.unknown = BTreeMap::from([(200, vec![0x82, 1, 0x61, b'x'])]).into();
     let lists = [
         vec![version(1, 1, file(1))],
         vec![

@@ -4,20 +4,14 @@
 //! was written is published. Bytes go to a staging file, made at the first write, on the disk where it grows beyond 4 KiB;
 //! [`Overlay`] knows which of them count.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs::File,
-    os::unix::fs::FileExt,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeSet, fs::File, os::unix::fs::FileExt, sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
 
 use super::{inodes::Facts, overlay::Overlay};
 use crate::{
     content::{INLINE_BYTES_MAX, Object},
-    manifest::{Dot, Entry, FileId, HybridTime, Kind, Linked, TreePath},
+    manifest::{Dot, Entry, Few, FileId, HybridTime, Kind, Linked, TreePath},
     store::{JournalRecord, StagingId, Store, StoreError},
 };
 
@@ -348,7 +342,7 @@ pub(crate) fn plain_entry(
         owner,
         group,
         modified,
-        attributes: BTreeMap::new(),
-        unknown: BTreeMap::new(),
+        attributes: Few::default(),
+        unknown: Few::default(),
     }
 }

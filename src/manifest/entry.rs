@@ -21,11 +21,12 @@
 //! | 13, 14 | of a move: the new path, bytes; the context it saw, a map from writers to sequences | always there |
 //! | 15 | of a record: its bytes | always there |
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::{
     CausalContext, Dot, HybridTime, TreePath, WriterNumber,
     cbor::{Malformed, Reader, Writer},
+    few::Few,
     key::{FileId, PATH_BYTES_MAX, PEER_BYTES_MAX},
 };
 use crate::content::{ContentId, Object};
@@ -157,9 +158,9 @@ pub struct Entry {
     /// Time of the last change of the content.
     pub modified: Timestamp,
     /// Small `user.*` attributes, name without the prefix; in order.
-    pub attributes: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub attributes: Few<Vec<u8>, Vec<u8>>,
     /// Fields of later versions, kept as they came: field number (16 or more) and its CBOR; in order.
-    pub unknown: BTreeMap<u64, Vec<u8>>,
+    pub unknown: Few<u64, Vec<u8>>,
 }
 
 /// An entry as one writer left it.
@@ -175,9 +176,12 @@ pub struct Version {
     pub moved: Option<Moved>,
 }
 
-/// What a rename has made a version of.
+/// What a rename has made a version of. Few versions have one, so it takes one word where there is none.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Moved {
+pub struct Moved(Box<Original>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Original {
     from: TreePath,
     dots: Vec<Dot>,
 }
@@ -187,18 +191,16 @@ impl Moved {
     pub fn new(from: TreePath, dots: &[Dot]) -> Option<Self> {
         let dots: BTreeSet<_> = dots.iter().copied().collect();
         let fits = !from.names().is_empty() && (1..=MOVED_MAX).contains(&dots.len());
-        fits.then(|| Self {
-            from,
-            dots: dots.into_iter().collect(),
-        })
+        let dots = || dots.into_iter().collect();
+        fits.then(|| Self(Box::new(Original { from, dots: dots() })))
     }
     /// The path they had.
     pub fn from(&self) -> &TreePath {
-        &self.from
+        &self.0.from
     }
     /// Their dots, in order.
     pub fn dots(&self) -> &[Dot] {
-        &self.dots
+        &self.0.dots
     }
 }
 
@@ -236,8 +238,8 @@ impl Entry {
             owner,
             group,
             modified,
-            attributes: BTreeMap::new(),
-            unknown: BTreeMap::new(),
+            attributes: Few::default(),
+            unknown: Few::default(),
         }
     }
     /// A directory that nobody described: it exists because something lives below it. Mode 0o755, owner 0, time 0.
@@ -448,11 +450,11 @@ struct Fields {
     owner: u32,
     group: u32,
     modified: i64,
-    attributes: BTreeMap<Vec<u8>, Vec<u8>>,
+    attributes: Few<Vec<u8>, Vec<u8>>,
     to: Option<TreePath>,
     seen: Option<CausalContext>,
     record: Option<Vec<u8>>,
-    unknown: BTreeMap<u64, Vec<u8>>,
+    unknown: Few<u64, Vec<u8>>,
 }
 
 impl Fields {
@@ -540,6 +542,16 @@ impl Version {
         let first = moved.and_then(|moved| moved.dots().last());
         first.unwrap_or(&self.dot).writer
     }
+    /// Whether all of it is in its own place in memory.
+    fn is_plain(&self) -> bool {
+        let entry = &self.entry;
+        let is_plain = match entry.kind {
+            Kind::Symlink(_) | Kind::Writer { .. } | Kind::Move { .. } | Kind::Record(_) => false,
+            Kind::File(_) | Kind::Directory | Kind::Fifo | Kind::Socket => true,
+            Kind::Device { .. } | Kind::Link(_) => true,
+        };
+        is_plain && self.moved.is_none() && entry.attributes.is_empty() && entry.unknown.is_empty()
+    }
     fn write(&self, out: &mut Writer) {
         out.array(4 + usize::from(self.moved.is_some()));
         out.uint(self.dot.writer.0);
@@ -548,9 +560,9 @@ impl Version {
         self.entry.write(out);
         if let Some(moved) = &self.moved {
             out.array(2);
-            out.bytes(&moved.from.to_bytes());
-            out.array(moved.dots.len());
-            for dot in &moved.dots {
+            out.bytes(&moved.from().to_bytes());
+            out.array(moved.dots().len());
+            for dot in moved.dots() {
                 out.array(2);
                 out.uint(dot.writer.0);
                 out.uint(dot.sequence);
@@ -673,6 +685,13 @@ impl Versions {
     pub fn as_slice(&self) -> &[Version] {
         &self.0
     }
+    /// About how many bytes they take in memory beside their place in a row.
+    pub(super) fn memory(&self) -> usize {
+        let others = self.0.iter().filter(|version| !version.is_plain());
+        // Of what varies in size the encoding has every byte.
+        let others = others.map(|version| 2 * version.encoded().len());
+        self.0.capacity() * size_of::<Version>() + others.sum::<usize>()
+    }
     /// Time of the newest.
     pub fn newest(&self) -> HybridTime {
         let times = self.0.iter().map(|version| version.time);
@@ -717,9 +736,12 @@ impl Versions {
     /// Checks everything but that the encoding is the canonical one; callers re-encode and compare.
     pub(super) fn read(input: &mut Reader<'_>) -> Result<Self, EntryError> {
         let count = input.array(VERSIONS_MAX)?;
-        let versions = (0..count)
-            .map(|_| Version::read(input))
-            .collect::<Result<Vec<_>, _>>()?;
+        // Mostly there is one. Room for four, which collecting would take, is most of what a decoded node takes.
+        let mut versions = Vec::new();
+        for _ in 0..count {
+            versions.reserve_exact(1);
+            versions.push(Version::read(input)?);
+        }
         if !versions.is_sorted_by(|a, b| a.dot < b.dot) {
             return Err(EntryError("versions out of order"));
         }

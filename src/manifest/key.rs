@@ -252,7 +252,7 @@ pub enum InternalKey {
 /// An encoded key. Ordered by its bytes, so that the direct children of a folder are one contiguous range:
 /// `/` ‖ parent's names joined by `/` ‖ 0 ‖ name for a path, and a first byte of 0 for an internal key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key(Vec<u8>);
+pub struct Key(Box<[u8]>);
 
 impl Key {
     /// The key of a path, or of the record of a file with several names that [`TreePath::of_record`] stands for; `None`
@@ -265,7 +265,7 @@ impl Key {
         let mut bytes = parent.prefix();
         bytes.push(END);
         bytes.extend(name.as_bytes());
-        Some(Self(bytes))
+        Some(Self(bytes.into()))
     }
     /// The key of an internal record. A tree takes only what [`Key::from_bytes`] takes.
     pub fn of_internal(key: &InternalKey) -> Self {
@@ -282,7 +282,7 @@ impl Key {
         };
         let mut bytes = vec![END, tag];
         bytes.extend(rest);
-        Self(bytes)
+        Self(bytes.into())
     }
     /// Checks bytes from a node in full.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, NameError> {
@@ -309,7 +309,7 @@ impl Key {
             }
             _ => return Err(NameError::Forbidden),
         }
-        Ok(Self(bytes))
+        Ok(Self(bytes.into()))
     }
     /// The encoded bytes.
     pub fn as_bytes(&self) -> &[u8] {
@@ -337,7 +337,7 @@ impl Key {
     }
     /// The internal key, where it is one.
     pub fn internal(&self) -> Option<InternalKey> {
-        match self.0.as_slice() {
+        match &*self.0 {
             [END, WRITER, number @ ..] => Some(InternalKey::Writer(WriterNumber(
                 u64::from_be_bytes(number.try_into().ok()?),
             ))),
@@ -362,7 +362,7 @@ impl Key {
             kind,
             Kind::Writer { .. } | Kind::Move { .. } | Kind::Record(_)
         );
-        match self.0.as_slice() {
+        match &*self.0 {
             [END, WRITER, ..] => matches!(kind, Kind::Writer { .. }),
             [END, FILE, ..] => !is_internal && !matches!(kind, Kind::Directory | Kind::Link(_)),
             [END, MOVE, ..] => matches!(kind, Kind::Move { .. }),

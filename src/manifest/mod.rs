@@ -7,6 +7,7 @@ mod cbor;
 mod conflicts;
 mod context;
 mod entry;
+mod few;
 mod folders;
 #[cfg(test)]
 mod histories;
@@ -27,6 +28,7 @@ pub use entry::{
     Entry, EntryError, Kind, MOVE_WRITERS_MAX, MOVED_MAX, Moved, RECORD_BYTES_MAX,
     TARGET_BYTES_MAX, Timestamp, VERSIONS_BYTES_MAX, VERSIONS_MAX, Version, Versions,
 };
+pub use few::Few;
 pub use folders::record_folders;
 pub use key::{
     FileId, InternalKey, Key, NAME_BYTES_MAX, Name, NameError, PATH_BYTES_MAX, TreePath,

@@ -37,6 +37,8 @@ const LEVEL_BITS: u32 = 6;
 /// node: to pass 4 MiB, 2000 small rows would have to come without a boundary (probability e^-32).
 const LARGE_ROW_BYTES: usize = 2048;
 const FORMAT: u64 = 2;
+/// What rounding up costs for each block of memory, more or less.
+const BLOCK: usize = 8;
 
 /// BLAKE3 hash of a node's encoding; a root's hash is the state of the whole folder.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -289,6 +291,20 @@ impl Node {
         rows_fit && encoding.len() <= NODE_BYTES_MAX && self.level <= LEVEL_MAX
     }
 
+    /// About how many bytes it takes in memory, decoded.
+    pub fn memory(&self) -> usize {
+        fn of<V>(rows: &Vec<(Key, V)>, value: impl Fn(&V) -> usize) -> usize {
+            let keys = rows.iter().map(|(key, _)| key.as_bytes().len() + BLOCK);
+            let values = rows.iter().map(|(_, own)| value(own));
+            rows.capacity() * size_of::<(Key, V)>() + keys.sum::<usize>() + values.sum::<usize>()
+        }
+        let rows = match &self.rows {
+            Rows::Leaf(rows) => of(rows, |versions| versions.memory() + BLOCK),
+            Rows::Inner(rows) => of(rows, |_| 0),
+        };
+        size_of::<Self>() + rows
+    }
+
     /// The hashes of its children; none for a leaf.
     pub fn children(&self) -> Vec<NodeHash> {
         let rows = Child::of_node(self);
@@ -419,6 +435,8 @@ fn read_rows<V>(
         }
         rows.push((key, value));
     }
+    // Nodes are kept for long.
+    rows.shrink_to_fit();
     Ok((rows, bounded))
 }
 

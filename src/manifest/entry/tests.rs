@@ -52,8 +52,8 @@ fn any_entry() -> impl Strategy<Value = Entry> {
     let time = prop_oneof![Just(0), any::<i64>()];
     (any_kind(), mode, id(), id(), time, attributes, unknown).prop_map(
         |(kind, mode, owner, group, modified, attributes, unknown)| Entry {
-            attributes,
-            unknown,
+            attributes: attributes.into(),
+            unknown: unknown.into(),
             ..Entry::new(kind, mode, owner, group, Timestamp(modified))
         },
     )

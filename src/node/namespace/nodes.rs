@@ -17,10 +17,10 @@ use crate::{
     store::StoreError,
 };
 
-/// Decoded nodes kept in memory, in bytes of their encodings: at least; at most twice as much. They average 8 KiB.
-const DECODED_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Decoded nodes kept, in bytes of memory: at least; at most twice as much. They average 16 KiB.
+const DECODED_BYTES_MAX: usize = 48 * 1024 * 1024;
 /// Larger nodes are decoded each time they are read, and push no others out.
-const DECODED_NODE_BYTES_MAX: usize = 256 * 1024;
+const DECODED_NODE_BYTES_MAX: usize = 512 * 1024;
 
 /// Names of invalid nodes that are remembered.
 const BAD_MAX: usize = 4096;
@@ -120,7 +120,7 @@ impl<D: Disk> Nodes<D> {
             }
             match Node::decode(&bytes) {
                 Ok(node) => {
-                    self.remember(hash, Arc::new(node), bytes.len());
+                    self.remember(hash, Arc::new(node));
                     good.push((hash, bytes));
                 }
                 Err(error) => {
@@ -138,7 +138,8 @@ impl<D: Disk> Nodes<D> {
         self.bad.lock().get(hash).is_some()
     }
 
-    fn remember(&self, hash: NodeHash, node: Arc<Node>, bytes: usize) {
+    fn remember(&self, hash: NodeHash, node: Arc<Node>) {
+        let bytes = node.memory();
         if bytes <= DECODED_NODE_BYTES_MAX {
             self.decoded.lock().put_weighing(hash, node, bytes);
         }
@@ -155,7 +156,7 @@ impl<D: Disk> NodeSource for Nodes<D> {
             return Ok(None);
         };
         let node = Arc::new(Node::decode(&bytes).map_err(|error| source(&error))?);
-        self.remember(*hash, node.clone(), bytes.len());
+        self.remember(*hash, node.clone());
         Ok(Some(node))
     }
 }
