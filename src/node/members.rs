@@ -41,8 +41,8 @@ const NODES_BYTES_MAX: usize = SYNC_BYTES_MAX - 64 * 1024;
 /// Members told of in a status answer, and addresses of each.
 const MEMBERS_MAX: usize = 64;
 const ADDRESSES_MAX: usize = 16;
-/// How many objects the table of known holders remembers before it starts anew.
-const KNOWN_OBJECTS_MAX: usize = 100_000;
+/// How many objects, each as often as there are holders of it, the table of known holders remembers before it starts anew.
+const KNOWN_HOLDERS_MAX: usize = 100_000;
 
 /// Parts that exist only once the network runs; the service and the fetcher are made before it.
 #[derive(Default)]
@@ -56,33 +56,46 @@ pub(super) struct Late {
 
 /// Which peers are known to hold an object whole, as far as they said so.
 #[derive(Default)]
-pub(super) struct KnownHolders(Mutex<BTreeMap<Object, BTreeSet<PeerId>>>);
+pub(super) struct KnownHolders(Mutex<Known>);
+
+/// Peers have numbers here, as each is told of with very many objects: some 70 bytes for an object and a peer.
+#[derive(Default)]
+struct Known {
+    holders: BTreeSet<(Object, u32)>,
+    peers: BTreeMap<PeerId, u32>,
+    next: u32,
+}
 
 impl KnownHolders {
     pub(super) fn note(&self, peer: PeerId, object: Object, whole: bool) {
         let mut known = self.0.lock();
-        if whole {
-            if known.len() >= KNOWN_OBJECTS_MAX {
-                known.clear();
+        let known = &mut *known;
+        if !whole {
+            if let Some(number) = known.peers.get(&peer) {
+                known.holders.remove(&(object, *number));
             }
-            known.entry(object).or_default().insert(peer);
-        } else if let Some(peers) = known.get_mut(&object) {
-            peers.remove(&peer);
+            return;
         }
+        if known.holders.len() >= KNOWN_HOLDERS_MAX {
+            *known = Known::default();
+        }
+        let number = *known.peers.entry(peer).or_insert_with(|| {
+            known.next += 1;
+            known.next
+        });
+        known.holders.insert((object, number));
     }
 
     pub(super) fn forget(&self, peer: &PeerId) {
-        self.0.lock().retain(|_, peers| {
-            peers.remove(peer);
-            !peers.is_empty()
-        });
+        let mut known = self.0.lock();
+        if let Some(number) = known.peers.remove(peer) {
+            known.holders.retain(|(_, holder)| *holder != number);
+        }
     }
 
     pub(super) fn count(&self, object: &Object) -> u64 {
-        self.0
-            .lock()
-            .get(object)
-            .map_or(0, |peers| peers.len() as u64)
+        let all = (*object, 0)..=(*object, u32::MAX);
+        self.0.lock().holders.range(all).count() as u64
     }
 }
 
@@ -463,5 +476,32 @@ mod tests {
             passed_on(push, false),
             Push::Manifest { changes: None, .. }
         ));
+    }
+
+    #[test]
+    fn who_holds_what_is_known_within_a_bound() {
+        let object = |number: u64| Object {
+            content: crate::content::ContentId([7; 32]),
+            size: number,
+        };
+        let known = KnownHolders::default();
+        let (one, other) = (PeerId::random(), PeerId::random());
+        for peer in [one, other] {
+            known.note(peer, object(1), true);
+            known.note(peer, object(1), true);
+        }
+        known.note(one, object(2), true);
+        assert_eq!((known.count(&object(1)), known.count(&object(2))), (2, 1));
+        known.note(other, object(1), false);
+        known.note(other, object(2), false);
+        assert_eq!((known.count(&object(1)), known.count(&object(2))), (1, 1));
+        known.note(other, object(1), true);
+        known.forget(&one);
+        assert_eq!((known.count(&object(1)), known.count(&object(2))), (1, 0));
+        for number in 0..2 * KNOWN_HOLDERS_MAX as u64 {
+            known.note(one, object(number), true);
+        }
+        assert!(known.0.lock().holders.len() <= KNOWN_HOLDERS_MAX);
+        assert_eq!(known.count(&object(2 * KNOWN_HOLDERS_MAX as u64 - 1)), 1);
     }
 }
