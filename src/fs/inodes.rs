@@ -12,15 +12,19 @@
 //! A name stands here once, in its inode: the table of links has numbers and hashes alone.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::{BuildHasher, RandomState},
 };
 
 use hashbrown::HashTable;
+use smallvec::SmallVec;
 
 use crate::manifest::{
     Entry, FileId, HybridTime, Kind, NAME_BYTES_MAX, Name, Shown, Timestamp, TreePath, may_be_copy,
 };
+
+/// Most paths have no more names, and so take one block of memory.
+const DEPTH_MOSTLY: usize = 8;
 
 /// The root's number, fixed by the kernel's protocol.
 pub(crate) const ROOT: u64 = 1;
@@ -96,7 +100,8 @@ impl Facts {
 
 #[derive(Debug)]
 struct Inode {
-    links: Vec<(u64, Name)>,
+    /// Mostly one, which is in its place then.
+    links: SmallVec<[(u64, Name); 1]>,
     facts: Facts,
     /// The access time that a program has set; nothing else is remembered of it.
     accessed: Option<Timestamp>,
@@ -128,13 +133,15 @@ pub(crate) struct Inodes {
     links: HashTable<(u64, u64)>,
     /// Inodes of files that have several names.
     by_file: HashMap<FileId, u64>,
+    /// The names in use that may be those of conflict copies: every change elsewhere asks for them.
+    copies: BTreeMap<u64, BTreeSet<Name>>,
     hasher: RandomState,
 }
 
 impl Inodes {
     pub(crate) fn new() -> Self {
         let root = Inode {
-            links: Vec::new(),
+            links: SmallVec::new(),
             facts: Facts {
                 kind: Kind::Directory,
                 mode: 0o755,
@@ -154,6 +161,7 @@ impl Inodes {
             by_number: HashMap::from([(ROOT, Box::new(root))]),
             links: HashTable::new(),
             by_file: HashMap::new(),
+            copies: BTreeMap::new(),
             hasher: RandomState::new(),
         }
     }
@@ -178,21 +186,23 @@ impl Inodes {
     }
 
     fn path_of(&self, link: &(u64, Name)) -> Option<TreePath> {
-        let mut names = vec![&link.1];
+        let mut names = Vec::with_capacity(DEPTH_MOSTLY);
+        names.push(link.1.clone());
         let mut at = link.0;
         while at != ROOT {
             // Folders have one name.
             let (folder, name) = self.by_number.get(&at)?.links.first()?;
-            names.push(name);
+            names.push(name.clone());
             at = *folder;
         }
-        TreePath::of_names(names.into_iter().rev().cloned().collect()).ok()
+        names.reverse();
+        TreePath::of_names(names).ok()
     }
 
     /// The links of the inode that has a name, or of that of a file.
     pub(crate) fn links(&self, number: u64) -> Vec<(u64, Name)> {
         let inode = self.by_number.get(&number);
-        inode.map_or(Vec::new(), |inode| inode.links.clone())
+        inode.map_or(Vec::new(), |inode| inode.links.to_vec())
     }
 
     /// Which file with several names an inode is.
@@ -353,7 +363,7 @@ impl Inodes {
             number = number.wrapping_add(1);
         }
         let inode = Inode {
-            links: Vec::new(),
+            links: SmallVec::new(),
             facts,
             accessed: None,
             lookups: 0,
@@ -401,6 +411,9 @@ impl Inodes {
     /// Gives an inode a link.
     fn attach(&mut self, number: u64, folder: u64, name: Name) {
         let hash = self.hasher.hash_one((folder, &name));
+        if may_be_copy(&name) {
+            self.copies.entry(folder).or_default().insert(name.clone());
+        }
         if let Some(inode) = self.by_number.get_mut(&number) {
             inode.links.push((folder, name));
         }
@@ -420,10 +433,16 @@ impl Inodes {
             inode.is_some_and(|inode| inode.is_at(folder, name))
         });
         let ((number, _), _) = entry.ok()?.remove();
+        if let Some(names) = self.copies.get_mut(&folder)
+            && names.remove(name)
+            && names.is_empty()
+        {
+            self.copies.remove(&folder);
+        }
         if let Some(inode) = by_number.get_mut(&number) {
             inode
                 .links
-                .retain(|(there, named)| *there != folder || named != name);
+                .retain(|link| link.0 != folder || link.1 != *name);
         }
         if let Some(folder) = by_number.get_mut(&folder) {
             folder.children = folder.children.saturating_sub(1);
@@ -467,21 +486,17 @@ impl Inodes {
 
     /// Every inode with its children: what a change of unknown extent may concern.
     pub(crate) fn all_links(&self) -> BTreeMap<u64, Vec<Name>> {
-        self.links_where(|_| true)
-    }
-
-    /// The names in use that may be those of conflict copies.
-    pub(crate) fn copies(&self) -> BTreeMap<u64, Vec<Name>> {
-        self.links_where(may_be_copy)
-    }
-
-    fn links_where(&self, wanted: impl Fn(&Name) -> bool) -> BTreeMap<u64, Vec<Name>> {
         let mut all: BTreeMap<u64, Vec<Name>> = BTreeMap::new();
         let links = self.by_number.values().flat_map(|inode| &inode.links);
-        for (folder, name) in links.filter(|(_, name)| wanted(name)) {
+        for (folder, name) in links {
             all.entry(*folder).or_default().push(name.clone());
         }
         all
+    }
+
+    /// The names in use in a folder that may be those of conflict copies.
+    pub(crate) fn copies(&self, folder: u64) -> impl Iterator<Item = &Name> {
+        self.copies.get(&folder).into_iter().flatten()
     }
 
     /// Removes an inode that nobody needs, and folders above it that were kept for it alone.
@@ -530,6 +545,13 @@ impl Inodes {
         }
         let links = self.by_number.values().map(|inode| inode.links.len());
         assert_eq!(links.sum::<usize>(), self.links.len());
+        let links = self.by_number.values().flat_map(|inode| &inode.links);
+        let copies: BTreeSet<_> = links.filter(|(_, name)| may_be_copy(name)).collect();
+        let known = self.copies.values().map(BTreeSet::len);
+        assert_eq!(known.sum::<usize>(), copies.len());
+        for (folder, name) in copies {
+            assert!(self.copies(*folder).any(|copy| copy == name));
+        }
         for (file, number) in &self.by_file {
             let facts = self.facts(*number).expect("it is kept");
             assert_eq!(facts.file.as_ref(), Some(file));

@@ -232,8 +232,6 @@ impl Core {
     pub(super) fn notices_for(&self, paths: &BTreeSet<TreePath>) -> BTreeSet<Notice> {
         self.note_change();
         let mut notices = BTreeSet::new();
-        // A change of a name may make, resolve or rename the copies beside it.
-        let copies = self.inodes.lock().copies();
         for path in paths {
             if let Some(file) = path.record() {
                 self.notice_names(&mut notices, &file);
@@ -255,7 +253,9 @@ impl Core {
                     let links = child.map(|child| self.inodes.lock().links(child));
                     let links = links.filter(|links| links.len() > 1).into_iter().flatten();
                     notices.extend(links.map(|(folder, name)| Notice::Name(folder, name)));
-                    let beside = copies.get(&folder).into_iter().flatten();
+                    // A change of a name may make, resolve or rename the copies beside it.
+                    let inodes = self.inodes.lock();
+                    let beside = inodes.copies(folder);
                     notices.extend(beside.map(|copy| Notice::Name(folder, copy.clone())));
                     break;
                 }

@@ -100,7 +100,8 @@ proptest! {
         let mut inodes = Inodes::new();
         let mut looked: Vec<u64> = Vec::new();
         let mut pinned: Vec<u64> = Vec::new();
-        let names = [name("a"), name("b"), name("c"), name("d")];
+        let copy = name("a (conflict, attic, 2024-03-01 12.34.56)");
+        let names = [name("a"), name("b"), name("c"), copy];
         for step in steps {
             let folder_at = |looked: &[u64], index: usize| -> u64 {
                 looked.get(index).copied().unwrap_or(ROOT)
