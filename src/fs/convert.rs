@@ -43,6 +43,27 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
+/// What stands in an answer that nothing has the name, which the kernel may keep: inode 0, whatever else there is.
+pub(super) fn no_attr() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: SUGGESTED_IO_BYTES,
+        flags: 0,
+    }
+}
+
 fn to_system_time(ns: i64) -> SystemTime {
     let offset = Duration::from_nanos(ns.unsigned_abs());
     match ns >= 0 {

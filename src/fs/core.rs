@@ -3,7 +3,7 @@
 //! Operations (in `ops/`) are methods of [`Core`]. They never wait for the network and never call the kernel. One that lacks
 //! something answers [`Fail::Need`], having changed nothing, and is called again once that is there.
 //!
-//! Lock order, outermost first: `order`, `modes`, a [`Live`]'s `syncing`, its state, `lives`, `inodes`, `files`/`listings`/`following`. `order` is held
+//! Lock order, outermost first: `order`, `modes`, a [`Live`]'s `syncing`, its state, `lives`, `inodes`, `files`/`listings`/`absent`/`following`. `order` is held
 //! shared by operations that look at names and exclusively by those that change them, so that the tree and the table of inodes
 //! agree. Who changes names has the tree hold ([`super::parts::Tree::hold`]) next after `order`, until the journal agrees as well. Nobody waits for a disk to sync while holding any of them but `syncing`.
 
@@ -24,6 +24,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use super::{
     OwnerMode,
+    absent::Absent,
     ahead::Following,
     errno::FsError,
     fates::Unsettled,
@@ -149,6 +150,8 @@ pub(crate) struct Core {
     pub(super) inodes: Mutex<Inodes>,
     pub(super) files: Mutex<HashMap<u64, Arc<OpenFile>>>,
     pub(super) listings: Mutex<Listings>,
+    /// What the kernel keeps of names that nothing has.
+    pub(super) absent: Mutex<Absent>,
     /// The key of the order in which names are listed, until the mount ends.
     pub(super) listing_order: RandomState,
     /// Places whose contents are being moved, or moved to: nothing changes there until that is done.
@@ -201,6 +204,7 @@ impl Core {
             inodes: Mutex::new(Inodes::new()),
             files: Mutex::new(HashMap::new()),
             listings: Mutex::default(),
+            absent: Mutex::default(),
             listing_order: RandomState::new(),
             moving: Mutex::new(Vec::new()),
             following: Following::default(),

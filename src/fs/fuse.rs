@@ -22,11 +22,12 @@ use fuser::{
 use tracing::Instrument;
 
 use super::{
-    convert::{file_attr, file_type, from_system_time},
+    absent::ABSENT_FOR,
+    convert::{file_attr, file_type, from_system_time, no_attr},
     core::{Attr, Caller, Core, Fail, now},
     drive::drive,
     errno::FsError,
-    ops::{Changes, Mode, Place, Replace},
+    ops::{Changes, Found, Mode, Place, Replace},
 };
 use crate::buffers::Buffer;
 use crate::manifest::Kind;
@@ -199,11 +200,21 @@ impl Filesystem for Shell {
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.as_bytes().to_vec();
-        self.serve_entry(
+        self.serve(
             req,
             "lookup",
-            move |core| core.lookup(parent.0, &name),
-            reply,
+            move |core| core.find(parent.0, &name),
+            |answer| match answer {
+                Ok(Found::Something(attr)) => {
+                    reply.entry(&KEEP, &file_attr(&attr), Generation(0));
+                }
+                // By the kernel's protocol.
+                Ok(Found::Nothing { kept: true }) => {
+                    reply.entry(&ABSENT_FOR, &no_attr(), Generation(0));
+                }
+                Ok(Found::Nothing { kept: false }) => reply.error(Errno::ENOENT),
+                Err(error) => reply.error(error),
+            },
         );
     }
 

@@ -15,6 +15,7 @@
 //! Never here: waiting for the network in a callback thread; overwriting published bytes; an empty listing for a folder
 //! whose state is not known.
 
+mod absent;
 mod aftermath;
 mod ahead;
 mod apart;

@@ -286,7 +286,7 @@ impl Core {
     }
 
     /// Everything that the kernel may know.
-    fn notices_for_all(&self) -> BTreeSet<Notice> {
+    pub(super) fn notices_for_all(&self) -> BTreeSet<Notice> {
         self.note_change();
         let links = self.inodes.lock().all_links();
         let mut notices = BTreeSet::from([Notice::Folder(super::inodes::ROOT)]);
@@ -299,6 +299,14 @@ impl Core {
                 if let Some(path) = path {
                     self.notice_name(&mut notices, folder, &name, child, &path);
                 }
+            }
+        }
+        let absent: Vec<_> = self.absent.lock().all().cloned().collect();
+        let inodes = self.inodes.lock();
+        for (folder, name) in absent {
+            // What has it by now was named above.
+            if inodes.child(folder, &name).is_none() {
+                notices.insert(Notice::Name(folder, name));
             }
         }
         notices

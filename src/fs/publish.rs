@@ -75,6 +75,7 @@ pub(crate) async fn publisher(core: Arc<Core>) {
             is_failing = matches!(outcome, Ok(Err(_)));
             journaled = Instant::now();
             core.listings.lock().forget_old(journaled);
+            core.absent.lock().forget_old(journaled);
         }
         let looking = core.clone();
         let looked = blocking(move || looking.due(false).into_iter().partition(is_quick)).await;

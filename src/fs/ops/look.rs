@@ -1,12 +1,14 @@
 //! Looking: names to inodes, attributes, link targets, room.
 
+use std::{sync::atomic::Ordering, time::Instant};
+
 use crate::{
     fs::{
         core::{Attr, Core, Fail},
         errno::FsError,
         inodes::ROOT,
     },
-    manifest::Kind,
+    manifest::{Kind, Name},
 };
 
 /// What `statfs` tells.
@@ -19,7 +21,33 @@ pub(crate) struct Space {
     pub(crate) block_bytes: u32,
 }
 
+/// What a name was found to be.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Found {
+    Something(Attr),
+    /// Nothing has it. `kept`: the kernel may keep that for [`crate::fs::absent::ABSENT_FOR`].
+    Nothing {
+        kept: bool,
+    },
+}
+
 impl Core {
+    /// What is under a name, for the kernel; it is told where that changes.
+    pub(crate) fn find(&self, folder: u64, name: &[u8]) -> Result<Found, Fail> {
+        let epoch = self.epoch.load(Ordering::Acquire);
+        match self.lookup(folder, name) {
+            Ok(attr) => Ok(Found::Something(attr)),
+            Err(Fail::Error(FsError::NotFound)) => {
+                let name = Name::new(name).map_err(FsError::from)?;
+                let kept = self.absent.lock().note(folder, &name, Instant::now());
+                // Should something have changed meanwhile that is of unknown extent, it may have missed the list.
+                let kept = kept && self.epoch.load(Ordering::Acquire) == epoch;
+                Ok(Found::Nothing { kept })
+            }
+            Err(fail) => Err(fail),
+        }
+    }
+
     /// The inode under a name, counted as known to the kernel.
     pub(crate) fn lookup(&self, folder: u64, name: &[u8]) -> Result<Attr, Fail> {
         let _order = self.order.read();

@@ -11,5 +11,6 @@ mod set;
 pub(crate) use copy::Place;
 pub(crate) use files::{Mode, OpenFile};
 pub(crate) use folders::{Listed, Listings};
+pub(crate) use look::Found;
 pub(crate) use rename::Replace;
 pub(crate) use set::Changes;

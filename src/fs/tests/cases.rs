@@ -10,7 +10,7 @@ use crate::{
     fs::{
         core::Need,
         notify::Notice,
-        ops::{Changes, Replace},
+        ops::{Changes, Found, Replace},
     },
     manifest::{Kind, Name, Timestamp},
     store::Presence,
@@ -944,6 +944,34 @@ fn a_change_of_a_name_invalidates_the_copies_beside_it() {
     assert!(notices.contains(&name("n")));
     assert!(notices.contains(&name(copy)));
     assert!(!notices.contains(&name("other")));
+}
+
+#[test]
+fn a_change_of_unknown_extent_names_what_the_kernel_keeps_as_absent() {
+    let fixture = Fixture::new();
+    fixture
+        .act(|core| core.make(CALLER, ROOT, b"d", Kind::Directory, 0o755))
+        .expect("made");
+    fixture.settle();
+    let folder = fixture.walk("d").expect("there");
+    let find = |folder: u64, name: &str| fixture.core.find(folder, name.as_bytes());
+    for name in ["a", "b"] {
+        let found = find(folder, name).expect("looked at");
+        assert_eq!(found, Found::Nothing { kept: true });
+    }
+    let copy = "a (conflict, attic, 2024-03-01 12.34.56)";
+    let found = find(ROOT, copy).expect("looked at");
+    assert_eq!(found, Found::Nothing { kept: false });
+    // Found under the next name, it is told of as anything else.
+    fixture.put("d/b", b"x").expect("put");
+    assert!(matches!(find(folder, "b"), Ok(Found::Something(_))));
+    let notices = fixture.core.notices_for_all();
+    let name = |name: &str| Notice::Name(folder, Name::new(name.as_bytes()).expect("a name"));
+    assert!(notices.contains(&name("a")));
+    assert!(!notices.contains(&Notice::Name(
+        ROOT,
+        Name::new(copy.as_bytes()).expect("a name")
+    )));
 }
 
 #[test]

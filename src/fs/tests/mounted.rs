@@ -233,6 +233,33 @@ fn a_change_elsewhere_is_seen_by_name_and_content_while_old_handles_stay() {
 }
 
 #[test]
+fn the_kernel_keeps_that_a_name_is_absent_until_something_has_it() {
+    let mount = Mount::new();
+    let core = mount.mounted.as_ref().expect("mounted").core().clone();
+    let is_there = |path: &str| mount.path(path).exists();
+    fs::create_dir(mount.path("d")).expect("made");
+    for path in ["a", "d/a", "mine", "mine too"] {
+        assert!(!is_there(path), "{path}");
+    }
+    for path in ["a", "d/a"] {
+        mount.fixture.change_behind(path, b"made elsewhere");
+        assert!(!is_there(path), "nobody was asked");
+        core.tell(TreePath::parse(path.as_bytes()).expect("path"));
+        wait_until("the new name is there", || is_there(path));
+    }
+    // What is made here the kernel knows by itself.
+    fs::write(mount.path("mine"), b"1").expect("written");
+    fs::rename(mount.path("mine"), mount.path("mine too")).expect("renamed");
+    assert!(is_there("mine too") && !is_there("mine"));
+    fs::hard_link(mount.path("mine too"), mount.path("mine")).expect("linked");
+    assert!(is_there("mine"));
+    fs::remove_file(mount.path("mine")).expect("removed");
+    assert!(!is_there("mine"));
+    fs::create_dir(mount.path("mine")).expect("made");
+    assert!(is_there("mine"));
+}
+
+#[test]
 fn a_name_does_not_stay_old_after_a_local_writer_closed_it() {
     let mount = Mount::new();
     fs::write(mount.path("a"), b"first").expect("written");
