@@ -662,7 +662,7 @@ impl Core {
         taken.staging = taken.staging.saturating_add(after).saturating_sub(before);
         drop(taken);
         drop(reserved);
-        outcome.map_err(failed("writing", &self.staging_dir()))
+        outcome.map_err(|error| failed("writing", &self.staging_dir())(error))
     }
 
     /// Counts what the journal takes, which is never refused.

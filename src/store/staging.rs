@@ -159,7 +159,7 @@ impl Core {
             return Ok(None);
         };
         let bytes = bytes_of(&small, record.size);
-        let bytes = bytes.map_err(failed("reading", &self.staging_path(id)))?;
+        let bytes = bytes.map_err(|error| failed("reading", &self.staging_path(id))(error))?;
         Ok(Some(JournalRecord {
             bytes: Some(serde_bytes::ByteBuf::from(bytes)),
             ..record.clone()

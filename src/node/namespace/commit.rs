@@ -131,11 +131,11 @@ impl<D: Disk> Replica<D> {
         let mut step = Step::Done;
         let attempt = |pending: &Changes| {
             let edits = plan::plan(&self.nodes, base, pending, dot)?;
-            manifest::apply(&self.nodes, base, &edits)?;
-            Ok(edits)
+            let applied = manifest::apply(&self.nodes, base, &edits)?;
+            Ok((edits, applied))
         };
-        let mut edits = match attempt(&pending) {
-            Ok(edits) => edits,
+        let (mut edits, attempted) = match attempt(&pending) {
+            Ok((edits, applied)) => (edits, Some(applied)),
             Err(TreeError::Missing(nodes)) if extent == Extent::All => {
                 return Ok(Step::Missing(nodes));
             }
@@ -148,10 +148,11 @@ impl<D: Disk> Replica<D> {
                 if pending.is_empty() && !joins {
                     return Ok(step);
                 }
-                plan::plan(&self.nodes, base, &pending, dot)?
+                (plan::plan(&self.nodes, base, &pending, dot)?, None)
             }
             Err(error) => return Err(error.into()),
         };
+        let planned = edits.len();
         renames.retain(|rename| !left.iter().any(|(path, _)| rename.is_of(path)));
         if !edits.is_empty() {
             plan::add_hints(&self.nodes, base, &mut edits, &renames, &covers, dot)?;
@@ -163,7 +164,12 @@ impl<D: Disk> Replica<D> {
             let place = pending.binary_search_by(|(path, _)| path.cmp(&copied.record));
             place.is_err()
         });
-        let applied = manifest::apply(&self.nodes, base, &edits)?;
+        // What was added has keys of its own, but for hints.
+        let is_as_planned = renames.is_empty() && edits.len() == planned;
+        let applied = match attempted.filter(|_| is_as_planned) {
+            Some(applied) => applied,
+            None => manifest::apply(&self.nodes, base, &edits)?,
+        };
         if applied.root == base && !joins {
             // Deletions of what was never committed, or is gone already: no head tells of them.
             if left.is_empty() {

@@ -23,6 +23,7 @@ mod conflicts;
 mod disk;
 mod heads;
 mod identity;
+mod looked;
 mod merge;
 mod merger;
 mod nodes;

@@ -20,6 +20,7 @@ use super::{
     Arrival, Edit, NamespaceError, NamespaceStatus, Published,
     disk::Disk,
     heads::KnownHead,
+    looked::Looked,
     merge::Eagerness,
     nodes::Nodes,
     overlay::{Changes, PORTION_MAX, over_children},
@@ -79,6 +80,7 @@ pub(super) enum Event {
 pub(super) struct Replica<D> {
     pub(super) records: Records<D>,
     pub(super) nodes: Nodes<D>,
+    looked: Looked,
     pub(super) keys: ClusterKeys,
     pub(super) node_name: String,
     /// Held by whoever moves root, context, sequence or identity.
@@ -110,6 +112,7 @@ impl<D: Disk> Replica<D> {
             found: state.last_commit(),
             records,
             nodes: Nodes::new(disk),
+            looked: Looked::default(),
             keys,
             node_name,
             turn: Mutex::new(()),
@@ -161,21 +164,32 @@ impl<D: Disk> Replica<D> {
     /// See [`super::Namespace::get`].
     pub(super) fn get(&self, path: &TreePath) -> Result<Option<Shown>, NamespaceError> {
         let state = self.state.read();
-        let view = state.view().ok_or(NamespaceError::NoHead)?;
+        if state.root.is_none() {
+            return Err(NamespaceError::NoHead);
+        }
         if path.names().is_empty() {
             return Ok(Some(Shown::implied_directory()));
         }
         let shown = match state.overlay.entry(path) {
             Some(shown) => Some(shown),
             None => {
-                let tree = self.look(&view, |view| manifest::lookup(&self.nodes, view, path))?;
+                let look = |view: &View| manifest::lookup(&self.nodes, view, path);
+                let tree = match state.only_root() {
+                    Some(root) => {
+                        let look = || look(&View::of(root));
+                        self.looked.shown(root, path, look)?
+                    }
+                    None => self.look(&state.view().ok_or(NamespaceError::NoHead)?, look)?,
+                };
                 state.overlay.over(path, tree)
             }
         };
         match shown {
-            Some(shown) if matches!(shown.entry.kind, Kind::Link(_)) => self
-                .resolve(&view, &state.overlay.records(), shown)
-                .map(Some),
+            Some(shown) if matches!(shown.entry.kind, Kind::Link(_)) => {
+                let view = state.view().ok_or(NamespaceError::NoHead)?;
+                self.resolve(&view, &state.overlay.records(), shown)
+                    .map(Some)
+            }
             shown => Ok(shown),
         }
     }
@@ -294,10 +308,14 @@ impl<D: Disk> Replica<D> {
     /// See [`super::Namespace::folder_newest`].
     pub(super) fn folder_newest(&self, folder: &TreePath) -> Result<HybridTime, NamespaceError> {
         let state = self.state.read();
-        let view = state.view().ok_or(NamespaceError::NoHead)?;
-        let newest = self.look(&view, |view| {
-            manifest::folder_newest(&self.nodes, view, folder)
-        })?;
+        let look = |view: &View| manifest::folder_newest(&self.nodes, view, folder);
+        let newest = match state.only_root() {
+            Some(root) => {
+                let look = || look(&View::of(root));
+                self.looked.newest(root, folder, look)?
+            }
+            None => self.look(&state.view().ok_or(NamespaceError::NoHead)?, look)?,
+        };
         Ok(newest
             .unwrap_or_default()
             .max(state.overlay.folder_newest(folder).unwrap_or_default()))

@@ -284,6 +284,11 @@ impl State {
         Some(View::new(std::iter::once(state).chain(parts)))
     }
 
+    /// The root of what is shown, where that is the merged state alone.
+    pub(super) fn only_root(&self) -> Option<NodeHash> {
+        self.root.filter(|_| self.parts.is_empty())
+    }
+
     /// The state moves on; parts that it includes now need not be shown beside it.
     pub(super) fn set_state(&mut self, root: NodeHash, covers: CausalContext) {
         self.root = Some(root);
