@@ -31,10 +31,11 @@ impl Pace {
         paced.map_or(apart, |paced| apart.max(paced))
     }
 
-    /// Notes a commit.
+    /// Notes a commit, which may have been made before it was due, for somebody who waits. However many of those there were,
+    /// the next one is due after one pause.
     pub(super) fn committed(&mut self, now: Instant) {
         let rested = self.rested.map_or(now, |rested| rested.max(now));
-        self.rested = Some(rested + EVERY);
+        self.rested = Some((rested + EVERY).min(now + EVERY * AT_ONCE));
         self.last = Some(now);
     }
 }
@@ -119,6 +120,23 @@ mod tests {
                 pace.committed(made);
             }
         }
+    }
+
+    #[test]
+    fn who_has_waited_for_no_turn_makes_others_wait_for_no_more_than_one() {
+        let start = Instant::now();
+        let mut pace = Pace::new();
+        let mut now = start;
+        for _ in 0..1000 {
+            // As with every `fsync` of a folder.
+            pace.committed(now);
+            now += Duration::from_millis(5);
+        }
+        assert!(pace.due(now) <= now + EVERY, "{:?}", pace.due(now) - now);
+        // From then on it is as with any burst.
+        now = pace.due(now);
+        pace.committed(now);
+        assert_eq!(pace.due(now), now + EVERY);
     }
 
     #[test]
