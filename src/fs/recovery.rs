@@ -1,6 +1,10 @@
 //! Files that were written but not published when the process ended: taken up again from the journal.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, btree_map},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     aftermath::{Unfinished, sort_out},
@@ -12,7 +16,7 @@ use super::{
 };
 use crate::{
     content::Object,
-    manifest::{HybridTime, Kind, Timestamp, TreePath},
+    manifest::{FileId, HybridTime, Kind, Timestamp, TreePath},
     node::namespace::Edit,
     store::{JournalRecord, StoreError},
 };
@@ -33,7 +37,7 @@ impl Core {
     /// Returns the others.
     pub(super) fn recover_here(&self, unfinished: Vec<Unfinished>) -> Vec<Unfinished> {
         let mut later = Vec::new();
-        for file in unfinished {
+        for file in self.newest_of_each(unfinished) {
             match self.revive(&file) {
                 Ok(()) => {}
                 Err(Fail::Need(_)) => later.push(file),
@@ -41,6 +45,43 @@ impl Core {
             }
         }
         later
+    }
+
+    /// Of several records of one file, under the names that it has, the newest counts, as of those under one name: it may stand
+    /// on the others.
+    fn newest_of_each(&self, unfinished: Vec<Unfinished>) -> Vec<Unfinished> {
+        let mut newest: BTreeMap<FileId, Unfinished> = BTreeMap::new();
+        let mut all = Vec::new();
+        for file in unfinished {
+            let Some(id) = self.file_of(&file.record) else {
+                all.push(file);
+                continue;
+            };
+            match newest.entry(id) {
+                btree_map::Entry::Vacant(place) => {
+                    place.insert(file);
+                }
+                btree_map::Entry::Occupied(mut place) => {
+                    let known = place.get_mut();
+                    let mut older = file;
+                    if older.id > known.id {
+                        std::mem::swap(&mut older, known);
+                    }
+                    known.older.append(&mut older.older);
+                    known.older.push(older.id);
+                    known.replaced.append(&mut older.replaced);
+                }
+            }
+        }
+        all.extend(newest.into_values());
+        all
+    }
+
+    /// Which file a record is of, where that has several names and the nodes that say so are here.
+    fn file_of(&self, record: &JournalRecord) -> Option<FileId> {
+        let path = TreePath::parse(&record.path).ok()?;
+        let shown = self.shown(&path).ok().flatten()?;
+        shown.link.filter(|_| !record.is_new).map(|link| link.file)
     }
 
     /// Sorts out what the last process has left in the journal. To be called before anything is changed, whether it is taken
@@ -141,7 +182,11 @@ impl Core {
             entry.unknown.clone_from(&current.entry.unknown);
         }
         let file = Arc::new(self.store.staged(id)?);
-        let there = self.inodes.lock().child(folder, leaf);
+        let there = {
+            let inodes = self.inodes.lock();
+            let of_file = || inodes.of_file(&linked.as_ref()?.file);
+            inodes.child(folder, leaf).or_else(of_file)
+        };
         if there.is_some_and(|number| self.lives.lock().contains_key(&number)) {
             // Somebody is writing a new one already: that one wins the name, this one comes with the next start.
             return Ok(());
@@ -162,7 +207,9 @@ impl Core {
         let mut inodes = self.inodes.lock();
         // One of several names of a file: what is found under the others is to be the same inode.
         let shared = current.filter(|there| {
-            there.link.is_some() && there.entry.kind == entry.kind && other_than.is_none()
+            // What it was before, or on the way from there; another content is somebody else's.
+            let is_own = there.entry.kind == entry.kind || !older.is_empty();
+            there.link.is_some() && is_own && other_than.is_none()
         });
         let facts = match &shared {
             Some(there) => Facts::of(there),

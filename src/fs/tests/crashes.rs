@@ -326,6 +326,44 @@ fn a_new_file_takes_one_of_several_names_in_the_head_in_which_the_file_keeps_the
 }
 
 #[test]
+fn a_crash_finds_the_newest_of_what_was_written_through_several_names() {
+    let fixture = Fixture::new();
+    fixture.put("b", b"b").unwrap();
+    fixture.put("c", b"c").unwrap();
+    let number = fixture.walk("b").unwrap();
+    let (folder, name) = fixture.place("a").unwrap();
+    fixture
+        .act(move |core| core.link(number, folder, &name))
+        .unwrap();
+    fixture.settle();
+    let mut open = BTreeMap::new();
+    let paused = fixture.namespace.pause();
+    for op in [
+        // Two records of the file, which no head has, under the one name and under the other.
+        Op::Write("b", b"older"),
+        Op::Close("b"),
+        Op::Write("b", b"newer"),
+        Op::Rename("c", "b"),
+        Op::Write("a", b"newest"),
+    ] {
+        fixture.does(op, &mut open);
+    }
+    fixture.store.flush().unwrap();
+    let all = seen(&[("a", b"newest"), ("b", b"newest"), ("c", b"c")]);
+    for _ in 0..8 {
+        let again = fixture.started_after_crash(false);
+        assert_eq!(again.all(), all);
+        again.settle();
+        assert_eq!(again.all(), all);
+    }
+    drop(paused);
+    let flush = fixture.namespace.flush();
+    fixture.runtime.block_on(flush).unwrap();
+    let all = seen(&[("a", b"newest"), ("b", b"c")]);
+    assert_eq!(fixture.after_crash(false), all);
+}
+
+#[test]
 fn new_files_are_listed_after_a_crash_before_they_are_published() {
     let fixture = Fixture::new();
     let mut open = BTreeMap::new();
