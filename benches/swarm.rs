@@ -33,13 +33,14 @@ fn show(name: &str, members: &[Member], mib: u64) {
     );
     let first = outcome.done_at.first().map_or(0.0, Duration::as_secs_f64);
     println!(
-        "| {name} | {mib} | {bound:.1} | {first:.1} / {took:.1} | {:.2} | {:.2} | {:.3} | {} / {} / {} | {:.1} |",
+        "| {name} | {mib} | {bound:.1} | {first:.1} / {took:.1} | {:.2} | {:.2} | {:.3} | {} / {} / {} | {} | {:.1} |",
         took / bound,
         outcome.source_copies,
         outcome.received,
         outcome.hedges,
         outcome.dropped,
         outcome.failed.len(),
+        outcome.told,
         began.elapsed().as_secs_f64(),
     );
 }
@@ -70,9 +71,9 @@ fn main() {
     let asked = std::env::args().skip(1).find_map(|word| word.parse().ok());
     let many: usize = asked.unwrap_or(64);
     println!(
-        "| members | MiB | bound, s | first / last done, s | × bound | copies sent by the source | received / lacked | hedges / dropped / failed | real s |"
+        "| members | MiB | bound, s | first / last done, s | × bound | copies sent by the source | received / lacked | hedges / dropped / failed | announcements sent | real s |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     show("1 reader, 100 Mbit/s", &group(1, 100), 64);
     show("2 readers, 100 Mbit/s", &group(2, 100), 64);
     for mib in [8, 32, 128] {

@@ -71,28 +71,46 @@ impl BlockSet {
                 .is_some_and(|had| had.start <= range.start && range.end <= had.end)
     }
 
-    /// What of the range is not in the set, in order.
-    pub fn missing(&self, range: Range<u64>) -> Vec<Range<u64>> {
-        let mut missing = Vec::new();
-        let mut next = range.start;
-        for had in self.present(range.clone()) {
-            if next < had.start {
-                missing.push(next..had.start);
+    /// Whether any block of the range is in the set.
+    pub fn intersects(&self, range: &Range<u64>) -> bool {
+        !self.overlapping(range).is_empty()
+    }
+
+    /// Whether any block of these ranges is in the set; they are in order, and none is empty.
+    pub fn intersects_any(&self, ranges: &[Range<u64>]) -> bool {
+        let Some(first) = ranges.first() else {
+            return false;
+        };
+        let (mut mine, mut theirs) = (self.overlapping(&(first.start..u64::MAX)).start, 0);
+        while let (Some(one), Some(other)) = (self.ranges.get(mine), ranges.get(theirs)) {
+            if one.end <= other.start {
+                mine += 1;
+            } else if other.end <= one.start {
+                theirs += 1;
+            } else {
+                return true;
             }
+        }
+        false
+    }
+
+    /// What of the range is not in the set, in order.
+    pub fn missing(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        // An empty range at the end stands for what is behind the last one that is there.
+        let ends = std::iter::once(range.end..range.end);
+        let mut next = range.start;
+        self.present(range).chain(ends).filter_map(move |had| {
+            let gap = next..had.start;
             next = had.end;
-        }
-        if next < range.end {
-            missing.push(next..range.end);
-        }
-        missing
+            (!gap.is_empty()).then_some(gap)
+        })
     }
 
     /// What of the range is in the set, in order.
-    pub fn present(&self, range: Range<u64>) -> Vec<Range<u64>> {
+    pub fn present(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
         self.ranges[self.overlapping(&range)]
             .iter()
-            .map(|had| had.start.max(range.start)..had.end.min(range.end))
-            .collect()
+            .map(move |had| had.start.max(range.start)..had.end.min(range.end))
     }
 
     /// The ranges in order.
@@ -215,8 +233,13 @@ mod tests {
             }
             let (present, missing): (Vec<_>, Vec<_>) = probe.clone().partition(|block| model.contains(block));
             prop_assert_eq!(set.contains(probe.clone()), missing.is_empty());
-            prop_assert_eq!(flat(&set.present(probe.clone())), present);
-            prop_assert_eq!(flat(&set.missing(probe)), missing);
+            prop_assert_eq!(set.intersects(&probe), !present.is_empty());
+            let (middle, half) = (probe.start + 3, probe.end.max(probe.start + 3));
+            let mut parts = vec![probe.start..middle.min(probe.end), middle..half];
+            parts.retain(|part| !part.is_empty());
+            prop_assert_eq!(set.intersects_any(&parts), parts.iter().any(|part| set.intersects(part)));
+            prop_assert_eq!(set.present(probe.clone()).flatten().collect::<Vec<_>>(), present);
+            prop_assert_eq!(set.missing(probe).flatten().collect::<Vec<_>>(), missing);
         }
     }
 

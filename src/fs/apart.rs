@@ -186,7 +186,7 @@ pub(super) fn next_hole(
 /// The first part of a piece that is not in these blocks.
 fn outside(piece: &Range<u64>, but: &BlockSet) -> Option<Range<u64>> {
     let blocks = piece.start / BLOCK_BYTES..piece.end.div_ceil(BLOCK_BYTES);
-    let run = but.missing(blocks).into_iter().next()?;
+    let run = but.missing(blocks).next()?;
     let (start, end) = (run.start * BLOCK_BYTES, run.end.saturating_mul(BLOCK_BYTES));
     Some(piece.start.max(start)..piece.end.min(end))
 }

@@ -201,9 +201,9 @@ impl State {
 
     /// [`StoreError::Absent`] unless all the blocks are here.
     pub(super) fn require(&self, blocks: &Range<u64>) -> Result<(), StoreError> {
-        match self.record.present.missing(blocks.clone()).first() {
+        match self.record.present.missing(blocks.clone()).next() {
             None => Ok(()),
-            Some(missing) => Err(StoreError::Absent(missing.clone())),
+            Some(missing) => Err(StoreError::Absent(missing)),
         }
     }
 }

@@ -125,12 +125,10 @@ impl Core {
         let hot = self.hot_or_new(&object)?;
         let change = hot.change.lock();
         let proves_size = range.blocks.end == object.blocks();
-        let missing = hot
-            .state
-            .read()
-            .record
-            .present
-            .missing(range.blocks.clone());
+        let missing: Vec<Range<u64>> = {
+            let state = hot.state.read();
+            state.record.present.missing(range.blocks.clone()).collect()
+        };
         if !missing.is_empty() {
             // A file that should be there and isn't is an error, not a reason to make one full of holes.
             let new = hot.state.read().is_vacant();
@@ -491,8 +489,8 @@ impl Core {
         };
         let change = hot.change.lock();
         let mut state = hot.state.write();
-        let dropped = state.record.present.present(blocks.clone());
-        if dropped.is_empty() && state.withdrawn.present(blocks.clone()).is_empty() {
+        let dropped: Vec<Range<u64>> = state.record.present.present(blocks.clone()).collect();
+        if dropped.is_empty() && !state.withdrawn.intersects(&blocks) {
             return Ok(());
         }
         state.record.present.remove(blocks.clone());
@@ -610,7 +608,8 @@ impl Core {
     pub(super) fn withdraw(&self, hot: &Hot, blocks: &Range<u64>) -> Result<(), StoreError> {
         let _change = hot.change.lock();
         let mut state = hot.state.write();
-        for blocks in state.record.present.present(blocks.clone()) {
+        let present: Vec<Range<u64>> = state.record.present.present(blocks.clone()).collect();
+        for blocks in present {
             state.record.present.remove(blocks.clone());
             state.record.loose.remove(blocks.clone());
             state.proven.forget(blocks.clone());
@@ -629,9 +628,12 @@ impl Core {
             return Ok(false);
         }
         let _change = hot.change.lock();
-        let withdrawn = hot.state.read().withdrawn.present(blocks.clone());
+        let withdrawn: Vec<u64> = {
+            let state = hot.state.read();
+            state.withdrawn.present(blocks.clone()).flatten().collect()
+        };
         let mut is_any = false;
-        for block in withdrawn.into_iter().flatten() {
+        for block in withdrawn {
             let range = block..block + 1;
             let files = self.files(hot, false)?;
             // One block.

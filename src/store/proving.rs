@@ -44,7 +44,7 @@ impl Proven {
     fn missing(&self, blocks: Range<u64>, now: Instant) -> Vec<Range<u64>> {
         match self.since {
             Some(since) if now.saturating_duration_since(since) < PROVEN_FOR => {
-                self.blocks.missing(blocks)
+                self.blocks.missing(blocks).collect()
             }
             _ => vec![blocks],
         }
@@ -173,7 +173,9 @@ impl Core {
 
     /// Has those of the blocks repaired that are not here any more.
     fn tell_of_damage(&self, object: &Object, blocks: Range<u64>) -> Result<(), StoreError> {
-        let missing = self.look(object, |state| state.record.present.missing(blocks.clone()))?;
+        let missing: Option<Vec<Range<u64>>> = self.look(object, |state| {
+            state.record.present.missing(blocks.clone()).collect()
+        })?;
         for blocks in missing.unwrap_or_else(|| vec![blocks]) {
             self.found.put(Damage {
                 object: *object,

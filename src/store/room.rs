@@ -533,7 +533,7 @@ impl Core {
         wanted.union(&hot.state.read().withdrawn);
         let is_shared = files.data.metadata().is_ok_and(|file| file.nlink() > 1);
         if hot.lent.load(Ordering::Acquire) == 0 && !is_shared {
-            let rest = wanted.missing(0..hot.object.blocks());
+            let rest: Vec<Range<u64>> = wanted.missing(0..hot.object.blocks()).collect();
             self.punch(&hot.object, &files, &rest)?;
         }
         self.measure(hot, &files);

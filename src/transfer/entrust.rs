@@ -219,7 +219,7 @@ fn lacking(store: &Store, object: Object, blocks: Range<u64>) -> Result<u64, Sto
         Presence::Complete => 0,
         Presence::Absent => blocks.end - blocks.start,
         Presence::Partial(here) => {
-            let lacking = here.missing(blocks).into_iter();
+            let lacking = here.missing(blocks);
             lacking.map(|range| range.end - range.start).sum()
         }
     })

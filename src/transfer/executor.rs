@@ -59,10 +59,8 @@ const TICK: Duration = Duration::from_millis(100);
 /// Answers of at most so many blocks can be read before they are stored: to who waits for few bytes, making the files of a
 /// content takes as long as the bytes. What is larger has been asked for ahead of its reader, or keeps him waiting for long anyway.
 const SHOWN_BLOCKS_MAX: u64 = 4;
-/// Most announcements sent at a time.
-const ANNOUNCED_MAX: usize = 64;
-/// Most objects with announcements waiting; news of more is dropped, peers can ask.
-const NEWS_MAX: usize = 1024;
+/// Most reports, and most commands, that are taken before something is decided.
+const TAKEN_MAX: usize = 64;
 
 /// Where a caller waits for its wish.
 type Reply = oneshot::Sender<Result<(), TransferError>>;
@@ -135,7 +133,6 @@ enum Turn {
     Event(Result<NetEvent, broadcast::error::RecvError>),
     Command(Option<Command>),
     Time,
-    News,
     Tick,
 }
 
@@ -178,10 +175,6 @@ pub(super) struct Executor {
     waiting: BTreeMap<WishId, (Object, Option<Reply>)>,
     running: BTreeMap<RequestId, CancellationToken>,
     reports: mpsc::Sender<Report>,
-    /// What came and wasn't announced yet.
-    news: BTreeMap<Object, BlockSet>,
-    /// When something was announced last.
-    told_at: Instant,
     verifiers: Arc<Semaphore>,
 }
 
@@ -209,8 +202,6 @@ impl Executor {
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
             reports,
-            news: BTreeMap::new(),
-            told_at: Instant::now(),
             verifiers: Arc::new(Semaphore::new(processors)),
         };
         executor.recount_peers();
@@ -228,9 +219,6 @@ impl Executor {
                     None => std::future::pending().await,
                 }
             };
-            let tell_at = executor.told_at + executor.scheduler.news_every();
-            let tell = tokio::time::sleep_until(tell_at.into());
-            let has_news = !executor.news.is_empty();
             let ticking = !executor.waiting.is_empty();
             let turn = tokio::select! {
                 biased;
@@ -239,7 +227,6 @@ impl Executor {
                 event = events.recv() => Turn::Event(event),
                 command = commands.recv() => Turn::Command(command),
                 () = wake => Turn::Time,
-                () = tell, if has_news => Turn::News,
                 _ = tick.tick(), if ticking => Turn::Tick,
             };
             // Before anything asks what time it is. While nobody waits for anything there are no ticks, and time just passes.
@@ -258,8 +245,21 @@ impl Executor {
                 Turn::Command(Some(command)) => executor.on_command(command),
                 Turn::Command(None) => break,
                 Turn::Time => executor.scheduler.handle_timeout(executor.now()),
-                Turn::News => executor.tell(),
                 Turn::Tick => executor.on_tick(),
+            }
+            // What has come meanwhile is decided about together.
+            for _ in 0..TAKEN_MAX {
+                match (reported.try_recv(), commands.try_recv()) {
+                    (Err(_), Err(_)) => break,
+                    (report, command) => {
+                        report
+                            .into_iter()
+                            .for_each(|report| executor.on_report(report));
+                        command
+                            .into_iter()
+                            .for_each(|command| executor.on_command(command));
+                    }
+                }
             }
         }
         stop.cancel();
@@ -398,9 +398,6 @@ impl Executor {
                         .board
                         .lock()
                         .on_blocks(now, object, blocks.clone(), peer);
-                    if self.news.len() < NEWS_MAX || self.news.contains_key(&object) {
-                        self.news.entry(object).or_default().insert(blocks.clone());
-                    }
                 }
                 match (self.running.remove(&id), answer) {
                     (Some(_), answer) => self.scheduler.handle_answer(now, id, answer),
@@ -425,14 +422,10 @@ impl Executor {
         let now = self.now();
         let was_running = self.running.remove(&id).is_some();
         for (object, here) in objects.iter().zip(answer.iter().flatten()) {
-            // What nobody asked for by name is announced to nobody: whoever wants it asks for it in a batch as well.
             if !here || !self.scheduler.is_active(object) {
                 continue;
             }
             self.parts.board.lock().on_blocks(now, *object, 0..1, peer);
-            if self.news.len() < NEWS_MAX {
-                self.news.entry(*object).or_default().insert(0..1);
-            }
             if !was_running {
                 self.scheduler.handle_arrived(now, *object, 0..1);
             }
@@ -447,18 +440,12 @@ impl Executor {
         }
     }
 
-    /// Announces what came.
-    fn tell(&mut self) {
-        self.told_at = Instant::now();
-        for _ in 0..ANNOUNCED_MAX {
-            let Some((object, blocks)) = self.news.pop_first() else {
-                break;
-            };
-            for part in blocks.ranges().chunks(HAVE_RANGES_MAX) {
-                let mut news = BlockSet::default();
-                part.iter().for_each(|range| news.insert(range.clone()));
-                self.parts.source.push(Push::Have(object, news));
-            }
+    /// Tells all peers what is here.
+    fn announce(&self, object: Object, blocks: &BlockSet) {
+        for part in blocks.ranges().chunks(HAVE_RANGES_MAX) {
+            let mut news = BlockSet::default();
+            part.iter().for_each(|range| news.insert(range.clone()));
+            self.parts.source.push(Push::Have(object, news));
         }
     }
 
@@ -506,6 +493,7 @@ impl Executor {
                         running.cancel();
                     }
                 }
+                Output::Announce { object, blocks } => self.announce(object, &blocks),
                 Output::Verdict {
                     peer,
                     verdict,
@@ -633,8 +621,11 @@ impl Executor {
                 () = cancelled.cancelled() => return None,
                 result = asked => result,
             };
-            // The receiver is gone only once the engine has stopped.
-            let _ = reports.send(Report::Received(id)).await;
+            // What can be read at once is told at once.
+            if blocks.end.saturating_sub(blocks.start) > SHOWN_BLOCKS_MAX {
+                // The receiver is gone only once the engine has stopped.
+                let _ = reports.send(Report::Received(id)).await;
+            }
             let readable = async || {
                 let _ = reports.send(Report::Readable(id)).await;
             };

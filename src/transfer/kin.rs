@@ -306,7 +306,7 @@ impl Kin {
         let mut leaves = Leaves::default();
         for part in 0..of.blocks().div_ceil(TREE_BLOCKS_MAX) {
             let range = range_of(&of, part);
-            let wanted = blocks.present(range.clone());
+            let wanted: Vec<Range<u64>> = blocks.present(range.clone()).collect();
             if wanted.is_empty() {
                 continue;
             }
@@ -381,7 +381,7 @@ fn useful(
 ) -> Result<Vec<Range<u64>>, StoreError> {
     let lacking = match store.presence(&new)? {
         Presence::Complete => return Ok(Vec::new()),
-        Presence::Partial(here) => here.missing(blocks),
+        Presence::Partial(here) => here.missing(blocks).collect(),
         Presence::Absent => vec![blocks],
     };
     let here = match store.presence(&old)? {

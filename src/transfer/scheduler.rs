@@ -1,8 +1,8 @@
 //! The scheduler: decides which blocks to ask whom for, when to give up, and whom to blame.
 //!
 //! Pure: time comes in as the [`Duration`] since some fixed moment, randomness as a seed, and everything to be done goes
-//! out as [`Output`]s. After each input the caller drains [`Scheduler::poll_output`] and calls
-//! [`Scheduler::handle_timeout`] at [`Scheduler::poll_timeout`]. It iterates over ordered maps only: a seed and a
+//! out as [`Output`]s. After one or more inputs the caller drains [`Scheduler::poll_output`], which decides once for all of them,
+//! and calls [`Scheduler::handle_timeout`] at [`Scheduler::poll_timeout`]. It iterates over ordered maps only: a seed and a
 //! sequence of inputs replay exactly.
 //!
 //! Invariants:
@@ -18,6 +18,7 @@
 
 mod batches;
 mod crowd;
+mod news;
 mod peer;
 mod select;
 mod timers;
@@ -44,6 +45,7 @@ pub use self::batches::{BATCH_BYTES_MAX, BATCH_OBJECTS_MAX};
 pub use self::types::{Answer, Held, Output, Priority, RequestId, Verdict, Wanted, WishId};
 use self::{
     batches::Batches,
+    news::News,
     peer::{Peer, Sent},
     work::{Holder, Said, Work},
 };
@@ -66,10 +68,6 @@ const LINGERING_MAX: usize = 1024;
 const PREFETCHES_MAX: usize = 1024;
 /// Longest time-out; longer ones come to the same.
 const READ_TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-/// Least time between two announcements, for this many peers; the others wait for them.
-const NEWS_EVERY: Duration = Duration::from_millis(20);
-const NEWS_PEERS: usize = 16;
-const NEWS_EVERY_MAX: Duration = Duration::from_millis(200);
 /// Ranges kept of what one peer has of one object.
 const HELD_RANGES_MAX: usize = 4096;
 
@@ -109,14 +107,15 @@ struct Request {
 pub struct Scheduler {
     read_timeout: Duration,
     rng: StdRng,
-    /// Who this is, where it takes part in crowds.
-    local: Option<PeerId>,
+    /// This member's number among those who share the work, where it takes part in that.
+    local_key: Option<u64>,
     peers: BTreeMap<PeerId, Peer>,
     blocked: BTreeSet<PeerId>,
     wishes: BTreeMap<WishId, Wish>,
     works: BTreeMap<Object, Work>,
     requests: BTreeMap<RequestId, Request>,
     batches: Batches,
+    news: News,
     next_request: u64,
     in_flight_bytes: u64,
     /// The limit on what comes in.
@@ -128,6 +127,8 @@ pub struct Scheduler {
     /// The wish of each priority that was served last.
     turns: BTreeMap<Priority, WishId>,
     outputs: VecDeque<Output>,
+    /// When the last input came, where nothing was decided since.
+    undecided: Option<Duration>,
     wake_at: Option<Duration>,
     rejected: u64,
 }
@@ -138,13 +139,14 @@ impl Scheduler {
         Self {
             read_timeout: read_timeout.min(READ_TIMEOUT_MAX),
             rng: StdRng::seed_from_u64(seed),
-            local: None,
+            local_key: None,
             peers: BTreeMap::new(),
             blocked: BTreeSet::new(),
             wishes: BTreeMap::new(),
             works: BTreeMap::new(),
             requests: BTreeMap::new(),
             batches: Batches::default(),
+            news: News::default(),
             next_request: 0,
             in_flight_bytes: 0,
             limit: None,
@@ -152,6 +154,7 @@ impl Scheduler {
             limited_until: None,
             turns: BTreeMap::new(),
             outputs: VecDeque::new(),
+            undecided: None,
             wake_at: None,
             rejected: 0,
         }
@@ -164,17 +167,20 @@ impl Scheduler {
 
     /// Says who this is: from now on it shares the work with others that fetch the same object.
     pub fn take_part(&mut self, local: PeerId) {
-        self.local = Some(local);
+        self.local_key = Some(crowd::key_of(&local));
     }
 
     /// The next thing to do.
     pub fn poll_output(&mut self) -> Option<Output> {
+        if let Some(now) = self.undecided.take() {
+            self.decide(now);
+        }
         self.outputs.pop_front()
     }
 
-    /// When to call [`Scheduler::handle_timeout`], if nothing else happens before.
+    /// When to call [`Scheduler::handle_timeout`], if nothing else happens before; once there is no output left.
     pub fn poll_timeout(&self) -> Option<Duration> {
-        self.wake_at
+        self.undecided.or(self.wake_at)
     }
 
     /// Blocks of answers that failed verification.
@@ -205,7 +211,7 @@ impl Scheduler {
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Duration) {
-        self.advance(now);
+        self.undecided = Some(now);
     }
 
     /// Somebody wants blocks. False when there are too many wishes of that priority; the wish is then not taken.
@@ -268,7 +274,7 @@ impl Scheduler {
         if in_batch {
             self.try_batch(object, priority);
         }
-        self.advance(now);
+        self.undecided = Some(now);
         true
     }
 
@@ -276,20 +282,20 @@ impl Scheduler {
     pub fn handle_give_up(&mut self, now: Duration, id: WishId) {
         if let Some(wish) = self.remove_wish(now, id) {
             self.cancel_unwanted(&wish.object);
-            self.advance(now);
+            self.undecided = Some(now);
         }
     }
 
     /// A peer is there. `round_trip` where it has been measured already.
     pub fn handle_peer_up(&mut self, now: Duration, id: PeerId, round_trip: Option<Duration>) {
-        let peer = self.peers.entry(id).or_default();
+        let peer = self.peers.entry(id).or_insert_with_key(Peer::new);
         if let Some(round_trip) = round_trip {
             peer.on_round_trip(round_trip);
         }
         for work in self.works.values_mut() {
             work.holders.remove(&id);
         }
-        self.advance(now);
+        self.undecided = Some(now);
     }
 
     /// A peer went away. What it was asked for is asked of others.
@@ -311,7 +317,7 @@ impl Scheduler {
                 holder.said = Said::Left;
             }
         }
-        self.advance(now);
+        self.undecided = Some(now);
     }
 
     /// The peers that are there, after events were missed.
@@ -353,7 +359,7 @@ impl Scheduler {
             }
             None => holder.said = Said::NoHaveAnswer,
         }
-        self.advance(now);
+        self.undecided = Some(now);
     }
 
     /// A peer told its load: how many block answers it is working on.
@@ -379,19 +385,13 @@ impl Scheduler {
             };
             for wish in &work.wishes {
                 if let Some(wish) = self.wishes.get_mut(wish)
-                    && !wish.missing.present(request.blocks.clone()).is_empty()
+                    && wish.missing.intersects(&request.blocks)
                 {
                     wish.progress_at = now;
                 }
             }
         }
-        self.advance(now);
-    }
-
-    /// Least time between two announcements of what came; less often where there are many to tell.
-    pub fn news_every(&self) -> Duration {
-        let crowds = u32::try_from(self.peers.len() / NEWS_PEERS).unwrap_or(u32::MAX);
-        (NEWS_EVERY * crowds.max(1)).min(NEWS_EVERY_MAX)
+        self.undecided = Some(now);
     }
 
     /// The peers that are asked for something now.
@@ -420,7 +420,7 @@ impl Scheduler {
         held.add(&blocks);
         holder.tells(bounded(held, object));
         holder.shunned_until = Duration::ZERO;
-        self.advance(now);
+        self.undecided = Some(now);
     }
 
     /// A peer asked what is here of the object: most likely it fetches it. Of interest as an announcement is.
@@ -448,13 +448,14 @@ impl Scheduler {
                 holder.asked_at = None;
             }
         }
-        self.advance(now);
+        self.undecided = Some(now);
     }
 
     /// Blocks are in the store, whoever brought them.
     pub fn handle_arrived(&mut self, now: Duration, object: Object, blocks: Range<u64>) {
+        self.note_news(now, &object, blocks.clone(), None);
         self.arrived(now, object, blocks);
-        self.advance(now);
+        self.undecided = Some(now);
     }
 
     /// The answer to a request is here and will be verified: no time-out applies to it any more.
@@ -466,22 +467,23 @@ impl Scheduler {
         self.batch_received(id);
     }
 
-    /// What a request brought was verified and can be read, but is not in the store yet: who waits for it need not wait for that.
-    /// The request stays under way until then, so nobody asks for the same again.
+    /// The answer to a request is here, was verified and can be read, but is not in the store yet: who waits for it need not wait
+    /// for that. The request stays under way until then, so nobody asks for the same again.
     pub fn handle_readable(&mut self, now: Duration, id: RequestId) {
+        self.handle_received(id);
         let Some(request) = self.requests.get(&id) else {
             return;
         };
         let (object, blocks) = (request.object, request.blocks.clone());
         self.satisfy(now, &object, &blocks, |wish| wish.to_read);
-        self.advance(now);
+        self.undecided = Some(now);
     }
 
     /// A request ended. Answers to cancelled requests are passed over.
     pub fn handle_answer(&mut self, now: Duration, id: RequestId, answer: Answer) {
         if let Some(request) = self.end_request(id) {
             self.judge(now, request, answer);
-            self.advance(now);
+            self.undecided = Some(now);
         }
     }
 
@@ -495,7 +497,7 @@ impl Scheduler {
         reason: &str,
     ) {
         self.condemn(now, id, &object, blocks, reason);
-        self.advance(now);
+        self.undecided = Some(now);
     }
 
     fn judge(&mut self, now: Duration, request: Request, answer: Answer) {
@@ -510,6 +512,7 @@ impl Scheduler {
                     peer.on_data(now, request.sent, request.bytes);
                 }
                 self.note(&object, id, Said::Sent);
+                self.note_news(now, &object, request.blocks.clone(), Some(id));
                 self.arrived(now, object, request.blocks);
             }
             Answer::DontHave(held) => {
@@ -554,8 +557,7 @@ impl Scheduler {
                     .wishes
                     .iter()
                     .filter(|(_, wish)| {
-                        wish.object == object
-                            && !wish.missing.present(request.blocks.clone()).is_empty()
+                        wish.object == object && wish.missing.intersects(&request.blocks)
                     })
                     .map(|(id, _)| *id)
                     .collect();
@@ -656,7 +658,7 @@ impl Scheduler {
             let Some(wish) = wish.filter(|wish| which(wish)) else {
                 continue;
             };
-            if !wish.missing.present(blocks.clone()).is_empty() {
+            if wish.missing.intersects(blocks) {
                 wish.progress_at = now;
                 wish.missing.remove(blocks.clone());
                 if wish.missing.is_empty() {
@@ -784,13 +786,14 @@ impl Scheduler {
     }
 
     /// Does what is due, then issues what can be issued.
-    fn advance(&mut self, now: Duration) {
+    fn decide(&mut self, now: Duration) {
         self.expire_requests(now);
         self.trim_queues();
         self.expire_batches(now);
         self.expire_wishes(now);
         self.limited_until = None;
         self.awaited_until = Duration::MAX;
+        self.tell(now);
         self.issue_batches(now, Priority::Demand);
         self.renew(now);
         self.schedule(now);

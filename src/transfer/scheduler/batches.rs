@@ -132,7 +132,7 @@ impl Scheduler {
                 self.batches.ahead.push_back(*object);
             }
         }
-        self.advance(now);
+        self.undecided = Some(now);
     }
 
     /// A wish for a content of one block came, which is not fetched in the ordinary way yet.
@@ -275,7 +275,7 @@ impl Scheduler {
             Ok(here) => self.judge_batch(now, flight, here),
             Err(answer) => self.judge_failed_batch(now, flight, answer.clone()),
         }
-        self.advance(now);
+        self.undecided = Some(now);
     }
 
     fn judge_batch(&mut self, now: Duration, flight: Flight, here: &[bool]) {
@@ -295,6 +295,10 @@ impl Scheduler {
             if here.get(at) == Some(&true) {
                 self.batches.wants.remove(object);
                 self.note_unasked(now, object, flight.peer, Held::Whole);
+                // What nobody asked for by name is announced to nobody: whoever wants it asks for it in a batch as well.
+                if self.is_active(object) {
+                    self.note_news(now, object, 0..1, None);
+                }
                 self.arrived(now, *object, 0..1);
                 if let Some(work) = self.works.get_mut(object) {
                     work.in_batch = false;

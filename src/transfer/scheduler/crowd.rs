@@ -32,14 +32,17 @@ const GRACE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 /// A source is asked for what others have too only where it is so many times faster: its uplink is everybody's.
 const SOURCE_COST: u32 = 16;
 
-/// The members that fetch an object, at one moment, as one of them sees it.
+/// Groups of units of which it is kept whose they are.
+const GROUPS_MAX: usize = 64;
+
+/// The members that fetch an object, as one of them sees it.
 #[derive(Debug)]
 pub(super) struct Crowd {
     /// With this member itself, which has no id here.
     members: Vec<(u64, Option<PeerId>)>,
     unit: u64,
-    /// Whose the units of a group are, for the groups that were asked about.
-    groups: RefCell<BTreeMap<u64, Vec<Option<PeerId>>>>,
+    /// Whose the units of a group are, for groups that were asked about: places among the members.
+    groups: RefCell<BTreeMap<u64, Vec<usize>>>,
 }
 
 impl Crowd {
@@ -52,41 +55,42 @@ impl Crowd {
     fn whose(&self, block: u64) -> Option<PeerId> {
         let unit = block / self.unit;
         let mut groups = self.groups.borrow_mut();
+        if groups.len() > GROUPS_MAX {
+            groups.clear();
+        }
         let group = groups
             .entry(unit / GROUP_UNITS)
             .or_insert_with_key(|group| self.share_out(*group));
         let at = usize::try_from(unit % GROUP_UNITS).unwrap_or_default();
-        group.get(at).copied().flatten()
+        let (_, whose) = self.members.get(*group.get(at)?)?;
+        *whose
     }
 
     /// Each unit goes to the member whose number, mixed with the unit's, is the largest, among those that have not yet had as many
     /// as all others.
-    fn share_out(&self, group: u64) -> Vec<Option<PeerId>> {
+    fn share_out(&self, group: u64) -> Vec<usize> {
         let each = GROUP_UNITS.div_ceil(self.members.len() as u64);
         let mut left = vec![each; self.members.len()];
         let units = group * GROUP_UNITS..(group + 1) * GROUP_UNITS;
         units
-            .map(|unit| {
-                let ranked = self.members.iter().enumerate();
-                let (at, (_, whose)) = ranked
-                    .filter(|(at, _)| left.get(*at).is_some_and(|left| *left > 0))
-                    .max_by_key(|(_, (key, _))| mix(key ^ unit))?;
-                if let Some(left) = left.get_mut(at) {
-                    *left -= 1;
-                }
-                *whose
+            .filter_map(|unit| {
+                let ranked = self.members.iter().zip(&mut left).enumerate();
+                let (at, (_, left)) = ranked
+                    .filter(|(_, (_, left))| **left > 0)
+                    .max_by_key(|(_, ((key, _), _))| mix(key ^ unit))?;
+                *left -= 1;
+                Some(at)
             })
             .collect()
     }
 
     /// How a piece of so many bytes stands, as far as those go who may be asked.
-    pub(super) fn turn(&self, piece: &Range<u64>, bytes: u64, asking: &[Asking<'_>]) -> Turn {
-        let has_it = |one: &&Asking<'_>| {
-            matches!(one.holder.held, Held::Part(_)) && one.holder.held.has(piece.start)
-        };
-        let others = asking.iter().filter(has_it);
-        let soonest = others.map(|one| one.peer.expected(bytes)).min();
-        match soonest {
+    fn turn(&self, piece: &Range<u64>, bytes: u64, asking: &[Asking<'_>]) -> Turn {
+        let others = asking
+            .iter()
+            .filter(|one| one.is_part_with(piece.start))
+            .map(|one| one.peer.expected(bytes));
+        match others.min() {
             Some(soonest) => Turn::Theirs(soonest),
             None => self.whose(piece.start).map_or(Turn::Mine, Turn::Awaited),
         }
@@ -105,7 +109,7 @@ pub(super) fn mix(mut bits: u64) -> u64 {
 }
 
 /// A number for a member, the same everywhere (FNV-1a).
-fn key_of(id: &PeerId) -> u64 {
+pub(super) fn key_of(id: &PeerId) -> u64 {
     let fold = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     mix(id.to_bytes().into_iter().fold(0xcbf2_9ce4_8422_2325, fold))
 }
@@ -114,13 +118,17 @@ fn key_of(id: &PeerId) -> u64 {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shared<'a> {
     pub(super) crowd: &'a Crowd,
+    /// Those who may be asked.
+    pub(super) asking: &'a [Asking<'a>],
+    /// How soon the slowest of them that has a part would bring a request's bytes, if there is one.
+    pub(super) slowest: Duration,
     /// Since when the wish has had no progress.
     pub(super) waited_since: Duration,
 }
 
 /// Whether a source may be asked for a piece of a crowd's object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
+enum Turn {
     /// It is this member's part, or nobody shares the work.
     Mine,
     /// Others have it, and this is how soon the best of them would bring it.
@@ -130,9 +138,30 @@ pub(super) enum Turn {
 }
 
 impl Scheduler {
-    /// Who else fetches the object; `None` where nobody does, or nothing of it is fetched ahead here.
-    pub(super) fn crowd(&self, now: Duration, object: &Object) -> Option<Crowd> {
-        let local = self.local?;
+    /// Looks who else fetches the object now: nobody, as long as nothing of it is fetched ahead here.
+    pub(super) fn renew_crowd(&mut self, now: Duration, object: &Object) {
+        let members = self.members(now, object).unwrap_or_default();
+        let Some(work) = self.works.get_mut(object) else {
+            return;
+        };
+        if members.is_empty() {
+            work.crowd = None;
+        } else if work
+            .crowd
+            .as_ref()
+            .is_none_or(|crowd| crowd.members != members)
+        {
+            let unit = (object.blocks() / UNITS).clamp(1, UNIT_BLOCKS_MAX);
+            work.crowd = Some(Crowd {
+                members,
+                unit: 1 << unit.ilog2(),
+                groups: RefCell::default(),
+            });
+        }
+    }
+
+    fn members(&self, now: Duration, object: &Object) -> Option<Vec<(u64, Option<PeerId>)>> {
+        let local = self.local_key?;
         let work = self.works.get(object)?;
         let mut wishes = work.wishes.iter().filter_map(|id| self.wishes.get(id));
         if !wishes.any(|wish| wish.priority == Priority::Prefetch) {
@@ -146,20 +175,16 @@ impl Scheduler {
                     && holder.excused_until <= now
                     && holder.held != Held::Whole
                     && !self.blocked.contains(id)
-                    && self.peers.get(id).is_some_and(|peer| !peer.is_dropped(now))
             })
-            .map(|(id, _)| (key_of(id), Some(*id)))
+            .filter_map(|(id, _)| {
+                let peer = self.peers.get(id).filter(|peer| !peer.is_dropped(now))?;
+                Some((peer.key(), Some(*id)))
+            })
             .collect();
-        if members.is_empty() {
-            return None;
+        if !members.is_empty() {
+            members.push((local, None));
         }
-        members.push((key_of(&local), None));
-        let unit = (object.blocks() / UNITS).clamp(1, UNIT_BLOCKS_MAX);
-        Some(Crowd {
-            members,
-            unit: 1 << unit.ilog2(),
-            groups: RefCell::default(),
-        })
+        Some(members)
     }
 
     /// Somebody's part had to be fetched by others.
@@ -170,29 +195,30 @@ impl Scheduler {
     }
 }
 
-impl Turn {
-    /// When a source may be asked, if it may be at all, for a piece of so many bytes which has been waited for since then.
-    pub(super) fn allowed_at(
-        self,
+impl Shared<'_> {
+    /// When a source may be asked for a piece of so many bytes, if it may be at all; and whose part it is, where that member is
+    /// waited for.
+    pub(super) fn source_at(
+        &self,
         source: &Peer,
+        piece: &Range<u64>,
         bytes: u64,
-        shared: Shared<'_>,
-    ) -> Option<Duration> {
-        match self {
-            Self::Mine => Some(Duration::ZERO),
-            Self::Theirs(soonest) => {
-                let is_faster = source.expected(bytes) * SOURCE_COST < soonest;
-                is_faster.then_some(Duration::ZERO)
-            }
-            Self::Awaited(_) => Some(shared.waited_since + grace(source, bytes, shared.crowd)),
+        now: Duration,
+    ) -> (Option<Duration>, Option<PeerId>) {
+        let is_faster = |than: Duration| source.expected(bytes) * SOURCE_COST < than;
+        let awaited_until = || self.waited_since + grace(source, bytes, self.crowd);
+        // Looking whether others have it takes long, and most of the time makes no difference.
+        if !is_faster(self.slowest)
+            && let Some(whose) = self.crowd.whose(piece.start)
+            && let at = awaited_until()
+            && at > now
+        {
+            return (Some(at), Some(whose));
         }
-    }
-
-    /// Who was waited for.
-    pub(super) fn late(self) -> Option<PeerId> {
-        match self {
-            Self::Awaited(id) => Some(id),
-            Self::Mine | Self::Theirs(_) => None,
+        match self.crowd.turn(piece, bytes, self.asking) {
+            Turn::Mine => (Some(Duration::ZERO), None),
+            Turn::Theirs(soonest) => (is_faster(soonest).then_some(Duration::ZERO), None),
+            Turn::Awaited(whose) => (Some(awaited_until()), Some(whose)),
         }
     }
 }

@@ -6,6 +6,9 @@
 
 use std::time::Duration;
 
+use libp2p::PeerId;
+
+use super::crowd::key_of;
 use crate::content::BLOCK_BYTES;
 
 /// Round trip of a peer that hasn't been measured yet.
@@ -75,6 +78,7 @@ pub(super) struct Sent {
 /// One connected peer.
 #[derive(Debug, Default)]
 pub(super) struct Peer {
+    key: u64,
     rtt: Option<Duration>,
     /// The least of late: what it would be without queues on the way.
     rtt_least: Option<Duration>,
@@ -107,6 +111,19 @@ pub(super) struct Peer {
 }
 
 impl Peer {
+    /// One of whom nothing is known yet.
+    pub(super) fn new(id: &PeerId) -> Self {
+        Self {
+            key: key_of(id),
+            ..Self::default()
+        }
+    }
+
+    /// Its number among those who share the work.
+    pub(super) fn key(&self) -> u64 {
+        self.key
+    }
+
     /// Expected time until `bytes` more would be here.
     pub(super) fn expected(&self, bytes: u64) -> Duration {
         let rate = self.rate_bytes_per_s.unwrap_or(RATE_OPTIMISTIC);

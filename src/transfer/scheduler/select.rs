@@ -6,7 +6,7 @@ use libp2p::PeerId;
 use rand::Rng;
 
 use super::{
-    Held, Output, Priority, REQUEST_BLOCKS_MAX, Request, RequestId, Scheduler, WishId,
+    Held, Output, Priority, REQUEST_BLOCKS_MAX, Request, RequestId, Scheduler, Wish, WishId,
     crowd::{Crowd, Shared, mix},
     peer::Peer,
     timers::DIRECTORY_AFTER,
@@ -44,6 +44,20 @@ impl Asking<'_> {
     fn is_source(&self) -> bool {
         self.holder.held == Held::Whole
     }
+
+    /// It has some of it, the block among that.
+    pub(super) fn is_part_with(&self, block: u64) -> bool {
+        matches!(&self.holder.held, Held::Part(blocks) if blocks.contains(block..block + 1))
+    }
+
+    /// It has some of these, which are in order.
+    fn is_of_use(&self, ranges: &[Range<u64>]) -> bool {
+        match &self.holder.held {
+            Held::No => false,
+            Held::Part(blocks) => blocks.intersects_any(ranges),
+            Held::Whole => true,
+        }
+    }
 }
 
 /// Whom to ask, for what.
@@ -66,24 +80,34 @@ impl Scheduler {
     }
 
     fn serve(&mut self, now: Duration, priority: Priority) {
-        let mut waiting: Vec<WishId> = self
+        let mut waiting: Vec<(WishId, Object)> = self
             .wishes
             .iter()
             .filter(|(id, wish)| wish.priority == priority && !self.waits_for_batch(**id))
             .filter(|(_, wish)| priority == Priority::Demand || !self.gives_way(now, &wish.object))
-            .map(|(id, _)| *id)
+            .map(|(id, wish)| (*id, wish.object))
             .collect();
         let turn = self.turns.get(&priority).copied();
-        let first = waiting.partition_point(|id| turn.is_some_and(|turn| *id <= turn));
+        let first = waiting.partition_point(|(id, _)| turn.is_some_and(|turn| *id <= turn));
         waiting.rotate_left(first);
+        // Those for one object are looked at together.
+        let mut objects: Vec<(Object, Vec<WishId>)> = Vec::new();
+        for (id, object) in waiting {
+            match objects.iter_mut().find(|(other, _)| *other == object) {
+                Some((_, wishes)) => wishes.push(id),
+                None => objects.push((object, vec![id])),
+            }
+        }
         // A wish that gets nothing now gets nothing later in the same moment: windows only fill.
-        while !waiting.is_empty() {
-            waiting.retain(|id| {
-                let issued = self.issue_one(now, *id, priority);
-                if issued {
-                    self.turns.insert(priority, *id);
+        while !objects.is_empty() {
+            objects.retain_mut(|(object, wishes)| {
+                let served = self.issue_one(now, *object, wishes, priority);
+                if let Some(at) = served {
+                    self.turns.extend(wishes.get(at).map(|id| (priority, *id)));
+                    wishes.drain(..at);
+                    wishes.rotate_left(1);
                 }
-                issued
+                served.is_some()
             });
         }
     }
@@ -139,61 +163,107 @@ impl Scheduler {
         }
     }
 
-    /// Issues one request for a wish, if there is something to ask for and somebody to ask.
-    fn issue_one(&mut self, now: Duration, id: WishId, priority: Priority) -> bool {
-        let Some(wish) = self.wishes.get(&id) else {
-            return false;
-        };
-        let (object, waited_since) = (wish.object, wish.progress_at);
+    /// Issues one request for the first of these wishes for an object for which there is something to ask for and somebody to ask.
+    /// Tells which of them.
+    fn issue_one(
+        &mut self,
+        now: Duration,
+        object: Object,
+        wishes: &[WishId],
+        priority: Priority,
+    ) -> Option<usize> {
         if !self.limit_allows(now, priority) {
-            return false;
+            return None;
         }
         let salt = self.rng.random();
-        let crowd = self.crowd(now, &object);
-        let unit = crowd.as_ref().map_or(1, Crowd::unit_blocks);
+        self.renew_crowd(now, &object);
+        match self.find_one(now, object, wishes, priority, salt) {
+            Ok((at, choice)) => {
+                if let Some(late) = choice.late {
+                    self.excuse(now, &object, late);
+                }
+                self.send(now, object, choice.peer, choice.blocks, None);
+                return Some(at);
+            }
+            Err(awaited_until) => self.awaited_until = self.awaited_until.min(awaited_until),
+        }
+        if priority != Priority::Demand {
+            return None;
+        }
+        for (at, id) in wishes.iter().enumerate() {
+            for piece in self.pieces(*id, priority, salt) {
+                if let Some((peer, blocks)) = self.probe(now, object, &piece) {
+                    self.send(now, object, peer, blocks, None);
+                    return Some(at);
+                }
+                if let Some((peer, blocks)) = self.guess(now, object, &piece) {
+                    let request = self.send(now, object, peer, blocks, None);
+                    if let Some(request) = request.and_then(|id| self.requests.get_mut(&id)) {
+                        request.guessed = true;
+                    }
+                    return Some(at);
+                }
+            }
+        }
+        None
+    }
+
+    /// What to ask for, and whom, for the first of the wishes for which there is anything, and which that is.
+    ///
+    /// # Errors
+    /// When it may be worth trying again, if only time is lacking.
+    fn find_one(
+        &self,
+        now: Duration,
+        object: Object,
+        wishes: &[WishId],
+        priority: Priority,
+        salt: u64,
+    ) -> Result<(usize, Choice), Duration> {
+        let crowd = self.works.get(&object).and_then(|work| work.crowd.as_ref());
+        let unit = crowd.map_or(1, Crowd::unit_blocks);
         let asking = self.asking(now, &object, priority, unit);
-        // Most of the time all windows are full.
-        let can_ask = asking.iter().any(|one| one.is_ready);
-        if !can_ask && priority == Priority::Prefetch {
-            return false;
-        }
-        let shared = crowd.as_ref().map(|crowd| Shared {
-            crowd,
-            waited_since,
-        });
-        let pieces = self.pieces(id, priority, crowd.as_ref(), salt);
         let mut awaited_until = Duration::MAX;
-        let chosen = pieces.iter().filter(|_| can_ask).find_map(|piece| {
-            match self.choose(now, object, piece, priority, &asking, shared, salt) {
-                Ok(choice) => Some(choice),
-                Err(at) => {
-                    awaited_until = awaited_until.min(at);
-                    None
+        // Most of the time all windows are full.
+        if !asking.iter().any(|one| one.is_ready) {
+            return Err(awaited_until);
+        }
+        let request_bytes = self.request_blocks_max(priority) * BLOCK_BYTES;
+        let parts = asking.iter().filter(|one| !one.is_source());
+        let slowest = parts.map(|one| one.peer.expected(request_bytes)).max();
+        for (at, id) in wishes.iter().enumerate() {
+            let Some(wish) = self.wishes.get(id) else {
+                continue;
+            };
+            let unasked: Vec<Range<u64>> = self.unasked_of(wish).collect();
+            let is_of_use = |one: &&Asking<'_>| one.is_ready && one.is_of_use(&unasked);
+            let ready: Vec<&Asking<'_>> = asking.iter().filter(is_of_use).collect();
+            if ready.is_empty() {
+                continue;
+            }
+            let shared = crowd.map(|crowd| Shared {
+                crowd,
+                asking: &asking,
+                slowest: slowest.unwrap_or_default(),
+                waited_since: wish.progress_at,
+            });
+            for piece in self.pieces(*id, priority, salt) {
+                match self.choose(now, object, &piece, priority, &ready, shared, salt) {
+                    Ok(choice) => return Ok((at, choice)),
+                    Err(at) => awaited_until = awaited_until.min(at),
                 }
             }
-        });
-        self.awaited_until = self.awaited_until.min(awaited_until);
-        if let Some(choice) = chosen {
-            if let Some(late) = choice.late {
-                self.excuse(now, &object, late);
-            }
-            self.send(now, object, choice.peer, choice.blocks, None);
-            return true;
         }
-        for piece in pieces.iter().filter(|_| priority == Priority::Demand) {
-            if let Some((peer, blocks)) = self.probe(now, object, piece) {
-                self.send(now, object, peer, blocks, None);
-                return true;
-            }
-            if let Some((peer, blocks)) = self.guess(now, object, piece) {
-                let request = self.send(now, object, peer, blocks, None);
-                if let Some(request) = request.and_then(|id| self.requests.get_mut(&id)) {
-                    request.guessed = true;
-                }
-                return true;
-            }
-        }
-        false
+        Err(awaited_until)
+    }
+
+    /// What a wish lacks that nobody was asked for.
+    fn unasked_of(&self, wish: &Wish) -> impl Iterator<Item = Range<u64>> {
+        let works = self.works.get(&wish.object).into_iter();
+        works.flat_map(|work| {
+            let missing = wish.missing.ranges().iter();
+            missing.flat_map(|range| work.in_flight.missing(range.clone()))
+        })
     }
 
     /// Who has some of the object, and whether they have room for so many blocks more, if requests are that large.
@@ -296,19 +366,14 @@ impl Scheduler {
     }
 
     /// Pieces of the wish that nobody was asked for yet, each within one aligned request, in the order to try.
-    fn pieces(
-        &self,
-        id: WishId,
-        priority: Priority,
-        crowd: Option<&Crowd>,
-        salt: u64,
-    ) -> Vec<Range<u64>> {
+    fn pieces(&self, id: WishId, priority: Priority, salt: u64) -> Vec<Range<u64>> {
         let Some(wish) = self.wishes.get(&id) else {
             return Vec::new();
         };
         let Some(work) = self.works.get(&wish.object) else {
             return Vec::new();
         };
+        let crowd = work.crowd.as_ref();
         let mut pieces: Vec<Range<u64>> = match crowd {
             None => unasked_pieces(&wish.missing, &work.in_flight).collect(),
             Some(crowd) => unasked(&wish.missing, &work.in_flight, crowd.unit_blocks())
@@ -337,7 +402,6 @@ impl Scheduler {
             let proof: Vec<Range<u64>> = work
                 .in_flight
                 .missing(last..last + 1)
-                .into_iter()
                 .filter(|proof| wish.missing.contains(proof.clone()))
                 .collect();
             // Part of a piece that comes anyway: take that piece first, else the last block alone.
@@ -373,14 +437,14 @@ impl Scheduler {
         object: Object,
         piece: &Range<u64>,
         priority: Priority,
-        asking: &[Asking<'_>],
+        ready: &[&Asking<'_>],
         shared: Option<Shared<'_>>,
         salt: u64,
     ) -> Result<Choice, Duration> {
         let scale = scale_of(priority);
         let blocks_max = self.request_blocks_max(priority);
-        let mut ready: Vec<(&Asking<'_>, Range<u64>)> = Vec::new();
-        for one in asking.iter().filter(|one| one.is_ready) {
+        let mut able: Vec<(&Asking<'_>, Range<u64>)> = Vec::new();
+        for one in ready {
             let Some(run) = one.holder.held.first_run(piece) else {
                 continue;
             };
@@ -389,28 +453,27 @@ impl Scheduler {
             let fits = self.in_flight_bytes == 0
                 || self.in_flight_bytes + bytes <= IN_FLIGHT_BYTES_MAX * scale;
             if fits && one.peer.has_room(bytes, scale) {
-                ready.push((one, run.start..end));
+                able.push((one, run.start..end));
             }
         }
         let (mut late, mut again_at) = (None, Duration::MAX);
         if let Some(shared) = shared
-            && let Some((source, blocks)) = ready.iter().find(|(one, _)| one.is_source())
+            && let Some((source, blocks)) = able.iter().find(|(one, _)| one.is_source())
         {
             let bytes = bytes_of(object, blocks);
-            let turn = shared.crowd.turn(piece, bytes, asking);
-            match turn.allowed_at(source.peer, bytes, shared) {
-                Some(at) if at <= now => late = turn.late(),
-                at => {
+            match shared.source_at(source.peer, piece, bytes, now) {
+                (Some(at), whose) if at <= now => late = whose,
+                (at, _) => {
                     again_at = at.unwrap_or(Duration::MAX);
-                    ready.retain(|(one, _)| !one.is_source());
+                    able.retain(|(one, _)| !one.is_source());
                 }
             }
         }
         // Blocks that nobody can be asked for now don't hold up those behind them.
-        let start = ready.iter().map(|(_, blocks)| blocks.start).min();
+        let start = able.iter().map(|(_, blocks)| blocks.start).min();
         let mut best: Vec<Choice> = Vec::new();
         let mut least = Duration::MAX;
-        for (one, blocks) in ready {
+        for (one, blocks) in able {
             if Some(blocks.start) != start {
                 continue;
             }
@@ -440,16 +503,23 @@ impl Scheduler {
         priority: Priority,
     ) -> Option<PeerId> {
         let salt = self.rng.random();
+        let object = self.requests.get(&id)?.object;
+        self.renew_crowd(now, &object);
         let request = self.requests.get(&id)?;
-        let crowd = self.crowd(now, &request.object);
-        let shared = crowd.as_ref().map(|crowd| Shared {
+        let mut others = self.asking(now, &object, priority, 1);
+        others.retain(|one| one.id != request.peer);
+        let parts = others.iter().filter(|one| !one.is_source());
+        let slowest = parts.map(|one| one.peer.expected(request.bytes)).max();
+        let crowd = self.works.get(&object).and_then(|work| work.crowd.as_ref());
+        let shared = crowd.map(|crowd| Shared {
             crowd,
+            asking: &others,
+            slowest: slowest.unwrap_or_default(),
             waited_since: request.sent.at,
         });
-        let mut others = self.asking(now, &request.object, priority, 1);
-        others.retain(|one| one.id != request.peer);
-        let (object, blocks) = (request.object, &request.blocks);
-        let choice = self.choose(now, object, blocks, priority, &others, shared, salt);
+        let ready: Vec<&Asking<'_>> = others.iter().filter(|one| one.is_ready).collect();
+        let blocks = &request.blocks;
+        let choice = self.choose(now, object, blocks, priority, &ready, shared, salt);
         let choice = choice.ok().filter(|choice| choice.blocks == *blocks)?;
         // Clearly sooner: when many answers share one link, all of them are late, and asking twice makes them later.
         let first = self.peers.get(&request.peer)?;
@@ -493,7 +563,7 @@ impl Scheduler {
             .iter()
             .filter_map(|id| self.wishes.get(id))
             .filter(|wish| priority.is_none_or(|priority| wish.priority == priority))
-            .any(|wish| !wish.missing.present(blocks.clone()).is_empty())
+            .any(|wish| wish.missing.intersects(blocks))
     }
 
     fn send(

@@ -44,7 +44,6 @@ struct Node {
     /// The reader's requests, for checking.
     open: BTreeMap<RequestId, (usize, Range<u64>, Option<RequestId>)>,
     blocked: BTreeSet<usize>,
-    news: BlockSet,
     done: bool,
 }
 
@@ -78,7 +77,6 @@ enum Event {
     },
     Leave(usize),
     Return(usize),
-    Tick,
 }
 
 struct World {
@@ -134,7 +132,6 @@ impl World {
                 scheduler: is_reader.then(|| Scheduler::new(PATIENCE, rng.random())),
                 open: BTreeMap::new(),
                 blocked: BTreeSet::new(),
-                news: BlockSet::default(),
                 done: !is_reader,
             });
         }
@@ -196,7 +193,6 @@ impl World {
                 self.plan(when + Duration::from_secs(8), Event::Return(at));
             }
         }
-        self.plan(Duration::ZERO, Event::Tick);
         while self.nodes.iter().any(|node| !node.done) {
             let event_at = self.events.peek().map(|Reverse((at, ..))| *at);
             let timeout = self
@@ -270,6 +266,7 @@ impl World {
                 let open = self.nodes[reader].open.remove(&id);
                 assert!(open.is_some(), "only open requests are cancelled");
             }
+            Output::Announce { blocks, .. } => self.announce(reader, &blocks),
             Output::Verdict { peer, verdict, .. } => {
                 let of = self.number(peer);
                 if verdict == Verdict::Blocked {
@@ -305,7 +302,7 @@ impl World {
             "seed {seed}: asks a liar again"
         );
         assert!(
-            mine.blocks.present(blocks.clone()).is_empty(),
+            !mine.blocks.intersects(blocks),
             "seed {seed}: asks for what is here"
         );
         for (id, (from, open, _)) in &mine.open {
@@ -397,7 +394,6 @@ impl World {
                     self.plan(when, Event::Up(reader, at));
                 }
             }
-            Event::Tick => self.announce(),
         }
     }
 
@@ -426,8 +422,7 @@ impl World {
         let answer = if self.nodes[of].nature == Nature::Liar {
             Answer::Bad("does not hash".to_owned())
         } else if self.nodes[of].blocks.contains(blocks.clone()) {
-            self.nodes[by].blocks.insert(blocks.clone());
-            self.nodes[by].news.insert(blocks);
+            self.nodes[by].blocks.insert(blocks);
             Answer::Blocks
         } else {
             Answer::DontHave(Held::Part(self.nodes[of].blocks.clone()))
@@ -437,25 +432,13 @@ impl World {
         });
     }
 
-    /// Every reader tells the others what came lately.
-    fn announce(&mut self) {
-        let readers = self.readers();
-        for of in &readers {
-            let news = std::mem::take(&mut self.nodes[*of].news);
-            for to in readers.iter().filter(|to| *to != of && !news.is_empty()) {
-                let at = self.now + self.trip(*of, *to);
-                let blocks = news.clone().into();
-                self.plan(
-                    at,
-                    Event::Announced {
-                        of: *of,
-                        to: *to,
-                        blocks,
-                    },
-                );
-            }
+    /// A reader tells the others what came.
+    fn announce(&mut self, of: usize, news: &BlockSet) {
+        for to in self.readers().into_iter().filter(|to| *to != of) {
+            let at = self.now + self.trip(of, to);
+            let blocks = news.clone().into();
+            self.plan(at, Event::Announced { of, to, blocks });
         }
-        self.plan(self.now + Duration::from_millis(100), Event::Tick);
     }
 }
 
@@ -508,7 +491,6 @@ fn readers_that_start_together_feed_each_other() {
         scheduler: None,
         open: BTreeMap::new(),
         blocked: BTreeSet::new(),
-        news: BlockSet::default(),
         done: true,
     };
     world.file = file;

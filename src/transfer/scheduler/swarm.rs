@@ -131,6 +131,8 @@ pub(crate) struct Outcome {
     pub(crate) dropped: usize,
     /// Requests that were made twice.
     pub(crate) hedges: usize,
+    /// Messages that told somebody what has come.
+    pub(crate) told: usize,
 }
 
 impl Outcome {
@@ -196,7 +198,6 @@ enum Event {
     Reaches(usize, Piece),
     /// The downlink has passed a piece on.
     Passed(usize),
-    News(usize),
     Tick(usize),
 }
 
@@ -209,9 +210,6 @@ struct Node {
     about: Member,
     scheduler: Scheduler,
     blocks: BlockSet,
-    news: BlockSet,
-    news_planned: bool,
-    told_at: Duration,
     /// By receiver.
     queues: BTreeMap<usize, VecDeque<Queued>>,
     turns: VecDeque<usize>,
@@ -314,9 +312,6 @@ impl Swarm {
                     about: about.clone(),
                     scheduler,
                     blocks: had,
-                    news: BlockSet::default(),
-                    news_planned: false,
-                    told_at: Duration::ZERO,
                     queues: BTreeMap::new(),
                     turns: VecDeque::new(),
                     sending: None,
@@ -463,6 +458,7 @@ impl Swarm {
                     self.send(node, of, Message::Cancel(id), MESSAGE_BYTES);
                 }
             }
+            Output::Announce { blocks, .. } => self.tell(node, blocks.ranges()),
             Output::Verdict { peer, verdict, .. } => {
                 let about = &self.nodes[self.ids[&peer]].about;
                 let is_unjust = !about.lies && about.gone.is_none();
@@ -598,7 +594,6 @@ impl Swarm {
                 self.receive_next(to);
             }
             Event::Passed(to) => self.passed(to),
-            Event::News(node) => self.tell(node),
             Event::Tick(node) => {
                 if self.nodes[node].done {
                     return;
@@ -750,12 +745,7 @@ impl Swarm {
             Sent::Data(_) if self.nodes[from].about.lies => Answer::Bad("does not hash".to_owned()),
             Sent::Data(blocks) => {
                 let node = &mut self.nodes[to];
-                node.blocks.insert(blocks.clone());
-                node.news.insert(blocks);
-                if !std::mem::replace(&mut node.news_planned, true) {
-                    let at = self.now.max(node.told_at + node.scheduler.news_every());
-                    self.plan(at, Event::News(to));
-                }
+                node.blocks.insert(blocks);
                 Answer::Blocks
             }
         };
@@ -764,17 +754,14 @@ impl Swarm {
         });
     }
 
-    /// Tells all others what came lately.
-    fn tell(&mut self, node: usize) {
-        self.nodes[node].news_planned = false;
-        self.nodes[node].told_at = self.now;
-        let news = std::mem::take(&mut self.nodes[node].news);
+    /// Tells all others what came.
+    fn tell(&mut self, node: usize, ranges: &[Range<u64>]) {
         for other in 0..self.nodes.len() {
             let wants = self.nodes[other].about.reads_at.is_some() && !self.nodes[other].done;
             if other != node && wants {
-                let ranges = news.ranges().to_vec();
                 let bytes = MESSAGE_BYTES / 2 + 10 * ranges.len() as u64;
-                self.send(node, other, Message::News(ranges), bytes);
+                self.outcome.told += 1;
+                self.send(node, other, Message::News(ranges.to_vec()), bytes);
             }
         }
     }

@@ -8,6 +8,7 @@ mod batches;
 mod crowd;
 mod limits;
 mod links;
+mod news;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -46,6 +47,7 @@ struct Harness {
     batches: Vec<(RequestId, PeerId, Vec<Object>)>,
     asked_have: Vec<(PeerId, Object)>,
     asked_load: Vec<PeerId>,
+    announced: Vec<(Duration, Object, BlockSet)>,
     searched: Vec<Object>,
     cancelled: Vec<RequestId>,
     verdicts: Vec<(PeerId, Verdict)>,
@@ -62,6 +64,7 @@ impl Harness {
             batches: Vec::new(),
             asked_have: Vec::new(),
             asked_load: Vec::new(),
+            announced: Vec::new(),
             searched: Vec::new(),
             cancelled: Vec::new(),
             verdicts: Vec::new(),
@@ -99,6 +102,7 @@ impl Harness {
         self.asked.clear();
         self.asked_have.clear();
         self.asked_load.clear();
+        self.announced.clear();
         self.searched.clear();
         self.cancelled.clear();
         self.ended.clear();
@@ -110,6 +114,9 @@ impl Harness {
                 Output::AskHave { peer, object } => self.asked_have.push((peer, object)),
                 Output::AskLoad { peer } => self.asked_load.push(peer),
                 Output::FindHolders { object } => self.searched.push(object),
+                Output::Announce { object, blocks } => {
+                    self.announced.push((self.now, object, blocks));
+                }
                 Output::Request {
                     id,
                     peer,
@@ -207,6 +214,7 @@ impl Harness {
     fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         let mut woken = 0;
+        self.drain();
         while let Some(at) = self.scheduler.poll_timeout().filter(|at| *at <= end) {
             assert!(at > self.now, "the next wake-up is always ahead");
             self.now = at;

@@ -296,6 +296,7 @@ impl Scheduler {
                     .filter(|at| *at < Duration::MAX),
             )
             .chain(self.batches.wakes(&self.peers))
+            .chain(self.news.due_at())
             .filter(|at| *at > now)
             .min()
     }

@@ -134,6 +134,13 @@ pub enum Output {
         /// Which.
         id: RequestId,
     },
+    /// Tell all peers that these blocks are here.
+    Announce {
+        /// Of what.
+        object: Object,
+        /// Which.
+        blocks: BlockSet,
+    },
     /// Act on what a peer did.
     Verdict {
         /// Who.

@@ -9,7 +9,7 @@ use std::{
 
 use libp2p::PeerId;
 
-use super::{Held, WishId};
+use super::{Held, WishId, crowd::Crowd};
 use crate::content::BlockSet;
 
 /// Most peers that a summary names.
@@ -150,6 +150,8 @@ pub(super) struct Work {
     pub(super) wishes: BTreeSet<WishId>,
     /// Blocks asked for and not answered.
     pub(super) in_flight: BlockSet,
+    /// Who shares the work, as it was when that was looked at last.
+    pub(super) crowd: Option<Crowd>,
     /// Peers that were asked.
     pub(super) holders: BTreeMap<PeerId, Holder>,
     /// The directory.
@@ -167,6 +169,7 @@ impl Work {
             guessed: None,
             wishes: BTreeSet::new(),
             in_flight: BlockSet::default(),
+            crowd: None,
             holders: BTreeMap::new(),
             directory: Directory::default(),
             since: now,
@@ -214,7 +217,7 @@ impl Held {
     pub(super) fn first_run(&self, range: &Range<u64>) -> Option<Range<u64>> {
         match self {
             Self::No => None,
-            Self::Part(blocks) => blocks.present(range.clone()).into_iter().next(),
+            Self::Part(blocks) => blocks.present(range.clone()).next(),
             Self::Whole => Some(range.clone()),
         }
     }

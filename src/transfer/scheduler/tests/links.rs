@@ -65,7 +65,7 @@ fn swarm(readers: usize, megabits: u64) -> Vec<Member> {
 
 #[test]
 fn readers_who_start_together_share_one_copy_of_the_source() {
-    for (readers, megabits, mib) in [(2, 100, 32), (4, 200, 32), (8, 100, 16)] {
+    for (readers, megabits, mib) in [(2, 100, 32), (4, 200, 32), (8, 100, 32)] {
         let members = swarm(readers, megabits);
         let outcome = Swarm::new(1, mib * MIB, &members).run(LONGEST);
         let bound = bound(&members, mib * MIB * BLOCK_BYTES);
