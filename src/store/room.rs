@@ -11,6 +11,7 @@
 //! Lock order: `evicting`, then what [`super`] says; `taken`, the pools and what is passing are held for a moment only.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io,
     ops::Range,
@@ -35,7 +36,7 @@ use super::{
     failed,
     passing::Passing,
     policy::{Candidate, Lack, Limits, Oldest, Pool, Shortage, Taken, Want, small_room},
-    record::{ObjectRecord, parse_object_key},
+    record::{ObjectRecord, object_key, parse_object_key},
     staging::STAT_BLOCK_BYTES,
 };
 use crate::content::{BLOCK_BYTES, BlockSet, INLINE_BYTES_MAX, Object, VerifiedRange};
@@ -71,6 +72,10 @@ const RECOUNT_PART_SOON: u32 = 5;
 /// How long reports say that something found no room, and how often the log does. Seconds.
 const FULL_FOR: u64 = 30;
 const SAID_EVERY: u64 = 60;
+/// Records that are larger have a content in them, and few are in a page of the index.
+const SMALL_RECORD_BYTES_MAX: u64 = 512;
+/// How often such a record is asked for when all are gone through.
+const PASSED_BY: usize = 4;
 /// For so long after something found no room, nothing is fetched ahead. Seconds.
 const TIGHT_FOR: u64 = 3;
 
@@ -800,6 +805,9 @@ impl Core {
             {
                 continue;
             }
+            if value.len() as u64 > SMALL_RECORD_BYTES_MAX {
+                self.pass_by(&key)?;
+            }
             let Some(last_use) = ObjectRecord::last_use_of(&value) else {
                 continue;
             };
@@ -816,12 +824,28 @@ impl Core {
                 room,
             });
         }
-        let mut found = Vec::new();
-        for candidate in oldest.into_sorted() {
-            let origin = self.look(&candidate.object, |state| state.record.origin)?;
-            found.extend(origin.map(|origin| (candidate, origin)));
+        let candidates = oldest.into_sorted();
+        // In the order in which they lie in the index, so that each of its pages is read once.
+        let mut objects: Vec<_> = candidates.iter().map(|found| found.object).collect();
+        objects.sort_unstable();
+        let mut origins = HashMap::new();
+        for object in objects {
+            let origin = self.look(&object, |state| state.record.origin)?;
+            origins.extend(origin.map(|origin| (object, origin)));
+            self.pass_by(&object_key(&object))?;
         }
-        Ok(found)
+        let found = candidates.into_iter();
+        let found = found.filter_map(|found| Some((found, *origins.get(&found.object)?)));
+        Ok(found.collect())
+    }
+
+    /// Has sled notice that a record was read. It does so of a page, and lets go of another one for it, only when 63 others of the
+    /// same of its 256 parts were read too: who reads each page once has 16,384 of them in memory.
+    fn pass_by(&self, key: &[u8]) -> Result<(), StoreError> {
+        for _ in 0..PASSED_BY {
+            self.objects.contains_key(key)?;
+        }
+        Ok(())
     }
 
     /// Lets a content go when room is needed, until then (seconds since 1970). False if too many may go already.
