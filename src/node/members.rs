@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use libp2p::PeerId;
 use parking_lot::Mutex;
@@ -109,27 +110,12 @@ pub(super) struct Members {
 
 impl Members {
     fn nodes(&self, hashes: &[NodeHash]) -> SyncAnswer {
-        if self.late.namespace.get().is_none() {
-            // Not that there are none.
-            return SyncAnswer::Nodes(Vec::new());
-        }
-        let mut total = 0;
-        let mut encodings = Vec::new();
-        // Nobody needs a node twice in one answer.
-        let mut named = BTreeSet::new();
-        for hash in hashes.iter().take(NAMED_MAX) {
-            let namespace = self.late.namespace.get();
-            let encoding = namespace
-                .filter(|_| named.insert(hash))
-                .and_then(|namespace| namespace.node(hash))
-                .unwrap_or_default();
-            total += encoding.len() + 16;
-            if total > NODES_BYTES_MAX && !encodings.is_empty() {
-                break;
-            }
-            encodings.push(ByteBuf::from(encoding.to_vec()));
-        }
-        SyncAnswer::Nodes(encodings)
+        let namespace = self.late.namespace.get();
+        // Not that there are none.
+        let nodes = namespace.map_or_else(Vec::new, |namespace| {
+            found_nodes(hashes, |hash| namespace.node(hash))
+        });
+        SyncAnswer::Nodes(nodes)
     }
 
     fn promise(&self, peer: PeerId, objects: &[Object], for_s: u64) -> SyncAnswer {
@@ -239,6 +225,37 @@ fn answer_blocks(store: &Store, request: &BlockRequest) -> Result<BlockAnswer, S
         }
         Err(error) => Err(error),
     }
+}
+
+/// The encodings of nodes, in their order; nothing in place of what isn't here. It ends where it would become too long, or where it
+/// can't be told whether a node is here: that is not the same as having none.
+fn found_nodes(
+    hashes: &[NodeHash],
+    read: impl Fn(&NodeHash) -> Result<Option<Bytes>, StoreError>,
+) -> Vec<ByteBuf> {
+    let mut total = 0;
+    let mut encodings = Vec::new();
+    // Nobody needs a node twice in one answer.
+    let mut named = BTreeSet::new();
+    for hash in hashes.iter().take(NAMED_MAX) {
+        let found = match named.insert(hash) {
+            true => read(hash),
+            false => Ok(None),
+        };
+        let encoding = match found {
+            Ok(encoding) => encoding.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(%hash, %error, "a manifest node could not be read for a peer");
+                break;
+            }
+        };
+        total += encoding.len() + 16;
+        if total > NODES_BYTES_MAX && !encodings.is_empty() {
+            break;
+        }
+        encodings.push(ByteBuf::from(encoding.to_vec()));
+    }
+    encodings
 }
 
 /// The small contents that are here. One that can't be read isn't: whoever asks asks others.
@@ -476,6 +493,18 @@ mod tests {
             passed_on(push, false),
             Push::Manifest { changes: None, .. }
         ));
+    }
+
+    #[test]
+    fn a_node_that_could_not_be_read_is_not_said_to_be_none() {
+        let hashes = [1, 2, 3].map(|number| NodeHash([number; 32]));
+        let read = |hash: &NodeHash| match hash.0[0] {
+            1 => Ok(None),
+            2 => Err(StoreError::Absent(0..1)),
+            _ => Ok(Some(Bytes::from_static(b"node"))),
+        };
+        assert_eq!(found_nodes(&hashes, read), [ByteBuf::new()]);
+        assert_eq!(found_nodes(&hashes[2..], read), [ByteBuf::from(*b"node")]);
     }
 
     #[test]

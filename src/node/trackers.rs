@@ -400,7 +400,8 @@ impl Shared {
         let shown = self.namespace.status().root;
         heads.min_by_key(|(_, root)| {
             // The first of equals is the newest.
-            let is_here = || self.namespace.node(root).is_some() || *root == empty_root();
+            let is_here =
+                || matches!(self.namespace.node(root), Ok(Some(_))) || *root == empty_root();
             (!is_here(), Some(*root) != shown)
         })
     }

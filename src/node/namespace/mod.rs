@@ -524,15 +524,11 @@ impl Namespace {
     }
 
     /// The encoding of a node that is here, for peers.
-    pub fn node(&self, hash: &NodeHash) -> Option<bytes::Bytes> {
-        self.shared
-            .replica
-            .nodes
-            .encoded(hash)
-            .unwrap_or_else(|error| {
-                tracing::warn!(%error, "a manifest node could not be read for a peer");
-                None
-            })
+    ///
+    /// # Errors
+    /// When it can't be told whether it is here.
+    pub fn node(&self, hash: &NodeHash) -> Result<Option<bytes::Bytes>, crate::store::StoreError> {
+        self.shared.replica.nodes.encoded(hash)
     }
 
     /// Takes heads that a peer or tracker showed; bad ones are refused with the reason, good ones merged in the background.

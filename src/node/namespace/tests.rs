@@ -36,7 +36,7 @@ impl NodeFetcher for Wire {
         let peers = self.peers.lock().clone();
         let found: Vec<_> = nodes
             .iter()
-            .filter_map(|hash| peers.iter().find_map(|peer| peer.node(hash)))
+            .filter_map(|hash| peers.iter().find_map(|peer| peer.node(hash).ok()?))
             .map(|bytes| bytes.to_vec())
             .collect();
         self.fetched.fetch_add(found.len(), Ordering::Relaxed);

@@ -278,7 +278,7 @@ impl HandIn {
         let looked_at = run_blocking(move || {
             let mut found = Vec::new();
             for look in looked_at {
-                if let Some(node) = find(&look, |hash| namespace.node(hash)) {
+                if let Some(node) = find(&look, |hash| read(&namespace, hash)) {
                     found.push((look, node));
                 }
             }
@@ -355,6 +355,14 @@ struct Look {
     place: Place,
     have: bool,
     read_back: bool,
+}
+
+/// The encoding of a node; `None` when it isn't here.
+fn read(namespace: &crate::node::namespace::Namespace, hash: &NodeHash) -> Option<bytes::Bytes> {
+    namespace.node(hash).unwrap_or_else(|error| {
+        tracing::warn!(%hash, %error, "a manifest node could not be read for a tracker");
+        None
+    })
 }
 
 /// Reads a node where its bytes or its children are needed. `None` when it isn't here.

@@ -84,9 +84,13 @@ async fn what_came_since_the_last_collection_stays_and_so_do_remembered_roots() 
     replica.records.note_root(year_ago, before).unwrap();
     collect(Moment::now());
     collect(Moment::now());
-    let node = a.ns.node(&before).expect("its root is remembered");
+    let node = a.ns.node(&before).unwrap().expect("its root is remembered");
     let children = manifest::Node::decode(&node).unwrap().children();
-    assert!(children.iter().all(|child| a.ns.node(child).is_some()));
+    assert!(
+        children
+            .iter()
+            .all(|child| a.ns.node(child).unwrap().is_some())
+    );
 }
 
 /// The one who was away knows of most of the folder only what the others had when it left.
@@ -127,7 +131,11 @@ async fn work_on_a_state_that_nobody_has_any_more_is_merged_by_who_did_it() {
     a.write("folder 7/moved", 50_000).await;
     collect(&a);
     collect(&b);
-    assert!(missing.iter().all(|node| a.ns.node(node).is_none()));
+    assert!(
+        missing
+            .iter()
+            .all(|node| a.ns.node(node).unwrap().is_none())
+    );
     a.reaches(&[&b]);
     b.reaches(&[&a]);
     one_head(&[&a, &b]).await;

@@ -445,7 +445,7 @@ async fn nodes_that_do_not_match_their_hash_are_not_taken() {
     };
     let fetched = b.fetch(nodes.clone(), Duration::from_secs(1)).await;
     assert!(matches!(fetched, Err(NamespaceError::Unreachable(_))));
-    assert_eq!(b.node(&nodes[0]), None);
+    assert_eq!(b.node(&nodes[0]).unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -561,7 +561,7 @@ async fn with_a_bad_tree(cluster: &Cluster, of: &Member) -> (Member, Vec<u8>, No
     bad.hears(of).await;
     bad.everything().await;
     let replica = &bad.ns.shared.replica;
-    let genuine = bad.ns.node(&bad.root()).unwrap().to_vec();
+    let genuine = bad.ns.node(&bad.root()).unwrap().unwrap().to_vec();
     let child = manifest::Node::decode(&genuine).unwrap().children()[1];
     let garbage = b"neither a leaf nor an inner node".to_vec();
     let hash = NodeHash::of(&garbage);
