@@ -105,7 +105,7 @@ pub(crate) struct Small {
 
 /// The small files of a folder.
 #[derive(Debug)]
-struct Listing {
+pub(crate) struct Listing {
     /// In the order of names.
     files: Vec<(u64, Object)>,
     /// Places in `files` in the order of inode numbers.
@@ -119,7 +119,11 @@ struct Listing {
 }
 
 impl Listing {
-    fn new(files: Vec<Small>) -> Self {
+    /// `None` for more files than are remembered. Sorts them: not to be done while others wait for what is remembered.
+    pub(crate) fn new(files: Vec<Small>) -> Option<Self> {
+        if files.len() > FILES_MAX {
+            return None;
+        }
         let in_order_of = |key: fn(&Small) -> u64| {
             let mut places: Vec<u32> = (0..u32::try_from(files.len()).unwrap_or(0)).collect();
             places.sort_unstable_by_key(|at| files.get(*at as usize).map(key));
@@ -134,14 +138,14 @@ impl Listing {
             }
         }
         let files = files.into_iter();
-        Self {
+        Some(Self {
             files: files.map(|file| (file.number, file.object)).collect(),
             by_number,
             by_position,
             ranks,
             runs: Default::default(),
             misses: 0,
-        }
+        })
     }
 
     fn number_at(&self, place: u32) -> u64 {
@@ -258,18 +262,16 @@ impl Ahead {
         }
     }
 
-    /// A folder was listed: its small files, in the order of names. Tells what is worth fetching after what was opened
-    /// meanwhile.
-    pub(crate) fn on_listed(&mut self, folder: u64, files: Vec<Small>) -> Vec<Object> {
-        if files.len() > FILES_MAX {
+    /// A folder was listed. Tells what is worth fetching after what was opened meanwhile.
+    pub(crate) fn on_listed(&mut self, folder: u64, listing: Option<Listing>) -> Vec<Object> {
+        let Some(mut listing) = listing else {
             return Vec::new();
-        }
-        self.make_room(files.len());
+        };
+        self.make_room(listing.files.len());
         let streak = self.streak;
         let Some(entry) = self.folders.get_mut(&folder) else {
             return Vec::new();
         };
-        let mut listing = Listing::new(files);
         let mut worth = Vec::new();
         for number in std::mem::take(&mut entry.recent) {
             worth.extend(listing.on_open(number, streak));
@@ -385,10 +387,11 @@ pub(super) async fn follow(core: Arc<Core>) {
                 break;
             };
             let with = core.clone();
-            let listed = tokio::task::spawn_blocking(move || with.small_files(folder)).await;
+            let list = move || with.small_files(folder).map(Listing::new);
+            let listed = tokio::task::spawn_blocking(list).await;
             let mut ahead = core.following.ahead.lock();
             let objects = match listed {
-                Ok(Some(files)) => ahead.on_listed(folder, files),
+                Ok(Some(listing)) => ahead.on_listed(folder, listing),
                 _ => {
                     ahead.forget(folder);
                     Vec::new()
@@ -434,7 +437,7 @@ mod tests {
             let mut worth = ahead.on_open(folder, all[*at].number);
             if worth.list {
                 let folder = ahead.unlisted().expect("one is to be listed");
-                worth.objects = ahead.on_listed(folder, all.to_vec());
+                worth.objects = ahead.on_listed(folder, Listing::new(all.to_vec()));
             }
             asked.push(worth.objects);
         }
@@ -554,6 +557,10 @@ mod tests {
                 .sum();
             assert!(kept <= FILES_MAX);
         }
-        assert!(ahead.on_listed(1, files(1, 200_001)).is_empty());
+        assert!(
+            ahead
+                .on_listed(1, Listing::new(files(1, 200_001)))
+                .is_empty()
+        );
     }
 }
