@@ -10,6 +10,7 @@
 //! - A new file has no name in any head before it is published. What it replaces is not done with before that: of the two,
 //!   the new one counts if it is there at all.
 //! - Of several records for one name the newest counts otherwise. It may stand on those before it.
+//! - One whose name another file took while it could not be taken up is neither older nor newer than that: it stays beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,6 +33,8 @@ pub(super) struct Unfinished {
     pub(super) older: Vec<StagingId>,
     /// Those of files that it replaces.
     pub(super) replaced: Vec<StagingId>,
+    /// Another file took its name without having seen it.
+    pub(super) is_beside: bool,
 }
 
 /// See the module.
@@ -49,6 +52,7 @@ pub(super) fn sort_out(left: Vec<Left>, is_kept: impl Fn(Dot) -> bool) -> Afterm
     let mut aftermath = Aftermath::default();
     let mut over: BTreeMap<StagingId, Vec<StagingId>> = BTreeMap::new();
     let mut by_path: BTreeMap<Vec<u8>, BTreeMap<StagingId, JournalRecord>> = BTreeMap::new();
+    let mut beside = Vec::new();
     for (id, mut record, fate) in left {
         if fate.ended.is_some_and(&is_kept) {
             aftermath.ended.push(id);
@@ -58,6 +62,7 @@ pub(super) fn sort_out(left: Vec<Left>, is_kept: impl Fn(Dot) -> bool) -> Afterm
         let fate_now = Fate {
             moves: place.clone().into_iter().collect(),
             ended: None,
+            is_beside: fate.is_beside,
         };
         if fate_now != fate {
             aftermath.fates.push((id, fate_now));
@@ -74,6 +79,16 @@ pub(super) fn sort_out(left: Vec<Left>, is_kept: impl Fn(Dot) -> bool) -> Afterm
             record.seen.sort_unstable();
             record.seen.dedup();
             over.insert(id, replaced);
+        }
+        if fate.is_beside {
+            beside.push(Unfinished {
+                id,
+                record,
+                older: Vec::new(),
+                replaced: Vec::new(),
+                is_beside: true,
+            });
+            continue;
         }
         by_path
             .entry(record.path.clone())
@@ -102,8 +117,10 @@ pub(super) fn sort_out(left: Vec<Left>, is_kept: impl Fn(Dot) -> bool) -> Afterm
             record,
             older,
             replaced,
+            is_beside: false,
         });
     }
+    aftermath.unfinished.append(&mut beside);
     aftermath
 }
 

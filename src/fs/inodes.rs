@@ -241,6 +241,12 @@ impl Inodes {
         inode.links.first().map(|(folder, _)| *folder)
     }
 
+    /// Whether the kernel was told of an inode and hasn't forgotten it. Otherwise it may hold that its names are absent.
+    pub(crate) fn is_told(&self, number: u64) -> bool {
+        let inode = self.by_number.get(&number);
+        inode.is_some_and(|inode| inode.lookups > 0)
+    }
+
     pub(crate) fn facts(&self, number: u64) -> Option<&Facts> {
         self.by_number.get(&number).map(|inode| &inode.facts)
     }

@@ -260,6 +260,9 @@ impl Core {
                     break;
                 }
                 let Some(child) = child else { break };
+                if !self.inodes.lock().is_told(child) {
+                    notices.insert(Notice::Name(folder, name.clone()));
+                }
                 folder = child;
             }
         }
@@ -304,8 +307,9 @@ impl Core {
         let absent: Vec<_> = self.absent.lock().all().cloned().collect();
         let inodes = self.inodes.lock();
         for (folder, name) in absent {
-            // What has it by now was named above.
-            if inodes.child(folder, &name).is_none() {
+            // What the kernel found there since was named above.
+            let child = inodes.child(folder, &name);
+            if !child.is_some_and(|child| inodes.is_told(child)) {
                 notices.insert(Notice::Name(folder, name));
             }
         }
@@ -323,7 +327,8 @@ impl Core {
     ) {
         let was_folder = child.filter(|number| {
             let inodes = self.inodes.lock();
-            inodes.facts(*number).map(|facts| &facts.kind) == Some(&Kind::Directory)
+            let kind = inodes.facts(*number).map(|facts| &facts.kind);
+            inodes.is_told(*number) && kind == Some(&Kind::Directory)
         });
         match was_folder {
             Some(number) if self.is_folder(path) => {

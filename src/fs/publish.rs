@@ -453,7 +453,8 @@ impl Core {
                 // Somebody else's change: a copy of it will appear beside this one, and the kernel must hear of it.
                 self.tell(path.clone());
             }
-            None => {}
+            // Gone meanwhile, with its folder perhaps, as the kernel may know: both come back.
+            None => self.tell(path.clone()),
         }
         let is_same = |current: &Shown| current.entry == entry;
         let is_there = current.as_ref().is_some_and(is_same) && !state.fresh;

@@ -53,7 +53,8 @@ impl Core {
         let mut newest: BTreeMap<FileId, Unfinished> = BTreeMap::new();
         let mut all = Vec::new();
         for file in unfinished {
-            let Some(id) = self.file_of(&file.record) else {
+            let id = self.file_of(&file.record);
+            let Some(id) = id.filter(|_| !file.is_beside) else {
                 all.push(file);
                 continue;
             };
@@ -140,6 +141,7 @@ impl Core {
             record,
             older,
             replaced,
+            is_beside,
         } = unfinished;
         let id = *id;
         let damaged = || StoreError::Damaged(format!("journal record {}", id.0));
@@ -175,7 +177,7 @@ impl Core {
         let mut seen = record.seen.clone();
         if let Some(current) = &current {
             // What this machine itself had there before, whoever wrote the file has seen, also where no head had it then.
-            let own = current.seen.iter();
+            let own = current.seen.iter().filter(|_| !is_beside);
             seen.extend(own.filter(|dot| self.tree.was_committed(**dot)));
             seen.sort_unstable();
             seen.dedup();
@@ -188,7 +190,11 @@ impl Core {
             inodes.child(folder, leaf).or_else(of_file)
         };
         if there.is_some_and(|number| self.lives.lock().contains_key(&number)) {
-            // Somebody is writing a new one already: that one wins the name, this one comes with the next start.
+            // Somebody is writing a new one already, without having seen this one. That one wins the name; this one comes
+            // with the next start, beside it.
+            self.store
+                .note_fate(id, |fate| fate.is_beside = true)
+                .map_err(FsError::from)?;
             return Ok(());
         }
         let is_listed = current.is_some();
@@ -231,7 +237,8 @@ impl Core {
         state.replaced.clone_from(replaced);
         state.began = None;
         state.link = linked.map(|mut link| {
-            link.seen.retain(|dot| self.tree.was_committed(*dot));
+            link.seen
+                .retain(|dot| !is_beside && self.tree.was_committed(*dot));
             link
         });
         state.other_than = other_than;

@@ -25,6 +25,9 @@ pub struct Fate {
     pub moves: Vec<Move>,
     /// By which head it was published, removed or replaced: its record tells nothing any more.
     pub ended: Option<Dot>,
+    /// Another file took its name without having seen it: what was published there since isn't replaced by it.
+    #[serde(default)]
+    pub is_beside: bool,
 }
 
 /// A rename of what a staging file is of.

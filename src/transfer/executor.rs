@@ -399,14 +399,15 @@ impl Executor {
                         .lock()
                         .on_blocks(now, object, blocks.clone(), peer);
                 }
-                match (self.running.remove(&id), answer) {
-                    (Some(_), answer) => self.scheduler.handle_answer(now, id, answer),
+                self.running.remove(&id);
+                match (self.scheduler.is_open(id), answer) {
+                    (true, answer) => self.scheduler.handle_answer(now, id, answer),
                     // Cancelled while it was being verified: what it brought, or did, counts all the same.
-                    (None, Answer::Blocks) => self.scheduler.handle_arrived(now, object, blocks),
-                    (None, Answer::Bad(reason)) => self
+                    (false, Answer::Blocks) => self.scheduler.handle_arrived(now, object, blocks),
+                    (false, Answer::Bad(reason)) => self
                         .scheduler
                         .handle_bad_answer(now, peer, object, blocks, &reason),
-                    (None, _) => {}
+                    (false, _) => {}
                 }
             }
         }
@@ -420,17 +421,18 @@ impl Executor {
         answer: Result<Vec<bool>, Answer>,
     ) {
         let now = self.now();
-        let was_running = self.running.remove(&id).is_some();
+        self.running.remove(&id);
+        let is_open = self.scheduler.is_open(id);
         for (object, here) in objects.iter().zip(answer.iter().flatten()) {
             if !here || !self.scheduler.is_active(object) {
                 continue;
             }
             self.parts.board.lock().on_blocks(now, *object, 0..1, peer);
-            if !was_running {
+            if !is_open {
                 self.scheduler.handle_arrived(now, *object, 0..1);
             }
         }
-        match (was_running, answer, objects.first()) {
+        match (is_open, answer, objects.first()) {
             (true, answer, _) => self.scheduler.handle_batch(now, id, answer.as_deref()),
             (false, Err(Answer::Bad(reason)), Some(first)) => {
                 self.scheduler
@@ -621,8 +623,10 @@ impl Executor {
                 () = cancelled.cancelled() => return None,
                 result = asked => result,
             };
+            let is_shown = blocks.end.saturating_sub(blocks.start) <= SHOWN_BLOCKS_MAX
+                && matches!(result, Ok(BlockAnswer::Data(_)));
             // What can be read at once is told at once.
-            if blocks.end.saturating_sub(blocks.start) > SHOWN_BLOCKS_MAX {
+            if !is_shown {
                 // The receiver is gone only once the engine has stopped.
                 let _ = reports.send(Report::Received(id)).await;
             }

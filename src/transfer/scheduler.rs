@@ -94,7 +94,7 @@ struct Request {
     /// How long its peer may be silent; `None` once the answer is here and being verified: from then on it isn't the peer that
     /// is slow.
     patience: Option<Duration>,
-    /// Has or is a hedge, or had one: at most one each.
+    /// Has or is a hedge: at most one at a time.
     hedged: bool,
     /// The other request for the same blocks, while both are under way.
     partner: Option<RequestId>,
@@ -430,6 +430,11 @@ impl Scheduler {
         }
         if let Some(work) = self.works.get_mut(object) {
             let holder = work.holders.entry(id).or_insert_with(Holder::new);
+            if holder.fetches_at.is_none() && !work.wishes.is_empty() {
+                // Who began later doesn't know that this one fetches it as well, until it is asked.
+                holder.asked_at = None;
+                self.undecided = Some(now);
+            }
             holder.fetches_at = Some(now);
         }
     }
@@ -456,6 +461,11 @@ impl Scheduler {
         self.note_news(now, &object, blocks.clone(), None);
         self.arrived(now, object, blocks);
         self.undecided = Some(now);
+    }
+
+    /// Whether a request, or a batch, is under way: it has not ended and was not cancelled.
+    pub fn is_open(&self, id: RequestId) -> bool {
+        self.requests.contains_key(&id) || self.is_batch(id)
     }
 
     /// The answer to a request is here and will be verified: no time-out applies to it any more.
@@ -715,7 +725,11 @@ impl Scheduler {
             .partner
             .and_then(|partner| self.requests.get_mut(&partner))
         {
-            Some(partner) => partner.partner = None,
+            Some(partner) => {
+                partner.partner = None;
+                // As late as before, unless it is here by now: a third may be asked.
+                partner.hedged &= partner.patience.is_none();
+            }
             None => {
                 if let Some(work) = self.works.get_mut(&request.object) {
                     work.in_flight.remove(request.blocks.clone());

@@ -43,6 +43,7 @@ fn fate(moves: &[Move], ended: Option<u64>) -> Fate {
     Fate {
         moves: moves.to_vec(),
         ended: ended.map(dot),
+        is_beside: false,
     }
 }
 

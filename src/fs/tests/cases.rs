@@ -975,6 +975,74 @@ fn a_change_of_unknown_extent_names_what_the_kernel_keeps_as_absent() {
 }
 
 #[test]
+fn what_the_kernel_holds_to_be_absent_is_named_though_it_is_known_here() {
+    let fixture = Fixture::new();
+    let found = fixture.core.find(ROOT, b"d").expect("looked at");
+    assert_eq!(found, Found::Nothing { kept: true });
+    // As somebody else would: past the kernel.
+    let path = TreePath::parse(b"d/x").expect("path");
+    let folder = TreePath::parse(b"d").expect("path");
+    let entry = |kind| {
+        let entry = super::super::live::plain_entry(kind, 0o755, 0, 0, super::super::core::now());
+        Some(entry)
+    };
+    let edit = |path: &TreePath, kind| Edit {
+        path: path.clone(),
+        entry: entry(kind),
+        seen: Vec::new(),
+        held: false,
+        written: None,
+        moved: None,
+    };
+    let edits = vec![
+        edit(&folder, Kind::Directory),
+        edit(&path, Kind::File(Object::empty())),
+    ];
+    fixture.namespace.change(edits).expect("changed");
+    // Something here stands below it.
+    let number = fixture.core.folder_inode(&path).expect("a folder");
+    fixture.core.inodes.lock().pin(number);
+    let name = Notice::Name(ROOT, Name::new(b"d".as_slice()).expect("a name"));
+    for at in [&folder, &path] {
+        let notices = fixture.core.notices_for(&[at.clone()].into());
+        assert!(notices.contains(&name), "{at:?}");
+    }
+    assert!(fixture.core.notices_for_all().contains(&name));
+    // From the moment that the kernel has it, whoever works in it must not lose the ground.
+    assert_eq!(fixture.walk("d"), Ok(number));
+    for at in [&folder, &path] {
+        let notices = fixture.core.notices_for(&[at.clone()].into());
+        assert!(!notices.contains(&name), "{at:?}");
+    }
+    assert!(!fixture.core.notices_for_all().contains(&name));
+}
+
+#[test]
+fn a_name_that_a_writer_brings_back_is_told_to_the_kernel() {
+    let fixture = Fixture::new();
+    fixture.put("a", b"first").expect("put");
+    fixture.settle();
+    let handle = fixture.open_file("a", flags(true)).expect("opened");
+    fixture.write_at(handle, 0, b"later").expect("written");
+    let path = TreePath::parse(b"a").expect("path");
+    let shown = fixture.namespace.get(&path).expect("known").expect("there");
+    let removal = Edit {
+        path: path.clone(),
+        entry: None,
+        seen: shown.seen,
+        held: false,
+        written: None,
+        moved: None,
+    };
+    fixture.namespace.change(vec![removal]).expect("changed");
+    assert!(fixture.core.stirred.lock().is_empty());
+    fixture.core.release(handle);
+    fixture.settle();
+    assert_eq!(fixture.content("a").expect("read"), b"later");
+    assert!(fixture.core.stirred.lock().contains(&path));
+}
+
+#[test]
 fn attributes_that_somebody_else_sets_while_a_file_is_written_stay() {
     let fixture = Fixture::new();
     fixture.put("a", b"first").expect("put");

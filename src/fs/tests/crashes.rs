@@ -393,3 +393,40 @@ fn closing_a_file_keeps_the_name_that_it_was_given_while_it_was_open() {
         seen(&[("a", b"N"), ("b", b"N")])
     );
 }
+
+/// A file that could not be taken up at once, as a node of the folder's state was not here, while somebody wrote its name.
+#[test]
+fn what_was_written_while_a_file_waited_to_be_taken_up_is_not_replaced_by_that() {
+    let fixture = Fixture::new();
+    fixture.put("a", b"base").expect("put");
+    fixture.settle();
+    let handle = fixture.open_file("a", libc::O_RDWR).expect("opened");
+    fixture.write_at(handle, 0, b"crashed").expect("written");
+    let number = fixture.walk("a").expect("there");
+    fixture
+        .runtime
+        .block_on(fixture.core.sync(Some(number), 0))
+        .expect("synced");
+    let again = Fixture::open(killed(fixture));
+    let unfinished = again.core.aftermath().expect("sorted out");
+    assert_eq!(unfinished.len(), 1);
+    let handle = again.open_file("a", libc::O_RDWR).expect("opened");
+    again.write_at(handle, 0, b"since").expect("written");
+    assert_eq!(again.core.recover_here(unfinished), []);
+    again.core.release(handle);
+    again.settle();
+    assert_eq!(again.content("a").expect("read"), b"since");
+    let last = Fixture::open(killed(again));
+    taken_up(&last);
+    last.settle();
+    let names = last.names("").expect("listed");
+    let contents = names.iter().map(|name| last.content(name).expect("read"));
+    let contents: std::collections::BTreeSet<Vec<u8>> = contents.collect();
+    let both = [b"crashed".to_vec(), b"since".to_vec()];
+    assert_eq!(contents, both.into(), "{names:?}");
+}
+
+/// The process ends without closing anything.
+fn killed(fixture: Fixture) -> Arc<TempDir> {
+    fixture.dir.clone()
+}

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    NamespaceError,
+    Arrival, NamespaceError,
     commit::{Signing, Step},
     disk::Disk,
     heads::lowered,
@@ -73,10 +73,18 @@ impl<D: Disk> Replica<D> {
         state.redo = redo;
         state.join_due = None;
         state.seen_heads.clear();
-        state.parts.clear();
+        let were_shown = !std::mem::take(&mut state.parts).is_empty();
         state.heads.forget_waits();
         state.waits_for_merge = None;
+        let root = state.root.filter(|_| were_shown);
         drop(state);
+        if let Some(root) = root {
+            self.tell(Event::Changed(Arrival {
+                root,
+                before: None,
+                changes: None,
+            }));
+        }
         self.tell(Event::ToCommit);
         Ok(())
     }

@@ -497,14 +497,19 @@ impl<D: Disk> Replica<D> {
             pending: Vec::new(),
             left: None,
         };
-        let before = self.state.read().root;
+        let (before, shown) = {
+            let state = self.state.read();
+            (state.root, state.parts.len())
+        };
         let published = self.sign(signing, now, |_| {})?;
         let root = published.head.root;
+        // How the state changed is not how the view did, where that showed more.
+        let is_known = self.state.read().parts.len() == shown;
         self.tell(Event::Published(Arc::new(published)));
         self.tell(Event::Changed(Arrival {
             root,
             before,
-            changes: merged.changes,
+            changes: merged.changes.filter(|_| is_known),
         }));
         self.tell(Event::ToCommit);
         Ok(())
@@ -813,18 +818,21 @@ impl<D: Disk> Replica<D> {
     ) -> Result<(), NamespaceError> {
         let mut state = self.state.write();
         let before = state.root;
+        let shown = state.parts.len();
         let mut record = state.record();
         record.root = Some(root);
         record.covers = covers.clone();
         self.records.save_state(&record)?;
         self.records.note_root(now.wall_ns, root)?;
         state.set_state(root, covers);
+        // How the state changed is not how the view did, where that showed more.
+        let is_known = state.parts.len() == shown;
         state.first = None;
         let dropped = state.heads.set_in_state(digest);
         self.plan_join(&mut state, now.at);
         drop(state);
         self.drop_heads(&dropped)?;
-        let changes = changes.filter(|changes| changes.len() <= NAMED_CHANGES_MAX);
+        let changes = changes.filter(|changes| is_known && changes.len() <= NAMED_CHANGES_MAX);
         self.tell(Event::Changed(Arrival {
             root,
             before,

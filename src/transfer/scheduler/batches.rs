@@ -373,6 +373,11 @@ impl Scheduler {
     }
 
     /// Takes a batch out of the books.
+    /// Whether a batch is under way.
+    pub(super) fn is_batch(&self, id: RequestId) -> bool {
+        self.batches.flights.contains_key(&id)
+    }
+
     fn end_flight(&mut self, id: RequestId) -> Option<Flight> {
         let flight = self.batches.flights.remove(&id)?;
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(flight.bytes);

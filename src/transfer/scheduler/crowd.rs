@@ -18,7 +18,7 @@ use super::{Held, Priority, Scheduler, peer::Peer, select::Asking};
 use crate::content::Object;
 
 /// Who was not heard of for this long fetches no more. Members ask what others have every five seconds.
-const FETCHES_FOR: Duration = Duration::from_secs(6);
+pub(super) const FETCHES_FOR: Duration = Duration::from_secs(6);
 /// How long a member that was late has no part. One that reads here and there never fetches its part.
 const EXCUSED_FOR: Duration = Duration::from_secs(2);
 /// Units of an object, at most twice as many, as long as they are no smaller than a block.

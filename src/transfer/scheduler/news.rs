@@ -1,14 +1,14 @@
 //! Telling others what has come: with that, members that fetch the same object feed each other from its first blocks on.
 //!
-//! What came from a source nobody else has yet, so the others wait for it. What came from another member they hear of from that
-//! one, or have themselves: it goes along, or is told later. That is most of it where many members fetch the same object, and each
+//! What came from a source nobody else has yet, so the others wait for it. What came from another member that fetches it, too,
+//! they hear of from that one, or have themselves: it goes along, or is told later. That is most of it where many members fetch the same object, and each
 //! message costs every one of them as much processor time as a few blocks do.
 
 use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use libp2p::PeerId;
 
-use super::{Held, Output, Scheduler};
+use super::{Held, Output, Scheduler, crowd::FETCHES_FOR};
 use crate::content::{BlockSet, Object};
 
 /// Least time between two announcements, for this many peers.
@@ -49,7 +49,10 @@ impl Scheduler {
     ) {
         let is_relayed = from
             .and_then(|from| self.works.get(object)?.holders.get(&from))
-            .is_some_and(|holder| matches!(holder.held, Held::Part(_)));
+            .is_some_and(|holder| {
+                let fetches = holder.fetches_at.is_some_and(|at| at + FETCHES_FOR > now);
+                fetches && matches!(holder.held, Held::Part(_))
+            });
         let crowds = u32::try_from(self.peers.len() / TELL_PEERS).unwrap_or(u32::MAX);
         let every = (TELL_EVERY * crowds.max(1)).min(TELL_EVERY_MAX);
         let news = &mut self.news;

@@ -1,6 +1,6 @@
 //! Which blocks to ask for next, and whom.
 
-use std::{ops::Range, time::Duration};
+use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use libp2p::PeerId;
 use rand::Rng;
@@ -92,8 +92,10 @@ impl Scheduler {
         waiting.rotate_left(first);
         // Those for one object are looked at together.
         let mut objects: Vec<(Object, Vec<WishId>)> = Vec::new();
+        let mut places = BTreeMap::new();
         for (id, object) in waiting {
-            match objects.iter_mut().find(|(other, _)| *other == object) {
+            let place = *places.entry(object).or_insert(objects.len());
+            match objects.get_mut(place) {
                 Some((_, wishes)) => wishes.push(id),
                 None => objects.push((object, vec![id])),
             }

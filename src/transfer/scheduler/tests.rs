@@ -291,6 +291,22 @@ fn who_only_reads_does_not_wait_until_blocks_are_stored_and_nobody_asks_for_them
 }
 
 #[test]
+fn an_answer_that_comes_together_with_the_loss_of_its_peer_is_to_a_request_that_is_not_open() {
+    let mut h = Harness::with_known_holders(&[1]);
+    let file = object(1, 1000);
+    let wish = h.demand(file, 500..501);
+    let asked = h.asked.pop().unwrap();
+    assert!(h.scheduler.is_open(asked.id));
+    h.scheduler.handle_peer_down(h.now, peer(1));
+    // Before anybody has looked at what comes out.
+    assert!(!h.scheduler.is_open(asked.id));
+    h.scheduler.handle_arrived(h.now, file, 500..501);
+    h.drain();
+    assert!(h.ended[&wish].is_ok());
+    assert_eq!(h.cancelled, [asked.id]);
+}
+
+#[test]
 fn at_first_what_is_fetched_ahead_gives_way_to_what_somebody_waits_for_but_not_for_long() {
     for answers in [true, false] {
         let mut h = Harness::with_known_holders(&[1]);
@@ -531,6 +547,26 @@ fn a_late_request_is_hedged_once_and_the_loser_cancelled() {
     assert_eq!(hedge.blocks, first.blocks);
     assert_ne!(hedge.peer, first.peer);
     h.answer(&hedge, Answer::Blocks);
+    assert!(h.ended[&wish].is_ok());
+    assert_eq!(h.cancelled, [first.id]);
+}
+
+#[test]
+fn a_third_is_asked_where_the_second_failed_too() {
+    let mut h = Harness::with_known_holders(&[1, 2, 3]);
+    let file = object(1, 100);
+    let wish = h.demand(file, 0..2);
+    for number in [1, 2, 3] {
+        h.has(number, file, Held::Whole);
+    }
+    h.pass(ms(900));
+    let (first, second) = (h.asked[0].clone(), h.asked[1].clone());
+    h.answer(&second, Answer::Bad("a block of something else".into()));
+    assert_eq!(h.asked.len(), 3, "at once");
+    let third = h.asked[2].clone();
+    assert_eq!(third.hedge_of, Some(first.id));
+    assert!(![first.peer, second.peer].contains(&third.peer));
+    h.answer(&third, Answer::Blocks);
     assert!(h.ended[&wish].is_ok());
     assert_eq!(h.cancelled, [first.id]);
 }

@@ -135,3 +135,19 @@ fn a_member_that_never_fetches_its_part_holds_up_nobody_for_long() {
         "{waits} waits of 0.1 s in {took:?}"
     );
 }
+
+#[test]
+fn who_is_found_to_fetch_the_same_is_asked_once_so_that_it_hears_of_this_one() {
+    let mut h = Harness::with_known_holders(&[1]);
+    h.up(2);
+    let file = object(1, BLOCKS);
+    h.wish(file, 0..BLOCKS, Priority::Prefetch, &BlockSet::default());
+    h.has(2, file, Held::No);
+    h.asked_have.clear();
+    for _ in 0..3 {
+        h.scheduler.handle_interest(h.now, peer(2), &file);
+        h.drain();
+        h.has(2, file, Held::No);
+        assert_eq!(h.asked_have, [(peer(2), file)]);
+    }
+}

@@ -92,11 +92,14 @@ fn a_swarm_bears_members_that_are_slow_lie_or_go_away() {
     let outcome = Swarm::new(2, 16 * MIB, &members).run(LONGEST);
     assert!(outcome.failed.is_empty(), "{outcome:?}");
     assert_eq!(outcome.done_at.len(), 6);
-    // The slow one takes 13 s, the others are not held up.
-    let (last, others) = outcome.done_at.split_last().unwrap();
-    assert!(*last < Duration::from_secs(25), "{outcome:?}");
+    // The slow one takes 13 s, and one asks for everything through an uplink that others use up; nobody else is held up.
+    let (others, slow) = outcome.done_at.split_at(4);
     assert!(
-        others.iter().all(|at| *at < Duration::from_secs(8)),
+        others.iter().all(|at| *at < Duration::from_secs(5)),
+        "{outcome:?}"
+    );
+    assert!(
+        slow.iter().all(|at| *at < Duration::from_secs(25)),
         "{outcome:?}"
     );
     assert_eq!(outcome.dropped, 0, "{outcome:?}");

@@ -35,6 +35,7 @@ fn what_another_member_sent_is_told_later_or_goes_along() {
     let file = object(1, 200);
     h.demand(file, 0..32);
     h.guess_wrong();
+    h.scheduler.handle_interest(h.now, peer(2), &file);
     h.has(2, file, Held::Part(BlockSet::of(0..16)));
     let begun = h.now;
     let theirs = h.asked.remove(0);
@@ -61,4 +62,17 @@ fn what_another_member_sent_is_told_later_or_goes_along() {
     assert_eq!((own.peer, own.blocks.clone()), (peer(1), 16..32));
     h.answer(&own, Answer::Blocks);
     assert_eq!(told(&mut h), [(h.now, 32)], "both at once");
+}
+
+#[test]
+fn what_somebody_sent_who_has_a_part_and_fetches_nothing_is_told_at_once() {
+    let mut h = Harness::with_known_holders(&[1]);
+    let file = object(1, 200);
+    h.demand(file, 0..32);
+    h.guess_wrong();
+    h.has(1, file, Held::Part(BlockSet::of(0..16)));
+    let begun = h.now;
+    let asked = h.asked.remove(0);
+    h.answer(&asked, Answer::Blocks);
+    assert_eq!(told(&mut h), [(begun, 16)]);
 }
