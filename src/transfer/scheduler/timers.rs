@@ -32,9 +32,12 @@ impl Scheduler {
             else {
                 continue;
             };
-            if peer.heard_since(request.sent) + patience <= now || peer.passed_over(request.sent) {
+            let is_old = request.sent.at + patience <= now;
+            let is_silent = peer.heard_since(request.sent) + patience <= now;
+            // Answers come in any order: what waits for the disk comes after what was read already. That alone means nothing.
+            if is_silent || is_old && peer.passed_over(request.sent) {
                 expired.push(*id);
-            } else if request.sent.at + patience <= now && request.partner.is_none() {
+            } else if is_old && request.partner.is_none() {
                 slow.push(*id);
             }
         }

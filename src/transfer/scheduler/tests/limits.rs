@@ -99,3 +99,29 @@ fn what_nobody_has_fails_in_time_with_a_limit_too() {
     h.pass(TIMEOUT + ms(100));
     assert_eq!(h.ended.get(&wish).map(Result::is_ok), Some(false));
 }
+
+#[test]
+fn what_is_answered_after_much_that_was_asked_later_is_lost_only_if_it_takes_long() {
+    let mut h = Harness::with_known_holders(&[1]);
+    let file = object(1, 20_000);
+    h.wish(file, 0..20_000, Priority::Prefetch, &BlockSet::default());
+    h.has(1, file, Held::Whole);
+    // It waits for the disk, while all else is in memory there.
+    let waits = h.asked.remove(0);
+    let begun = h.now;
+    let mut answered = 0;
+    while h.cancelled.is_empty() && !h.asked.is_empty() {
+        let asked = h.asked.remove(0);
+        assert_ne!(asked.blocks, waits.blocks, "not asked for again");
+        answered += asked.blocks.end - asked.blocks.start;
+        h.pass(ms(3));
+        h.answer(&asked, Answer::Blocks);
+    }
+    assert_eq!(h.cancelled, [waits.id]);
+    assert!(
+        h.now - begun > Duration::from_secs(1),
+        "{:?}",
+        h.now - begun
+    );
+    assert!(answered * BLOCK_BYTES > 50 << 20);
+}
