@@ -246,7 +246,11 @@ impl Core {
                 if let Some(child) = child.filter(|_| at == *path) {
                     self.tell_replaced(child, path);
                 }
-                if at == *path || child.is_none() || !self.is_folder(&at) {
+                let was_folder = child.is_some_and(|child| {
+                    let inodes = self.inodes.lock();
+                    inodes.facts(child).map(|facts| &facts.kind) == Some(&Kind::Directory)
+                });
+                if at == *path || !was_folder || !self.is_folder(&at) {
                     notices.insert(Notice::Folder(folder));
                     self.notice_name(&mut notices, folder, name, child, &at);
                     // One inode under several names: what was told of it is old under all of them.

@@ -1018,6 +1018,25 @@ fn what_the_kernel_holds_to_be_absent_is_named_though_it_is_known_here() {
 }
 
 #[test]
+fn a_file_in_whose_place_there_is_a_folder_now_is_named() {
+    let fixture = Fixture::new();
+    fixture.put("either", b"a file").expect("put");
+    fixture.settle();
+    fixture.walk("either").expect("there");
+    fixture.change_behind("either/1", b"in a folder");
+    let either = TreePath::parse(b"either").expect("path");
+    wait_until("it is committed", || {
+        let shown = fixture.namespace.get(&either).expect("known");
+        shown.expect("there").entry.kind == Kind::Directory
+    });
+    let path = TreePath::parse(b"either/1").expect("path");
+    let notices = fixture.core.notices_for(&[path].into());
+    let name = Name::new(b"either".as_slice()).expect("a name");
+    let expected = [Notice::Name(ROOT, name), Notice::Folder(ROOT)];
+    assert_eq!(notices, expected.into());
+}
+
+#[test]
 fn a_name_that_a_writer_brings_back_is_told_to_the_kernel() {
     let fixture = Fixture::new();
     fixture.put("a", b"first").expect("put");

@@ -497,14 +497,13 @@ impl<D: Disk> Replica<D> {
             pending: Vec::new(),
             left: None,
         };
-        let (before, shown) = {
+        // How the state changes is not how the view does, where that shows more.
+        let (before, is_known) = {
             let state = self.state.read();
-            (state.root, state.parts.len())
+            (state.root, state.parts.is_empty())
         };
         let published = self.sign(signing, now, |_| {})?;
         let root = published.head.root;
-        // How the state changed is not how the view did, where that showed more.
-        let is_known = self.state.read().parts.len() == shown;
         self.tell(Event::Published(Arc::new(published)));
         self.tell(Event::Changed(Arrival {
             root,
@@ -818,15 +817,14 @@ impl<D: Disk> Replica<D> {
     ) -> Result<(), NamespaceError> {
         let mut state = self.state.write();
         let before = state.root;
-        let shown = state.parts.len();
+        // How the state changes is not how the view does, where that shows more.
+        let is_known = state.parts.is_empty();
         let mut record = state.record();
         record.root = Some(root);
         record.covers = covers.clone();
         self.records.save_state(&record)?;
         self.records.note_root(now.wall_ns, root)?;
         state.set_state(root, covers);
-        // How the state changed is not how the view did, where that showed more.
-        let is_known = state.parts.len() == shown;
         state.first = None;
         let dropped = state.heads.set_in_state(digest);
         self.plan_join(&mut state, now.at);

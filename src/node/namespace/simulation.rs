@@ -8,6 +8,7 @@ mod oracle;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    panic::RefUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,9 +22,9 @@ use self::{
     oracle::{Deed, Oracle},
 };
 use super::{
-    Edit, NamespaceError,
+    Edit, NamespaceError, RemoteChanges,
     commit::{Extent, Step as Commit},
-    merge::{Eagerness, Effort, Step as Merge},
+    merge::{Eagerness, Effort, Step as Merge, named},
     replica::{Event, Moment, Replica},
 };
 use crate::{
@@ -65,6 +66,57 @@ struct Peer {
     backup: Option<MemoryDisk>,
     /// What it has written since that was taken.
     since_backup: Vec<u64>,
+    /// What is told of changes from elsewhere, where that is looked at.
+    listener: Listener,
+}
+
+/// Somebody who keeps what a peer shows, as the kernel does, and hears what changes about it.
+#[derive(Default)]
+struct Listener {
+    /// `None` where it is not known.
+    kept: Option<BTreeMap<TreePath, Kind>>,
+    /// What was named since it was looked at.
+    named: BTreeSet<TreePath>,
+    /// Something changed that was not named.
+    all: bool,
+    /// What was changed here, and what has not been signed yet: who changes it looks at it.
+    own: BTreeSet<TreePath>,
+}
+
+impl Listener {
+    fn hear(&mut self, event: &Event) {
+        let Event::Changed(arrival) = event else {
+            return;
+        };
+        match arrival.changes.as_deref().map(named) {
+            Some(RemoteChanges::Paths(paths)) => self.named.extend(paths.iter().cloned()),
+            _ => self.all = true,
+        }
+    }
+
+    /// Whether it knows better than to go on with what it keeps of a place: the same rules as the mount's.
+    fn looks_at(&self, path: &TreePath, shown: [&BTreeMap<TreePath, Kind>; 2]) -> bool {
+        let is_folder = |path: &TreePath| {
+            let mut shown = shown.iter();
+            shown.all(|shown| shown.get(path) == Some(&Kind::Directory))
+        };
+        let (folder, name) = path.split().expect("not the root");
+        self.named.union(&self.own).any(|named| {
+            // Up to the first thing on the way that is no folder, which goes with all below, and with the copies beside.
+            let mut at = TreePath::root();
+            for name_there in named.names() {
+                let beside = at.clone();
+                at = at.join(name_there).unwrap();
+                if at == *named || !is_folder(&at) {
+                    return path.is_within(&at) || beside == folder && manifest::may_be_copy(name);
+                }
+                if at == *path {
+                    return true;
+                }
+            }
+            false
+        })
+    }
 }
 
 #[derive(Clone)]
@@ -95,6 +147,9 @@ struct World {
     waited: usize,
     /// Nodes that were let go.
     collected: usize,
+    /// Whether what is told of changes is looked at, and how often something had changed.
+    listens: bool,
+    heard: usize,
 }
 
 fn file(content: u64) -> Entry {
@@ -129,6 +184,7 @@ impl World {
             open: Vec::new(),
             backup: None,
             since_backup: Vec::new(),
+            listener: Listener::default(),
         });
         let mut world = Self {
             plan,
@@ -148,6 +204,8 @@ impl World {
             beside: 0,
             waited: 0,
             collected: 0,
+            listens: false,
+            heard: 0,
         };
         for number in 0..plan.peers {
             world.start(number, false);
@@ -218,6 +276,7 @@ impl World {
         let seed = self.random.random();
         let peer = &mut self.peers[number];
         peer.events.lock().clear();
+        peer.listener = Listener::default();
         let events = peer.events.clone();
         let mut replica = Replica::open(
             peer.disk.clone(),
@@ -293,6 +352,51 @@ impl World {
 
     /// Runs a peer's committer and merger as far as they get now.
     fn run(&mut self, number: usize) {
+        self.run_all(number);
+        if self.listens {
+            self.listen(number);
+        }
+    }
+
+    /// What a peer shows has changed in no place that nobody was told of.
+    fn listen(&mut self, number: usize) {
+        let shown = self.ask(number, |replica| replica.below(&TreePath::root()));
+        let waits = |replica: &Replica<_>| replica.state.read().overlay.waits(u64::MAX);
+        let waits = self.peers[number].replica.as_ref().is_some_and(waits);
+        let listener = &mut self.peers[number].listener;
+        let kinds = |shown: Vec<(TreePath, Shown)>| {
+            let shown = shown.into_iter();
+            shown
+                .map(|(path, shown)| (path, shown.entry.kind))
+                .collect()
+        };
+        let shown: Option<BTreeMap<TreePath, Kind>> = shown.map(kinds);
+        if let (Some(before), Some(after), false) = (&listener.kept, &shown, listener.all) {
+            let paths: BTreeSet<&TreePath> = before.keys().chain(after.keys()).collect();
+            let changed = paths
+                .into_iter()
+                .filter(|path| before.get(path) != after.get(path));
+            for path in changed {
+                assert!(
+                    listener.looks_at(path, [before, after]),
+                    "{path} was {:?} and is {:?}, but what was told is {:?}, beside {:?}",
+                    before.get(path),
+                    after.get(path),
+                    listener.named,
+                    listener.own,
+                );
+                self.heard += 1;
+            }
+        }
+        listener.kept = shown;
+        listener.named.clear();
+        listener.all = false;
+        if !waits {
+            listener.own.clear();
+        }
+    }
+
+    fn run_all(&mut self, number: usize) {
         for _ in 0..8 {
             let now = self.moment(number);
             let Some(replica) = &self.peers[number].replica else {
@@ -391,6 +495,7 @@ impl World {
         let events: Vec<_> = self.peers[number].events.lock().drain(..).collect();
         let from = self.peer_id(number);
         for event in &events {
+            self.peers[number].listener.hear(event);
             match event {
                 Event::Published(published) => {
                     self.signed += 1;
@@ -741,7 +846,9 @@ impl World {
             return;
         };
         self.beside += usize::from(!replica.state.read().parts.is_empty());
+        let own: Vec<_> = edits.iter().map(|edit| edit.path.clone()).collect();
         replica.apply(edits, rename, now).unwrap();
+        self.peers[peer].listener.own.extend(own);
         self.oracle.done(&deed);
         self.peers[peer].since_backup.extend(deed.writes);
         self.peers[peer].open.push(deed);
@@ -854,7 +961,30 @@ fn simulate(plan: Plan, seed: u64) -> [usize; 3] {
     [world.beside, world.waited, world.collected]
 }
 
+/// As often as it is run, something is looked at that others changed.
+#[test]
+fn whatever_changes_elsewhere_is_told() {
+    let plan = Plan {
+        peers: 4,
+        steps: 300,
+        clones: true,
+    };
+    run_with(6, |seed| {
+        let mut world = World::new(plan, seed);
+        world.listens = true;
+        for _ in 0..plan.steps {
+            world.step();
+        }
+        world.settle();
+        [world.heard, world.beside]
+    });
+}
+
 fn run(plan: Plan, runs: u64) {
+    run_with(runs, |seed| simulate(plan, seed));
+}
+
+fn run_with<const N: usize>(runs: u64, simulate: impl Fn(u64) -> [usize; N] + RefUnwindSafe) {
     let number = |name| {
         std::env::var(name)
             .ok()
@@ -864,9 +994,9 @@ fn run(plan: Plan, runs: u64) {
         (Some(seed), _) => seed..seed + 1,
         (None, runs_wanted) => 0..runs_wanted.unwrap_or(runs),
     };
-    let mut total = [0; 3];
+    let mut total = [0; N];
     for seed in seeds.clone() {
-        match std::panic::catch_unwind(|| simulate(plan, seed)) {
+        match std::panic::catch_unwind(|| simulate(seed)) {
             Ok(took_place) => {
                 for (total, one) in total.iter_mut().zip(took_place) {
                     *total += one;
