@@ -51,8 +51,8 @@ pub(super) struct Aftermath {
 pub(super) fn sort_out(left: Vec<Left>, is_kept: impl Fn(Dot) -> bool) -> Aftermath {
     let mut aftermath = Aftermath::default();
     let mut over: BTreeMap<StagingId, Vec<StagingId>> = BTreeMap::new();
-    let mut by_path: BTreeMap<Vec<u8>, BTreeMap<StagingId, JournalRecord>> = BTreeMap::new();
-    let mut beside = Vec::new();
+    // Those that are beside others come after these.
+    let mut by_path: BTreeMap<_, BTreeMap<StagingId, JournalRecord>> = BTreeMap::new();
     for (id, mut record, fate) in left {
         if fate.ended.is_some_and(&is_kept) {
             aftermath.ended.push(id);
@@ -62,7 +62,7 @@ pub(super) fn sort_out(left: Vec<Left>, is_kept: impl Fn(Dot) -> bool) -> Afterm
         let fate_now = Fate {
             moves: place.clone().into_iter().collect(),
             ended: None,
-            is_beside: fate.is_beside,
+            beside: fate.beside,
         };
         if fate_now != fate {
             aftermath.fates.push((id, fate_now));
@@ -80,22 +80,12 @@ pub(super) fn sort_out(left: Vec<Left>, is_kept: impl Fn(Dot) -> bool) -> Afterm
             record.seen.dedup();
             over.insert(id, replaced);
         }
-        if fate.is_beside {
-            beside.push(Unfinished {
-                id,
-                record,
-                older: Vec::new(),
-                replaced: Vec::new(),
-                is_beside: true,
-            });
-            continue;
-        }
         by_path
-            .entry(record.path.clone())
+            .entry((fate.beside, record.path.clone()))
             .or_default()
             .insert(id, record);
     }
-    for mut same in by_path.into_values() {
+    for ((beside, _), mut same) in by_path {
         let ids: BTreeSet<StagingId> = same.keys().copied().collect();
         let replaced: BTreeSet<StagingId> = ids
             .iter()
@@ -117,10 +107,9 @@ pub(super) fn sort_out(left: Vec<Left>, is_kept: impl Fn(Dot) -> bool) -> Afterm
             record,
             older,
             replaced,
-            is_beside: false,
+            is_beside: beside.is_some(),
         });
     }
-    aftermath.unfinished.append(&mut beside);
     aftermath
 }
 

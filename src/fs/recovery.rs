@@ -75,6 +75,8 @@ impl Core {
             }
         }
         all.extend(newest.into_values());
+        // What stands beside others comes after them.
+        all.sort_by_key(|file| file.is_beside);
         all
     }
 
@@ -192,9 +194,11 @@ impl Core {
         if there.is_some_and(|number| self.lives.lock().contains_key(&number)) {
             // Somebody is writing a new one already, without having seen this one. That one wins the name; this one comes
             // with the next start, beside it.
-            self.store
-                .note_fate(id, |fate| fate.is_beside = true)
-                .map_err(FsError::from)?;
+            for one in older.iter().chain(replaced).chain([&id]) {
+                self.store
+                    .note_fate(*one, |fate| fate.beside = Some(id))
+                    .map_err(FsError::from)?;
+            }
             return Ok(());
         }
         let is_listed = current.is_some();

@@ -25,9 +25,10 @@ pub struct Fate {
     pub moves: Vec<Move>,
     /// By which head it was published, removed or replaced: its record tells nothing any more.
     pub ended: Option<Dot>,
-    /// Another file took its name without having seen it: what was published there since isn't replaced by it.
+    /// Another file took its name without having seen it and what it stands on or replaces, of which this is the newest: what
+    /// was published there since isn't replaced by any of them.
     #[serde(default)]
-    pub is_beside: bool,
+    pub beside: Option<StagingId>,
 }
 
 /// A rename of what a staging file is of.

@@ -430,7 +430,7 @@ impl Scheduler {
         }
         if let Some(work) = self.works.get_mut(object) {
             let holder = work.holders.entry(id).or_insert_with(Holder::new);
-            if holder.fetches_at.is_none() && !work.wishes.is_empty() {
+            if holder.fetches_at.is_none() && !holder.waiting && !work.wishes.is_empty() {
                 // Who began later doesn't know that this one fetches it as well, until it is asked.
                 holder.asked_at = None;
                 self.undecided = Some(now);

@@ -43,7 +43,7 @@ fn fate(moves: &[Move], ended: Option<u64>) -> Fate {
     Fate {
         moves: moves.to_vec(),
         ended: ended.map(dot),
-        is_beside: false,
+        beside: None,
     }
 }
 
@@ -181,4 +181,30 @@ proptest! {
         prop_assert_eq!(second.ended, []);
         prop_assert_eq!(second.fates, []);
     }
+}
+
+#[test]
+fn what_stands_beside_a_later_file_of_its_name_is_taken_up_by_itself_and_after_that() {
+    let beside = |id| Fate {
+        beside: Some(StagingId(id)),
+        ..Fate::default()
+    };
+    let left = [
+        (StagingId(1), record("a"), beside(2)),
+        (StagingId(2), record("a"), beside(2)),
+        (StagingId(3), record("a"), beside(3)),
+        (StagingId(4), record("a"), Fate::default()),
+    ];
+    let aftermath = sort_out(left.to_vec(), |_| false);
+    assert_eq!(aftermath.fates, []);
+    let unfinished = aftermath.unfinished.into_iter();
+    let taken: Vec<_> = unfinished
+        .map(|file| (file.id.0, file.older, file.is_beside))
+        .collect();
+    let expected = [
+        (4, vec![], false),
+        (2, vec![StagingId(1)], true),
+        (3, vec![], true),
+    ];
+    assert_eq!(taken, expected);
 }

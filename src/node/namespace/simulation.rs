@@ -107,8 +107,12 @@ impl Listener {
             for name_there in named.names() {
                 let beside = at.clone();
                 at = at.join(name_there).unwrap();
-                if at == *named || !is_folder(&at) {
-                    return path.is_within(&at) || beside == folder && manifest::may_be_copy(name);
+                let is_beside = beside == folder && manifest::may_be_copy(name);
+                if !is_folder(&at) {
+                    return path.is_within(&at) || is_beside;
+                }
+                if at == *named {
+                    return *path == at || is_beside;
                 }
                 if at == *path {
                     return true;
@@ -352,9 +356,25 @@ impl World {
 
     /// Runs a peer's committer and merger as far as they get now.
     fn run(&mut self, number: usize) {
-        self.run_all(number);
-        if self.listens {
-            self.listen(number);
+        for _ in 0..8 {
+            let now = self.moment(number);
+            let Some(replica) = &self.peers[number].replica else {
+                return;
+            };
+            self.settle_merges(number, now);
+            let due = replica.commit_due(now.at).is_some_and(|due| due <= now.at);
+            let committed = due && self.commit(number, now);
+            self.waited += usize::from(replica.state.read().waits_for_merge.is_some());
+            if committed {
+                self.acknowledge(number);
+            }
+            let happened = self.pass_on(number);
+            if self.listens {
+                self.listen(number);
+            }
+            if !happened && !committed {
+                return;
+            }
         }
     }
 
@@ -393,25 +413,6 @@ impl World {
         listener.all = false;
         if !waits {
             listener.own.clear();
-        }
-    }
-
-    fn run_all(&mut self, number: usize) {
-        for _ in 0..8 {
-            let now = self.moment(number);
-            let Some(replica) = &self.peers[number].replica else {
-                return;
-            };
-            self.settle_merges(number, now);
-            let due = replica.commit_due(now.at).is_some_and(|due| due <= now.at);
-            let committed = due && self.commit(number, now);
-            self.waited += usize::from(replica.state.read().waits_for_merge.is_some());
-            if committed {
-                self.acknowledge(number);
-            }
-            if !self.pass_on(number) && !committed {
-                return;
-            }
         }
     }
 
@@ -976,6 +977,7 @@ fn whatever_changes_elsewhere_is_told() {
             world.step();
         }
         world.settle();
+        assert!(world.heard > 0);
         [world.heard, world.beside]
     });
 }

@@ -221,7 +221,7 @@ fn what_becomes_of_a_name_is_known_after_a_crash_and_forgotten_with_the_file() {
     let fate = Fate {
         moves: vec![renamed],
         ended: Some(by(4)),
-        is_beside: false,
+        beside: None,
     };
     for id in &made {
         assert_eq!(found.fate(*id), fate);
