@@ -222,21 +222,24 @@ impl Fixture {
         all
     }
 
+    /// What a kill leaves right now.
+    fn killed(&self) -> TempDir {
+        let copy = folder();
+        // Staging files go meanwhile.
+        wait_until("it is copied", || {
+            let mut copying = Command::new("cp");
+            copying.arg("-aT").arg(self.store.dir());
+            copying.arg(copy.path().join("state"));
+            copying.status().unwrap().success()
+        });
+        copy
+    }
+
     /// A process that is started after a crash right now.
     fn started_after_crash(&self, is_down: bool) -> Fixture {
         let copy = match is_down {
             true => power_loss(self),
-            false => {
-                let copy = folder();
-                // Staging files go meanwhile.
-                wait_until("it is copied", || {
-                    let mut copying = Command::new("cp");
-                    copying.arg("-aT").arg(self.store.dir());
-                    copying.arg(copy.path().join("state"));
-                    copying.status().unwrap().success()
-                });
-                copy
-            }
+            false => self.killed(),
         };
         let again = Fixture::open(Arc::new(copy));
         taken_up(&again);
@@ -407,7 +410,7 @@ fn what_was_written_while_a_file_waited_to_be_taken_up_is_not_replaced_by_that()
         .runtime
         .block_on(fixture.core.sync(Some(number), 0))
         .expect("synced");
-    let again = Fixture::open(killed(fixture));
+    let again = Fixture::open(Arc::new(fixture.killed()));
     let unfinished = again.core.aftermath().expect("sorted out");
     assert_eq!(unfinished.len(), 1);
     let handle = again.open_file("a", libc::O_RDWR).expect("opened");
@@ -416,17 +419,11 @@ fn what_was_written_while_a_file_waited_to_be_taken_up_is_not_replaced_by_that()
     again.core.release(handle);
     again.settle();
     assert_eq!(again.content("a").expect("read"), b"since");
-    let last = Fixture::open(killed(again));
-    taken_up(&last);
+    let last = again.started_after_crash(false);
     last.settle();
     let names = last.names("").expect("listed");
     let contents = names.iter().map(|name| last.content(name).expect("read"));
     let contents: std::collections::BTreeSet<Vec<u8>> = contents.collect();
     let both = [b"crashed".to_vec(), b"since".to_vec()];
     assert_eq!(contents, both.into(), "{names:?}");
-}
-
-/// The process ends without closing anything.
-fn killed(fixture: Fixture) -> Arc<TempDir> {
-    fixture.dir.clone()
 }
