@@ -11,6 +11,7 @@
 mod nodes;
 
 use std::{
+    convert::Infallible,
     io::{self, IoSliceMut},
     ops::Range,
     sync::Mutex,
@@ -351,6 +352,28 @@ pub fn encode_range_with(
         io::Result::Ok(())
     })?;
     read(start * BLOCK_BYTES, &mut places)
+}
+
+/// Where the tree file of a content has what [`encode_range`] reads of it for these blocks: bytes, in order, as one range where less than
+/// `gap` bytes lie between. Empty where the blocks aren't within the content.
+pub fn tree_parts(object: Object, blocks: &Range<u64>, gap: u64) -> Vec<Range<u64>> {
+    let mut parts: Vec<Range<u64>> = Vec::new();
+    let Some(walk) = Walk::new(object, blocks) else {
+        return parts;
+    };
+    let walked: Result<(), Infallible> = walk.each(|step| {
+        // In pre-order, so offsets grow.
+        if let Step::Node { offset, .. } = step {
+            let end = offset + NODE_BYTES;
+            match parts.last_mut() {
+                Some(last) if offset < last.end.saturating_add(gap) => last.end = end,
+                _ => parts.push(offset..end),
+            }
+        }
+        Ok(())
+    });
+    let Ok(()) = walked;
+    parts
 }
 
 /// A range of blocks that has been proven to belong to a content. Its bytes stay in the answer that they came in.

@@ -35,6 +35,8 @@ const LAST_USE_SECONDS: u64 = 60;
 const READ_TRIES: usize = 8;
 /// So few bytes are asked for by who waits for them.
 const AWAITED_BYTES_MAX: u64 = 4 * BLOCK_BYTES;
+/// Parts of a hash tree with less between them are read together: to ask the disk once more takes as long as to read this.
+const TREE_GAP_BYTES: u64 = 64 * 1024;
 /// What is copied at a time where the kernel doesn't do it.
 const COPY_BYTES: u64 = 1024 * 1024;
 
@@ -316,7 +318,7 @@ impl Core {
                     content::encode_range(&&bytes[..], &tree, *object, blocks.clone(), out)
                 }
                 Source::Files(files) => {
-                    hint_at(files, object.bytes_of(blocks.clone()));
+                    hint_at(files, object, &blocks);
                     let read = |offset, parts: &mut [IoSliceMut<'_>]| {
                         read_parts(&files.data, offset, parts)
                     };
@@ -757,14 +759,25 @@ fn copy_bytes(from: &File, to: &File, bytes: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// Has the disk begin with the data of an answer that somebody waits for, while the hash tree is read.
-fn hint_at(files: &Files, bytes: Range<u64>) {
-    let length = bytes.end.saturating_sub(bytes.start);
-    if files.tree.0.is_some() && length <= AWAITED_BYTES_MAX {
-        // A hint: where it fails, it takes longer.
-        let will_need = rustix::fs::Advice::WillNeed;
-        let _ = rustix::fs::fadvise(&files.data, bytes.start, NonZero::new(length), will_need);
+/// Has the disk begin with all that an answer takes for which somebody waits: what leads to its blocks in the hash tree, and their
+/// data. One after the other, each would be waited for.
+fn hint_at(files: &Files, object: &Object, blocks: &Range<u64>) {
+    let bytes = object.bytes_of(blocks.clone());
+    let Some(tree) = &files.tree.0 else {
+        return;
+    };
+    if bytes.end.saturating_sub(bytes.start) > AWAITED_BYTES_MAX {
+        return;
     }
+    // A hint: where it fails, it takes longer.
+    let will_need = |file: &File, bytes: Range<u64>| {
+        let length = NonZero::new(bytes.end.saturating_sub(bytes.start));
+        let _ = rustix::fs::fadvise(file, bytes.start, length, rustix::fs::Advice::WillNeed);
+    };
+    for part in content::tree_parts(*object, blocks, TREE_GAP_BYTES) {
+        will_need(tree, part);
+    }
+    will_need(&files.data, bytes);
 }
 
 /// Fills the parts, one behind the other, with a file's bytes from an offset on. In one go where possible: the disk then has one

@@ -400,6 +400,10 @@ impl Executor {
                         .on_blocks(now, object, blocks.clone(), peer);
                 }
                 self.running.remove(&id);
+                if let Answer::WrongSize { actual } = answer {
+                    // Who began to read it may have read on.
+                    tracing::warn!(%peer, content = %object.content, claimed = object.size, actual, "an entry claims a wrong size");
+                }
                 match (self.scheduler.is_open(id), answer) {
                     (true, answer) => self.scheduler.handle_answer(now, id, answer),
                     // Cancelled while it was being verified: what it brought, or did, counts all the same.
@@ -475,6 +479,7 @@ impl Executor {
 
     fn carry_out(&mut self) {
         let mut questions: BTreeMap<PeerId, Vec<Object>> = BTreeMap::new();
+        let mut requests = Vec::new();
         while let Some(output) = self.scheduler.poll_output() {
             match output {
                 Output::AskHave { peer, object } => {
@@ -488,9 +493,10 @@ impl Executor {
                     object,
                     blocks,
                     ..
-                } => self.request(id, peer, object, blocks),
+                } => requests.push((id, peer, object, blocks)),
                 Output::Batch { id, peer, objects } => self.batch(id, peer, objects),
                 Output::Cancel { id } => {
+                    requests.retain(|request| request.0 != id);
                     if let Some(running) = self.running.remove(&id) {
                         running.cancel();
                     }
@@ -509,6 +515,10 @@ impl Executor {
             for objects in objects.chunks(NAMED_MAX) {
                 self.ask_have(peer, objects.to_vec());
             }
+        }
+        // The task that was spawned last runs first, and somebody may wait for what is requested.
+        for (id, peer, object, blocks) in requests {
+            self.request(id, peer, object, blocks);
         }
         self.parts.board.lock().rejected = self.scheduler.rejected();
     }
@@ -724,6 +734,8 @@ async fn settle(
                 Err(error) => return Answer::Bad(error.to_string()),
             };
             readable().await;
+            // Who waits for it is answered first, by what is to run on this thread next.
+            tokio::task::yield_now().await;
             Box::new(move || stored(store.insert_shown(shown)))
         }
         Ok(BlockAnswer::Data(encoded)) => {

@@ -277,7 +277,7 @@ impl Transfers {
             Ok(here) => here,
             Err(error) => return Some(Err(TransferError::Store(error.to_string()))),
         };
-        if size_proven && present.contains(blocks.clone()) {
+        if (size_proven || to_read) && present.contains(blocks.clone()) {
             return Some(Ok(()));
         }
         if let Some(error) = self.stalled(&object, &blocks) {

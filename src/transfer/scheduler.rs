@@ -77,8 +77,10 @@ struct Wish {
     priority: Priority,
     /// See [`Wanted::to_read`].
     to_read: bool,
-    /// What it still lacks; with the object's last block where the size has to be proven.
+    /// What it still lacks; with the object's last block where that is waited for to prove the size.
     missing: BlockSet,
+    /// Nobody waits for it: it has the size proven of an object of which somebody has read other blocks.
+    is_proof: bool,
     /// When one of its blocks came last, or when it was made.
     progress_at: Duration,
 }
@@ -126,6 +128,8 @@ pub struct Scheduler {
     limited_until: Option<Duration>,
     /// The wish of each priority that was served last.
     turns: BTreeMap<Priority, WishId>,
+    /// Peers that are to be asked what they have.
+    questions: BTreeSet<(Object, PeerId)>,
     outputs: VecDeque<Output>,
     /// When the last input came, where nothing was decided since.
     undecided: Option<Duration>,
@@ -153,6 +157,7 @@ impl Scheduler {
             awaited_until: Duration::MAX,
             limited_until: None,
             turns: BTreeMap::new(),
+            questions: BTreeSet::new(),
             outputs: VecDeque::new(),
             undecided: None,
             wake_at: None,
@@ -190,9 +195,11 @@ impl Scheduler {
 
     /// Whether wishes for the object are unfinished.
     pub fn is_active(&self, object: &Object) -> bool {
-        self.works
-            .get(object)
-            .is_some_and(|work| !work.wishes.is_empty())
+        let work = self.works.get(object).into_iter();
+        let mut wishes = work
+            .flat_map(|work| &work.wishes)
+            .filter_map(|id| self.wishes.get(id));
+        wishes.any(|wish| !wish.is_proof)
     }
 
     /// Who was asked for the object and what they said, in words.
@@ -228,7 +235,7 @@ impl Scheduler {
             && self
                 .wishes
                 .values()
-                .filter(|wish| wish.priority == Priority::Prefetch)
+                .filter(|wish| wish.priority == Priority::Prefetch && !wish.is_proof)
                 .count()
                 >= PREFETCHES_MAX
         {
@@ -239,7 +246,7 @@ impl Scheduler {
         for range in present.missing(blocks.start.min(all)..blocks.end.min(all)) {
             missing.insert(range);
         }
-        if !size_proven && all > 0 {
+        if !size_proven && !to_read && all > 0 {
             missing.insert(all - 1..all);
         }
         if missing.is_empty() {
@@ -268,6 +275,7 @@ impl Scheduler {
                 priority,
                 to_read,
                 missing,
+                is_proof: false,
                 progress_at: now,
             },
         );
@@ -677,13 +685,44 @@ impl Scheduler {
             }
         }
         for id in done {
-            self.remove_wish(now, id);
+            let wish = self.remove_wish(now, id);
+            let Some(wish) = wish.filter(|wish| !wish.is_proof) else {
+                continue;
+            };
             self.outputs.push_back(Output::Done { wish: id });
+            if wish.to_read {
+                self.prove(now, id, wish.object);
+            }
         }
     }
 
+    /// Has the size of an object proven, behind a read of other blocks than its last: under the name of the wish that is done. A
+    /// block that matches the content's hash stands where it was asked for, whatever the size: its place is part of what is
+    /// hashed. So a wrong size gives nobody wrong bytes, but an end where there is none, and the last block tells.
+    fn prove(&mut self, now: Duration, id: WishId, object: Object) {
+        let Some(work) = self.works.get_mut(&object) else {
+            return;
+        };
+        let wishes = &self.wishes;
+        let mut open = work.wishes.iter().filter_map(|id| wishes.get(id));
+        if work.size_proven || open.any(|wish| wish.is_proof) {
+            return;
+        }
+        let last = object.blocks().saturating_sub(1);
+        work.wishes.insert(id);
+        let proof = Wish {
+            object,
+            priority: Priority::Prefetch,
+            to_read: false,
+            missing: BlockSet::of(last..last + 1),
+            is_proof: true,
+            progress_at: now,
+        };
+        self.wishes.insert(id, proof);
+    }
+
     fn fail(&mut self, now: Duration, id: WishId, error: TransferError) {
-        if self.remove_wish(now, id).is_some() {
+        if self.remove_wish(now, id).is_some_and(|wish| !wish.is_proof) {
             self.outputs.push_back(Output::Failed { wish: id, error });
         }
     }
@@ -811,6 +850,7 @@ impl Scheduler {
         self.issue_batches(now, Priority::Demand);
         self.renew(now);
         self.schedule(now);
+        self.ask(now);
         self.wake_at = self.next_wake(now);
     }
 }

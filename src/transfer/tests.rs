@@ -473,6 +473,23 @@ async fn a_read_fetches_its_blocks_and_the_proof_of_the_size_and_no_more() {
 }
 
 #[tokio::test]
+async fn who_reads_a_block_has_the_size_proven_behind_it() {
+    let f = Fixture::new();
+    let content = Content::new(100 * BLOCK_BYTES, 1);
+    f.net.add(&[&content], Behaviour::Honest);
+    let engine = f.start(TIMEOUT);
+    let bytes = 10 * BLOCK_BYTES..10 * BLOCK_BYTES + 5;
+    let reading = engine.ensure_readable(content.object, bytes, "a");
+    reading.await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !f.store.size_proven(&content.object).unwrap() {
+        assert!(Instant::now() < deadline, "the proof comes by itself");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(f.net.requested(), [10..11, 99..100]);
+}
+
+#[tokio::test]
 async fn who_waits_for_bytes_gets_them_where_they_cannot_be_kept() {
     let f = Fixture::new();
     let content = Content::new(3 * BLOCK_BYTES, 1);

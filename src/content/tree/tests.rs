@@ -136,6 +136,29 @@ fn the_encoding_is_that_of_the_bao_format() {
 }
 
 #[test]
+fn the_parts_of_a_tree_that_lead_to_a_range_are_those_that_its_proof_is_read_from() {
+    for &size in INTERESTING_SIZES {
+        let data = bytes(size);
+        let (object, tree) = hashed(&data);
+        for blocks in ranges(object.blocks()) {
+            let answer = encoded(&data, &tree, object, blocks.clone());
+            let verified = verify_range(object, blocks.clone(), &answer).unwrap();
+            let needed = verified.nodes.iter().map(|(offset, _)| *offset);
+            let exact = tree_parts(object, &blocks, 0);
+            let nodes = exact.iter().flat_map(|part| part.clone().step_by(64));
+            assert!(nodes.eq(needed.clone()), "{size}: {blocks:?}");
+            for part in tree_parts(object, &blocks, 128) {
+                assert!(needed.clone().any(|offset| offset == part.start));
+                assert!(needed.clone().any(|offset| offset + 64 == part.end));
+            }
+            let whole = tree_parts(object, &blocks, u64::MAX);
+            assert_eq!(whole.len(), usize::from(!exact.is_empty()));
+        }
+        assert_eq!(tree_parts(object, &(0..object.blocks() + 1), 0), []);
+    }
+}
+
+#[test]
 fn ranges_that_are_empty_or_beyond_the_content_are_refused() {
     for &size in INTERESTING_SIZES {
         let data = bytes(size);

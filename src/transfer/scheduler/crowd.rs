@@ -164,7 +164,7 @@ impl Scheduler {
         let local = self.local_key?;
         let work = self.works.get(object)?;
         let mut wishes = work.wishes.iter().filter_map(|id| self.wishes.get(id));
-        if !wishes.any(|wish| wish.priority == Priority::Prefetch) {
+        if !wishes.any(|wish| wish.priority == Priority::Prefetch && !wish.is_proof) {
             return None;
         }
         let mut members: Vec<(u64, Option<PeerId>)> = work

@@ -116,7 +116,7 @@ impl Scheduler {
 
     /// Whether what is fetched ahead of an object waits for a moment: so that a near peer, and this node, do first what somebody
     /// waits for. To one that is far it makes no difference.
-    fn gives_way(&self, now: Duration, object: &Object) -> bool {
+    pub(super) fn gives_way(&self, now: Duration, object: &Object) -> bool {
         let is_new = self
             .works
             .get(object)
@@ -297,21 +297,20 @@ impl Scheduler {
             .collect()
     }
 
-    /// Whom to ask for the last block although nobody says to have any: who holds the content under another size says
-    /// "nothing" when asked what it has, and proves the true size when asked for a block. Each peer is asked so once.
+    /// Whom to ask for a block although nobody says to have any: who holds the content under another size says "nothing" when
+    /// asked what it has, and proves the true size when asked for a block. Each peer is asked so once.
     fn probe(
         &mut self,
         now: Duration,
         object: Object,
         piece: &Range<u64>,
     ) -> Option<(PeerId, Range<u64>)> {
-        let last = object.blocks().checked_sub(1)?;
         let work = self.works.get_mut(&object)?;
         let too_early = work.since + DIRECTORY_AFTER > now
             && work.holders.values().any(|holder| holder.waiting);
         if work.size_proven
             || too_early
-            || !piece.contains(&last)
+            || !work.in_flight.is_empty()
             || work.holders.values().any(|holder| holder.held != Held::No)
         {
             return None;
@@ -326,7 +325,7 @@ impl Scheduler {
                     .is_some_and(|peer| peer.paused_until <= now)
         })?;
         holder.probed = true;
-        Some((*id, last..last + 1))
+        Some((*id, piece.start..piece.start + 1))
     }
 
     /// Whom to ask for the first blocks while nobody has said yet what it has: with a peer that turns out to hold them, the
@@ -362,7 +361,7 @@ impl Scheduler {
         work.guesses += 1;
         work.guessed = Some(peer);
         if let Some(holder) = work.holders.get_mut(&peer) {
-            holder.probed |= blocks.end == object.blocks();
+            holder.probed = true;
         }
         Some((peer, blocks))
     }

@@ -173,7 +173,7 @@ impl Harness {
             object,
             blocks,
             priority,
-            to_read: priority == Priority::Demand,
+            to_read: priority == Priority::Demand && proven,
             present,
             size_proven: proven,
         };
@@ -184,6 +184,23 @@ impl Harness {
 
     fn demand(&mut self, object: Object, blocks: Range<u64>) -> WishId {
         self.wish(object, blocks, Priority::Demand, &BlockSet::default())
+    }
+
+    /// A read of an object whose size is not proven.
+    fn read(&mut self, object: Object, blocks: Range<u64>) -> WishId {
+        let id = WishId(self.next_wish);
+        self.next_wish += 1;
+        let wanted = Wanted {
+            object,
+            blocks,
+            priority: Priority::Demand,
+            to_read: true,
+            present: &BlockSet::default(),
+            size_proven: false,
+        };
+        assert!(self.scheduler.handle_wish(self.now, id, wanted));
+        self.drain();
+        id
     }
 
     fn up(&mut self, number: u8) {
@@ -258,8 +275,8 @@ fn a_small_read_asks_for_exactly_its_blocks() {
     let mut h = Harness::with_known_holders(&[1]);
     let file = object(1, 1000);
     let wish = h.demand(file, 501..503);
-    assert_eq!(h.asked_have, [(peer(1), file)]);
     h.guess_wrong();
+    assert_eq!(h.asked_have, [(peer(1), file)]);
     h.has(1, file, Held::Whole);
     assert_eq!(h.asked.len(), 1);
     assert_eq!(h.asked[0].blocks, 501..503);
@@ -291,6 +308,43 @@ fn who_only_reads_does_not_wait_until_blocks_are_stored_and_nobody_asks_for_them
 }
 
 #[test]
+fn who_only_reads_does_not_wait_for_the_proof_of_the_size() {
+    let mut h = Harness::with_known_holders(&[1]);
+    let file = object(1, 1000);
+    let first = h.read(file, 500..501);
+    let asked = h.asked.pop().unwrap();
+    assert_eq!((asked.blocks.clone(), h.asked.len()), (500..501, 0));
+    h.answer(&asked, Answer::Blocks);
+    assert!(h.ended[&first].is_ok());
+    assert!(!h.scheduler.is_active(&file), "nobody waits any more");
+    // The proof comes behind, once, from who says to have it.
+    h.has(1, file, Held::Whole);
+    let proof = h.asked.pop().unwrap();
+    assert_eq!((proof.blocks.clone(), h.asked.len()), (999..1000, 0));
+    h.read(file, 3..4);
+    let asked = h.asked.pop().unwrap();
+    h.answer(&asked, Answer::Blocks);
+    assert!(h.asked.is_empty() && h.cancelled.is_empty());
+    h.answer(&proof, Answer::Blocks);
+    assert!(h.scheduler.wishes.is_empty() && h.ended.len() == 2);
+}
+
+#[test]
+fn a_proof_that_does_not_come_is_given_up_and_keeps_nobody_waiting() {
+    let mut h = Harness::with_known_holders(&[1]);
+    let file = object(1, 1000);
+    let first = h.read(file, 500..501);
+    h.guess_wrong();
+    h.has(1, file, Held::Part(BlockSet::of(0..900)));
+    let asked = h.asked.pop().unwrap();
+    h.answer(&asked, Answer::Blocks);
+    assert!(h.ended[&first].is_ok());
+    assert_eq!(h.scheduler.wishes.len(), 1);
+    h.pass(TIMEOUT);
+    assert!(h.scheduler.wishes.is_empty() && h.ended.len() == 1);
+}
+
+#[test]
 fn an_answer_that_comes_together_with_the_loss_of_its_peer_is_to_a_request_that_is_not_open() {
     let mut h = Harness::with_known_holders(&[1]);
     let file = object(1, 1000);
@@ -304,6 +358,33 @@ fn an_answer_that_comes_together_with_the_loss_of_its_peer_is_to_a_request_that_
     h.drain();
     assert!(h.ended[&wish].is_ok());
     assert_eq!(h.cancelled, [asked.id]);
+}
+
+#[test]
+fn who_is_asked_for_blocks_on_a_guess_is_asked_what_it_has_behind_that_or_a_moment_later() {
+    for answers in [true, false] {
+        let mut h = Harness::new();
+        h.up(1);
+        h.up(2);
+        let file = object(1, 1000);
+        h.read(file, 0..1);
+        let asked = h.asked.pop().unwrap();
+        let other = match asked.peer == peer(1) {
+            true => peer(2),
+            false => peer(1),
+        };
+        assert_eq!(h.asked_have, [(other, file)]);
+        assert_eq!(h.asked_load, [other]);
+        h.asked_have.clear();
+        if answers {
+            h.now += ms(1);
+            h.answer(&asked, Answer::Blocks);
+        } else {
+            h.pass(ms(4));
+        }
+        assert_eq!(h.asked_have, [(asked.peer, file)]);
+        assert_eq!(h.asked_load, [other, asked.peer]);
+    }
 }
 
 #[test]
@@ -864,6 +945,7 @@ fn loads_are_asked_along_with_holdings_but_not_for_each_object() {
     for number in 1..10 {
         h.demand(object(number, 10), 0..1);
     }
+    h.pass(ms(4));
     assert_eq!(h.asked_have.len(), 9);
     assert_eq!(h.asked_load, [peer(1)]);
 }
@@ -962,7 +1044,7 @@ fn the_first_blocks_are_asked_of_the_nearest_peer_before_anybody_has_said_what_i
     }
     let file = object(1, 100);
     let wish = h.wish_unproven(file, 0..2, Priority::Demand, &BlockSet::default(), false);
-    assert_eq!(h.asked_have.len(), 3, "all are asked what they have, too");
+    assert_eq!(h.asked_have.len(), 2, "the others are asked what they have");
     let guesses: Vec<_> = h
         .asked
         .iter()

@@ -93,6 +93,12 @@ impl Scheduler {
             .map(|(id, wish)| (*id, wish.object))
             .collect();
         for (id, object) in expired {
+            if self.wishes.get(&id).is_some_and(|wish| wish.is_proof) {
+                // Whoever reads on tries again.
+                self.remove_wish(now, id);
+                self.cancel_unwanted(&object);
+                continue;
+            }
             let since = match self.waits_for_limit(id) {
                 true => Some(now),
                 false => self.waits_for_room(now, id),
@@ -148,7 +154,7 @@ impl Scheduler {
             .max()
     }
 
-    /// Asks peers what they have and the directory who else there is, where that is due.
+    /// Finds which peers are to be asked what they have, and asks the directory who else there is, where that is due.
     pub(super) fn renew(&mut self, now: Duration) {
         let active: Vec<Object> = self
             .works
@@ -163,7 +169,7 @@ impl Scheduler {
                 continue;
             };
             let mut open = false;
-            for (id, peer) in &mut self.peers {
+            for (id, peer) in &self.peers {
                 if self.blocked.contains(id) || peer.is_dropped(now) {
                     continue;
                 }
@@ -176,12 +182,7 @@ impl Scheduler {
                 if holder.asked_at.is_none_or(|at| at + every <= now) {
                     holder.asked_at = Some(now);
                     holder.waiting = true;
-                    self.outputs
-                        .push_back(Output::AskHave { peer: *id, object });
-                    if peer.load_asked_at.is_none_or(|at| at + RENEW_EVERY <= now) {
-                        peer.load_asked_at = Some(now);
-                        self.outputs.push_back(Output::AskLoad { peer: *id });
-                    }
+                    self.questions.insert((object, *id));
                 }
                 open |= holder.waiting;
             }
@@ -197,6 +198,39 @@ impl Scheduler {
             if due && (lacking || work.since + RENEW_EVERY <= now) {
                 work.directory.asked_at = Some(now);
                 self.outputs.push_back(Output::FindHolders { object });
+            }
+        }
+    }
+
+    /// Asks peers what they have of what [`Scheduler::renew`] found, and what they have to do. Who was asked for blocks on a guess is
+    /// left alone with that for a moment: the questions would cost both sides time that a reader waits for.
+    pub(super) fn ask(&mut self, now: Duration) {
+        for (object, id) in std::mem::take(&mut self.questions) {
+            let Some(work) = self.works.get(&object) else {
+                continue;
+            };
+            let is_active = !work.wishes.is_empty();
+            if work.guessed == Some(id) && self.gives_way(now, &object) {
+                self.questions.insert((object, id));
+                continue;
+            }
+            let holder = self.holder(&object, id).filter(|holder| holder.waiting);
+            let Some(holder) = holder else {
+                continue;
+            };
+            holder.waiting = is_active;
+            holder.asked_at = is_active.then_some(now);
+            if !is_active {
+                continue;
+            }
+            self.outputs.push_back(Output::AskHave { peer: id, object });
+            let is_due = |peer: &&mut Peer| {
+                let asked_at = peer.load_asked_at;
+                asked_at.is_none_or(|at| at + RENEW_EVERY <= now)
+            };
+            if let Some(peer) = self.peers.get_mut(&id).filter(is_due) {
+                peer.load_asked_at = Some(now);
+                self.outputs.push_back(Output::AskLoad { peer: id });
             }
         }
     }

@@ -35,7 +35,7 @@ pub struct Wanted<'a> {
     pub blocks: Range<u64>,
     /// How urgently.
     pub priority: Priority,
-    /// It is enough that they can be read; they need not be in the store yet.
+    /// It is enough that they can be read: they need not be in the store yet, nor need the size be proven.
     pub to_read: bool,
     /// What the store has of the object right now.
     pub present: &'a BlockSet,
