@@ -18,5 +18,6 @@ pub use object::{BLOCK_BYTES, ContentId, INLINE_BYTES_MAX, Object, ParseContentI
 pub use ranges::BlockSet;
 pub use tree::{
     Nodes, RangeError, VerifiedRange, encode_nodes, encode_range, encode_range_with, encoded_bytes,
-    hash_blocks, hash_bytes, hash_into, hash_over, leaf_hash, leaves_of, nodes_bytes, tree_parts, verify_range,
+    hash_blocks, hash_bytes, hash_into, hash_over, leaf_hash, leaves_of, nodes_bytes, tree_parts,
+    verify_range,
 };

@@ -6,8 +6,9 @@
 
 use std::time::Duration;
 
-/// How often to look: a killed process ends within about this time.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// After how long to look first, and at most how long later, twice as long each time: a killed process ends within about this. One
+/// that reads a large file has many operations that wait, and each of them looks.
+const LOOK_AFTER: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(100));
 
 /// SIGKILL's bit in the masks of `/proc/<pid>/status`.
 const KILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
@@ -18,8 +19,10 @@ pub(crate) async fn fatal_signal(pid: u32) {
         return std::future::pending().await;
     }
     let path = format!("/proc/{pid}/status");
+    let mut pause = LOOK_AFTER.0;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LOOK_AFTER.1);
         // A read of procfs never blocks on a disk.
         match std::fs::read_to_string(&path) {
             Ok(status) if has_pending_kill(&status) => return,

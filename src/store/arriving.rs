@@ -46,9 +46,13 @@ impl Shown {
 }
 
 impl Arriving {
-    pub(super) fn show(self: &Arc<Self>, range: &VerifiedRange<'_>) -> Shown {
-        let data = range.data.iter().map(|data| Bytes::copy_from_slice(data));
-        let data: Vec<Bytes> = data.collect();
+    /// `answer` is what the range came in, and is kept for as long.
+    pub(super) fn show(self: &Arc<Self>, range: &VerifiedRange<'_>, answer: &Bytes) -> Shown {
+        let data: Vec<Bytes> = range
+            .data
+            .iter()
+            .map(|data| part_of(answer, data))
+            .collect();
         let mut blocks = self.blocks.lock();
         for (block, data) in (range.blocks.start..).zip(&data) {
             blocks.insert((range.object, block), data.clone());
@@ -110,6 +114,15 @@ impl Arriving {
             };
             copied().is_some()
         })
+    }
+}
+
+/// Part of an answer without a copy, if it is.
+fn part_of(answer: &Bytes, part: &[u8]) -> Bytes {
+    let (whole, part_at) = (answer.as_ptr_range(), part.as_ptr_range());
+    match whole.start <= part_at.start && part_at.end <= whole.end {
+        true => answer.slice_ref(part),
+        false => Bytes::copy_from_slice(part),
     }
 }
 

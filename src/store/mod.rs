@@ -519,9 +519,10 @@ impl Store {
         self.inner.core.insert(range)
     }
 
-    /// Has proven blocks, of which there are few, read from memory until they are kept, or what this returns is dropped.
-    pub fn show(&self, range: &VerifiedRange<'_>) -> Shown {
-        self.inner.core.room.arriving.show(range)
+    /// Has proven blocks, of which there are few, read from memory until they are kept, or what this returns is dropped: from the
+    /// answer that they came in.
+    pub fn show(&self, range: &VerifiedRange<'_>, answer: &Bytes) -> Shown {
+        self.inner.core.room.arriving.show(range, answer)
     }
 
     /// As [`Store::insert`], for blocks that are shown.

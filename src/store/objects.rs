@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::MutexGuard;
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::{
     Origin, Presence, StoreError,
@@ -136,7 +136,7 @@ impl Core {
             let new = hot.state.read().is_vacant();
             let written = self.files(&hot, new).and_then(|files| {
                 let written = write_range(&files, range, &missing)
-                    .map_err(failed("writing", &self.data_path(&object)));
+                    .map_err(|error| failed("writing", &self.data_path(&object))(error));
                 self.measure(&hot, &files);
                 written
             });
@@ -461,7 +461,7 @@ impl Core {
                 None => read(Source::Files(&self.files(&hot, false)?)),
             };
             if hot.state.read().drops == drops {
-                outcome.map_err(failed("reading", &self.data_path(object)))?;
+                outcome.map_err(|error| failed("reading", &self.data_path(object))(error))?;
                 return Ok(hot);
             }
         }
@@ -766,7 +766,7 @@ fn hint_at(files: &Files, object: &Object, blocks: &Range<u64>) {
     let Some(tree) = &files.tree.0 else {
         return;
     };
-    if bytes.end.saturating_sub(bytes.start) > AWAITED_BYTES_MAX {
+    if bytes.end.saturating_sub(bytes.start) > AWAITED_BYTES_MAX || is_in_memory(files, &bytes) {
         return;
     }
     // A hint: where it fails, it takes longer.
@@ -778,6 +778,14 @@ fn hint_at(files: &Files, object: &Object, blocks: &Range<u64>) {
         will_need(tree, part);
     }
     will_need(&files.data, bytes);
+}
+
+/// Whether the page cache has the last of these bytes; what was used lately, it has all of.
+fn is_in_memory(files: &Files, bytes: &Range<u64>) -> bool {
+    let mut last = [0];
+    let mut last = [IoSliceMut::new(&mut last)];
+    let at = bytes.end.saturating_sub(1);
+    rustix::io::preadv2(&files.data, &mut last, at, ReadWriteFlags::NOWAIT) == Ok(1)
 }
 
 /// Fills the parts, one behind the other, with a file's bytes from an offset on. In one go where possible: the disk then has one

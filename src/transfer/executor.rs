@@ -730,7 +730,7 @@ async fn settle(
         {
             // To hash so few takes no longer than to wake another thread for it.
             let shown = match verify_range(object, blocks, &encoded) {
-                Ok(range) => store.show(&range),
+                Ok(range) => store.show(&range, &encoded),
                 Err(error) => return Answer::Bad(error.to_string()),
             };
             readable().await;

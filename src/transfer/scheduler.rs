@@ -79,6 +79,8 @@ struct Wish {
     to_read: bool,
     /// What it still lacks; with the object's last block where that is waited for to prove the size.
     missing: BlockSet,
+    /// What of that nobody is asked for: kept, because it is looked at far more often than it changes.
+    unasked: BlockSet,
     /// Nobody waits for it: it has the size proven of an object of which somebody has read other blocks.
     is_proof: bool,
     /// When one of its blocks came last, or when it was made.
@@ -102,6 +104,36 @@ struct Request {
     partner: Option<RequestId>,
     /// Asked of a peer that has not said what it has.
     guessed: bool,
+}
+
+impl Wish {
+    /// Blocks are here.
+    fn has(&mut self, blocks: &Range<u64>) {
+        self.missing.remove(blocks.clone());
+        self.unasked.remove(blocks.clone());
+    }
+
+    /// Somebody is asked for blocks.
+    fn is_asked_for(&mut self, blocks: &Range<u64>) {
+        self.unasked.remove(blocks.clone());
+    }
+
+    /// Nobody is asked for blocks any more.
+    fn is_not_asked_for(&mut self, blocks: &Range<u64>) {
+        for lacked in self.missing.present(blocks.clone()) {
+            self.unasked.insert(lacked);
+        }
+    }
+}
+
+/// What of these blocks nobody is asked for.
+fn unasked_of(missing: &BlockSet, in_flight: &BlockSet) -> BlockSet {
+    let mut unasked = BlockSet::default();
+    let ranges = missing.ranges().iter();
+    for range in ranges.flat_map(|range| in_flight.missing(range.clone())) {
+        unasked.insert(range);
+    }
+    unasked
 }
 
 /// The scheduler of one mount.
@@ -267,6 +299,7 @@ impl Scheduler {
             work.in_batch = all == 1 && !is_known;
         }
         let in_batch = work.in_batch;
+        let unasked = unasked_of(&missing, &work.in_flight);
         work.wishes.insert(id);
         self.wishes.insert(
             id,
@@ -275,6 +308,7 @@ impl Scheduler {
                 priority,
                 to_read,
                 missing,
+                unasked,
                 is_proof: false,
                 progress_at: now,
             },
@@ -678,7 +712,7 @@ impl Scheduler {
             };
             if wish.missing.intersects(blocks) {
                 wish.progress_at = now;
-                wish.missing.remove(blocks.clone());
+                wish.has(blocks);
                 if wish.missing.is_empty() {
                     done.push(*id);
                 }
@@ -709,12 +743,15 @@ impl Scheduler {
             return;
         }
         let last = object.blocks().saturating_sub(1);
+        let missing = BlockSet::of(last..last + 1);
+        let unasked = unasked_of(&missing, &work.in_flight);
         work.wishes.insert(id);
         let proof = Wish {
             object,
             priority: Priority::Prefetch,
             to_read: false,
-            missing: BlockSet::of(last..last + 1),
+            missing,
+            unasked,
             is_proof: true,
             progress_at: now,
         };
@@ -772,6 +809,11 @@ impl Scheduler {
             None => {
                 if let Some(work) = self.works.get_mut(&request.object) {
                     work.in_flight.remove(request.blocks.clone());
+                    for id in &work.wishes {
+                        if let Some(wish) = self.wishes.get_mut(id) {
+                            wish.is_not_asked_for(&request.blocks);
+                        }
+                    }
                 }
             }
         }

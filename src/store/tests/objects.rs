@@ -566,7 +566,7 @@ fn what_is_being_kept_is_read_from_memory_until_it_is() {
     let object = &sample.object;
     store.insert(&sample.range(3..4)).unwrap();
     let mut buf = vec![0; 2 * BLOCK_BYTES as usize];
-    let shown = store.show(&sample.range(4..6));
+    let shown = store.show(&sample.range(4..6), &bytes::Bytes::new());
     {
         let mut reads = |blocks: Range<u64>, shift: u64| {
             let bytes = object.bytes_of(blocks);

@@ -6,7 +6,7 @@ use libp2p::PeerId;
 use rand::Rng;
 
 use super::{
-    Held, Output, Priority, REQUEST_BLOCKS_MAX, Request, RequestId, Scheduler, Wish, WishId,
+    Held, Output, Priority, REQUEST_BLOCKS_MAX, Request, RequestId, Scheduler, WishId,
     crowd::{Crowd, Shared, mix},
     peer::Peer,
     timers::DIRECTORY_AFTER,
@@ -73,6 +73,11 @@ impl Scheduler {
     /// Issues all requests that windows allow: what somebody waits for first, then hedges, then prefetches; wishes of the
     /// same priority in turn.
     pub(super) fn schedule(&mut self, now: Duration) {
+        let works = self.works.iter();
+        let active = works.filter(|(_, work)| !work.wishes.is_empty());
+        for object in active.map(|(object, _)| *object).collect::<Vec<_>>() {
+            self.renew_crowd(now, &object);
+        }
         self.serve(now, Priority::Demand);
         self.hedge(now);
         self.issue_batches(now, Priority::Prefetch);
@@ -178,22 +183,29 @@ impl Scheduler {
             return None;
         }
         let salt = self.rng.random();
-        self.renew_crowd(now, &object);
         match self.find_one(now, object, wishes, priority, salt) {
             Ok((at, choice)) => {
                 if let Some(late) = choice.late {
                     self.excuse(now, &object, late);
+                    self.renew_crowd(now, &object);
                 }
                 self.send(now, object, choice.peer, choice.blocks, None);
                 return Some(at);
             }
             Err(awaited_until) => self.awaited_until = self.awaited_until.min(awaited_until),
         }
-        if priority != Priority::Demand {
+        // Most of the time somebody is known to have some of it, and all that remains is to wait.
+        let is_unknown = self.works.get(&object).is_some_and(|work| {
+            let holders = || work.holders.values();
+            holders().all(|one| one.held == Held::No)
+                || holders().all(|one| one.said == Said::Nothing)
+        });
+        if priority != Priority::Demand || !is_unknown {
             return None;
         }
         for (at, id) in wishes.iter().enumerate() {
-            for piece in self.pieces(*id, priority, salt) {
+            let pieces: Vec<Range<u64>> = self.pieces(*id, priority, salt).collect();
+            for piece in pieces {
                 if let Some((peer, blocks)) = self.probe(now, object, &piece) {
                     self.send(now, object, peer, blocks, None);
                     return Some(at);
@@ -237,8 +249,11 @@ impl Scheduler {
             let Some(wish) = self.wishes.get(id) else {
                 continue;
             };
-            let unasked: Vec<Range<u64>> = self.unasked_of(wish).collect();
-            let is_of_use = |one: &&Asking<'_>| one.is_ready && one.is_of_use(&unasked);
+            let unasked = wish.unasked.ranges();
+            if unasked.is_empty() {
+                continue;
+            }
+            let is_of_use = |one: &&Asking<'_>| one.is_ready && one.is_of_use(unasked);
             let ready: Vec<&Asking<'_>> = asking.iter().filter(is_of_use).collect();
             if ready.is_empty() {
                 continue;
@@ -257,15 +272,6 @@ impl Scheduler {
             }
         }
         Err(awaited_until)
-    }
-
-    /// What a wish lacks that nobody was asked for.
-    fn unasked_of(&self, wish: &Wish) -> impl Iterator<Item = Range<u64>> {
-        let works = self.works.get(&wish.object).into_iter();
-        works.flat_map(|work| {
-            let missing = wish.missing.ranges().iter();
-            missing.flat_map(|range| work.in_flight.missing(range.clone()))
-        })
     }
 
     /// Who has some of the object, and whether they have room for so many blocks more, if requests are that large.
@@ -367,19 +373,28 @@ impl Scheduler {
     }
 
     /// Pieces of the wish that nobody was asked for yet, each within one aligned request, in the order to try.
-    fn pieces(&self, id: WishId, priority: Priority, salt: u64) -> Vec<Range<u64>> {
+    fn pieces(
+        &self,
+        id: WishId,
+        priority: Priority,
+        salt: u64,
+    ) -> Box<dyn Iterator<Item = Range<u64>> + '_> {
         let Some(wish) = self.wishes.get(&id) else {
-            return Vec::new();
+            return Box::new(std::iter::empty());
         };
         let Some(work) = self.works.get(&wish.object) else {
-            return Vec::new();
+            return Box::new(std::iter::empty());
         };
         let crowd = work.crowd.as_ref();
         let mut pieces: Vec<Range<u64>> = match crowd {
-            None => unasked_pieces(&wish.missing, &work.in_flight).collect(),
-            Some(crowd) => unasked(&wish.missing, &work.in_flight, crowd.unit_blocks())
-                .take(UNITS_MAX)
-                .collect(),
+            None => pieces_of(&wish.unasked).collect(),
+            Some(crowd) => {
+                let units = units_of(&wish.unasked, crowd.unit_blocks()).take(UNITS_MAX);
+                if work.size_proven {
+                    return Box::new(units);
+                }
+                units.collect()
+            }
         };
         if crowd.is_none() && priority == Priority::Prefetch && self.is_swarm(&wish.object) {
             // Rarest first, so that everybody soon has something that others lack; random ties, so that readers who
@@ -400,13 +415,9 @@ impl Scheduler {
         }
         if !work.size_proven {
             let last = wish.object.blocks().saturating_sub(1);
-            let proof: Vec<Range<u64>> = work
-                .in_flight
-                .missing(last..last + 1)
-                .filter(|proof| wish.missing.contains(proof.clone()))
-                .collect();
+            let block = last..last + 1;
             // Part of a piece that comes anyway: take that piece first, else the last block alone.
-            for block in proof {
+            if wish.unasked.contains(block.clone()) {
                 let whole = pieces
                     .iter()
                     .position(|piece| piece.contains(&block.start))
@@ -414,7 +425,7 @@ impl Scheduler {
                 pieces.insert(0, whole.unwrap_or(block));
             }
         }
-        pieces
+        Box::new(pieces.into_iter())
     }
 
     /// Whether somebody else is fetching this object too.
@@ -444,46 +455,40 @@ impl Scheduler {
     ) -> Result<Choice, Duration> {
         let scale = scale_of(priority);
         let blocks_max = self.request_blocks_max(priority);
-        let mut able: Vec<(&Asking<'_>, Range<u64>)> = Vec::new();
-        for one in ready {
-            let Some(run) = one.holder.held.first_run(piece) else {
-                continue;
-            };
+        let able = |one: &Asking<'_>| {
+            let run = one.holder.held.first_run(piece)?;
             let end = run.end.min(run.start + one.peer.request_blocks(blocks_max));
             let bytes = bytes_of(object, &(run.start..end));
             let fits = self.in_flight_bytes == 0
                 || self.in_flight_bytes + bytes <= IN_FLIGHT_BYTES_MAX * scale;
-            if fits && one.peer.has_room(bytes, scale) {
-                able.push((one, run.start..end));
-            }
-        }
-        let (mut late, mut again_at) = (None, Duration::MAX);
+            (fits && one.peer.has_room(bytes, scale)).then_some(run.start..end)
+        };
+        let (mut late, mut again_at, mut with_sources) = (None, Duration::MAX, true);
+        let mut sources = ready.iter().filter(|one| one.is_source());
         if let Some(shared) = shared
-            && let Some((source, blocks)) = able.iter().find(|(one, _)| one.is_source())
+            && let Some((source, blocks)) = sources.find_map(|one| Some((one, able(one)?)))
         {
-            let bytes = bytes_of(object, blocks);
+            let bytes = bytes_of(object, &blocks);
             match shared.source_at(source.peer, piece, bytes, now) {
                 (Some(at), whose) if at <= now => late = whose,
                 (at, _) => {
                     again_at = at.unwrap_or(Duration::MAX);
-                    able.retain(|(one, _)| !one.is_source());
+                    with_sources = false;
                 }
             }
         }
+        let asked = ready.iter().filter(|one| with_sources || !one.is_source());
         // Blocks that nobody can be asked for now don't hold up those behind them.
-        let start = able.iter().map(|(_, blocks)| blocks.start).min();
+        let mut start = u64::MAX;
         let mut best: Vec<Choice> = Vec::new();
         let mut least = Duration::MAX;
-        for (one, blocks) in able {
-            if Some(blocks.start) != start {
-                continue;
-            }
+        for (one, blocks) in asked.filter_map(|one| Some((one, able(one)?))) {
             let expected = one.peer.expected(bytes_of(object, &blocks));
-            if expected < least {
-                least = expected;
+            if blocks.start < start || blocks.start == start && expected < least {
+                (start, least) = (blocks.start, expected);
                 best.clear();
             }
-            if expected == least {
+            if blocks.start == start && expected == least {
                 best.push(Choice {
                     peer: one.id,
                     blocks,
@@ -599,6 +604,11 @@ impl Scheduler {
             guessed: false,
         };
         work.in_flight.insert(blocks.clone());
+        for id in &work.wishes {
+            if let Some(wish) = self.wishes.get_mut(id) {
+                wish.is_asked_for(&blocks);
+            }
+        }
         self.in_flight_bytes += bytes;
         self.requests.insert(id, request);
         if let Some(first) = hedge_of.and_then(|first| self.requests.get_mut(&first)) {
@@ -616,29 +626,19 @@ impl Scheduler {
     }
 }
 
-/// The first pieces of what is missing and not in flight, each within one aligned request.
-pub(super) fn unasked_pieces<'a>(
-    missing: &'a BlockSet,
-    in_flight: &'a BlockSet,
-) -> impl Iterator<Item = Range<u64>> + 'a {
-    unasked(missing, in_flight, REQUEST_BLOCKS_MAX).take(PIECES_MAX)
+/// The first pieces of these blocks, each within one aligned request.
+pub(super) fn pieces_of(blocks: &BlockSet) -> impl Iterator<Item = Range<u64>> {
+    units_of(blocks, REQUEST_BLOCKS_MAX).take(PIECES_MAX)
 }
 
-/// What is missing and not in flight, cut at multiples of so many blocks: wishes that overlap ask for the same pieces.
-fn unasked<'a>(
-    missing: &'a BlockSet,
-    in_flight: &'a BlockSet,
-    unit: u64,
-) -> impl Iterator<Item = Range<u64>> + 'a {
-    let cut = move |range: Range<u64>| {
-        let units = range.start / unit..range.end.div_ceil(unit);
-        units.map(move |at| (at * unit).max(range.start)..((at + 1) * unit).min(range.end))
+/// These blocks, cut at multiples of so many: wishes that overlap ask for the same pieces.
+fn units_of(blocks: &BlockSet, unit: u64) -> impl Iterator<Item = Range<u64>> {
+    let cut = move |range: &Range<u64>| {
+        let (start, end) = (range.start, range.end);
+        let units = start / unit..end.div_ceil(unit);
+        units.map(move |at| (at * unit).max(start)..((at + 1) * unit).min(end))
     };
-    missing
-        .ranges()
-        .iter()
-        .flat_map(|range| in_flight.missing(range.clone()))
-        .flat_map(cut)
+    blocks.ranges().iter().flat_map(cut)
 }
 
 /// How many times its window a peer's queue may be: demand may queue behind prefetches that fill it.

@@ -108,6 +108,15 @@ impl Harness {
         self.ended.clear();
     }
 
+    /// What is kept of a wish is what follows from the rest.
+    fn check(&self) {
+        for wish in self.scheduler.wishes.values() {
+            let work = &self.scheduler.works[&wish.object];
+            let unasked = unasked_of(&wish.missing, &work.in_flight);
+            assert_eq!(wish.unasked, unasked);
+        }
+    }
+
     fn drain(&mut self) {
         while let Some(output) = self.scheduler.poll_output() {
             match output {
@@ -146,6 +155,7 @@ impl Harness {
                 }
             }
         }
+        self.check();
     }
 
     /// A wish for an object whose size is proven.

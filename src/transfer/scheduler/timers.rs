@@ -7,7 +7,7 @@ use libp2p::PeerId;
 use super::{
     Answer, Held, Object, Output, Priority, RETRY_LACKING, RequestId, Scheduler, WishId,
     peer::Peer,
-    select::{GIVES_WAY_FOR, scale_of, unasked_pieces},
+    select::{GIVES_WAY_FOR, pieces_of, scale_of},
     work::Holder,
 };
 use crate::{
@@ -128,20 +128,17 @@ impl Scheduler {
         else {
             return false;
         };
-        let is_unasked = unasked_pieces(&wish.missing, &work.in_flight)
-            .next()
-            .is_some();
         let has_holder = work.holders.iter().any(|(id, holder)| {
             holder.held != Held::No && self.peers.contains_key(id) && !self.blocked.contains(id)
         });
-        is_unasked && (has_holder || work.in_batch && !self.peers.is_empty())
+        !wish.unasked.is_empty() && (has_holder || work.in_batch && !self.peers.is_empty())
     }
 
     /// Whether a wish has to wait until a peer has sent what others asked it for: when such a one was heard of last.
     fn waits_for_room(&self, now: Duration, id: WishId) -> Option<Duration> {
         let wish = self.wishes.get(&id)?;
         let work = self.works.get(&wish.object)?;
-        let piece = unasked_pieces(&wish.missing, &work.in_flight).next()?;
+        let piece = pieces_of(&wish.unasked).next()?;
         let holders = work.holders.iter().filter(|(id, holder)| {
             !self.blocked.contains(id)
                 && holder.shunned_until <= now
@@ -252,16 +249,17 @@ impl Scheduler {
             }
         }
         // What was asked for on a guess may come from nobody.
-        let guessed = BlockSet::default();
-        let in_flight = match work.guessed {
-            Some(_) if parts.is_empty() => &guessed,
-            _ => &work.in_flight,
-        };
+        let is_guessed = work.guessed.is_some() && parts.is_empty();
         work.wishes
             .iter()
             .filter_map(|id| self.wishes.get(id))
             .filter(|wish| wish.priority <= least)
-            .flat_map(|wish| unasked_pieces(&wish.missing, in_flight))
+            .flat_map(|wish| {
+                pieces_of(match is_guessed {
+                    true => &wish.missing,
+                    false => &wish.unasked,
+                })
+            })
             .any(|piece| {
                 let mut nowhere = BlockSet::of(piece.clone());
                 for held in parts.iter().flat_map(|part| part.present(piece.clone())) {
