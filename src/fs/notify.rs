@@ -246,10 +246,7 @@ impl Core {
                 if let Some(child) = child.filter(|_| at == *path) {
                     self.tell_replaced(child, path);
                 }
-                let was_folder = child.is_some_and(|child| {
-                    let inodes = self.inodes.lock();
-                    inodes.facts(child).map(|facts| &facts.kind) == Some(&Kind::Directory)
-                });
+                let was_folder = child.is_some_and(|child| self.was_folder(child));
                 if at == *path || !was_folder || !self.is_folder(&at) {
                     notices.insert(Notice::Folder(folder));
                     self.notice_name(&mut notices, folder, name, child, &at);
@@ -265,7 +262,9 @@ impl Core {
                 }
                 let Some(child) = child else { break };
                 if !self.inodes.lock().is_told(child) {
+                    // It has the name for absent, and maybe a listing without it.
                     notices.insert(Notice::Name(folder, name.clone()));
+                    notices.insert(Notice::Folder(folder));
                 }
                 folder = child;
             }
@@ -329,12 +328,8 @@ impl Core {
         child: Option<u64>,
         path: &TreePath,
     ) {
-        let was_folder = child.filter(|number| {
-            let inodes = self.inodes.lock();
-            let kind = inodes.facts(*number).map(|facts| &facts.kind);
-            inodes.is_told(*number) && kind == Some(&Kind::Directory)
-        });
-        match was_folder {
+        let told = child.filter(|number| self.inodes.lock().is_told(*number));
+        match told.filter(|number| self.was_folder(*number)) {
             Some(number) if self.is_folder(path) => {
                 notices.insert(Notice::Folder(number));
             }
@@ -342,6 +337,12 @@ impl Core {
                 notices.insert(Notice::Name(folder, name.clone()));
             }
         }
+    }
+
+    /// Whether what an inode stands for was a folder when it was last looked at.
+    fn was_folder(&self, number: u64) -> bool {
+        let inodes = self.inodes.lock();
+        inodes.facts(number).map(|facts| &facts.kind) == Some(&Kind::Directory)
     }
 
     fn is_folder(&self, path: &TreePath) -> bool {

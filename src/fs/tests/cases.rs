@@ -1006,6 +1006,11 @@ fn what_the_kernel_holds_to_be_absent_is_named_though_it_is_known_here() {
     for at in [&folder, &path] {
         let notices = fixture.core.notices_for(&[at.clone()].into());
         assert!(notices.contains(&name), "{at:?}");
+        let listing = Notice::Folder(ROOT);
+        assert!(
+            notices.contains(&listing),
+            "{at:?}: it may have one without it"
+        );
     }
     assert!(fixture.core.notices_for_all().contains(&name));
     // From the moment that the kernel has it, whoever works in it must not lose the ground.
