@@ -219,7 +219,7 @@ impl Executor {
                     None => std::future::pending().await,
                 }
             };
-            let ticking = !executor.waiting.is_empty();
+            let ticking = !executor.waiting.is_empty() || executor.scheduler.is_busy();
             let turn = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -516,7 +516,10 @@ impl Executor {
                 self.ask_have(peer, objects.to_vec());
             }
         }
-        // The task that was spawned last runs first, and somebody may wait for what is requested.
+        // The task that was spawned last runs first, and somebody may wait for what was requested first.
+        if !requests.is_empty() {
+            requests.rotate_left(1);
+        }
         for (id, peer, object, blocks) in requests {
             self.request(id, peer, object, blocks);
         }

@@ -66,6 +66,10 @@ const LINGER: Duration = Duration::from_secs(60);
 const LINGERING_MAX: usize = 1024;
 /// Wishes to fetch ahead that are kept at a time; more are refused.
 const PREFETCHES_MAX: usize = 1024;
+/// Sizes that are being proven behind reads at a time; behind further reads nothing is proven.
+const PROOFS_MAX: usize = 64;
+/// Longest time for that.
+const PROOF_WITHIN: Duration = Duration::from_secs(20);
 /// Longest time-out; longer ones come to the same.
 const READ_TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// Ranges kept of what one peer has of one object.
@@ -223,6 +227,11 @@ impl Scheduler {
     /// Blocks of answers that failed verification.
     pub fn rejected(&self) -> u64 {
         self.rejected
+    }
+
+    /// Whether anything is asked of anybody now: what comes is to be counted.
+    pub fn is_busy(&self) -> bool {
+        self.in_flight_bytes > 0
     }
 
     /// Whether wishes for the object are unfinished.
@@ -739,7 +748,8 @@ impl Scheduler {
         };
         let wishes = &self.wishes;
         let mut open = work.wishes.iter().filter_map(|id| wishes.get(id));
-        if work.size_proven || open.any(|wish| wish.is_proof) {
+        let is_full = || wishes.values().filter(|wish| wish.is_proof).count() >= PROOFS_MAX;
+        if work.size_proven || open.any(|wish| wish.is_proof) || is_full() {
             return;
         }
         let last = object.blocks().saturating_sub(1);

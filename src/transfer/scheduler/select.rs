@@ -194,23 +194,25 @@ impl Scheduler {
             }
             Err(awaited_until) => self.awaited_until = self.awaited_until.min(awaited_until),
         }
-        // Most of the time somebody is known to have some of it, and all that remains is to wait.
+        // Most of the time all that remains is to wait.
         let is_unknown = self.works.get(&object).is_some_and(|work| {
-            let holders = || work.holders.values();
-            holders().all(|one| one.held == Held::No)
-                || holders().all(|one| one.said == Said::Nothing)
+            !work.size_proven || work.holders.values().all(|one| one.said == Said::Nothing)
         });
-        if priority != Priority::Demand || !is_unknown {
+        if !is_unknown {
             return None;
         }
         for (at, id) in wishes.iter().enumerate() {
+            let is_proof = self.wishes.get(id).is_some_and(|wish| wish.is_proof);
+            if priority != Priority::Demand && !is_proof {
+                continue;
+            }
             let pieces: Vec<Range<u64>> = self.pieces(*id, priority, salt).collect();
             for piece in pieces {
                 if let Some((peer, blocks)) = self.probe(now, object, &piece) {
                     self.send(now, object, peer, blocks, None);
                     return Some(at);
                 }
-                if let Some((peer, blocks)) = self.guess(now, object, &piece) {
+                if !is_proof && let Some((peer, blocks)) = self.guess(now, object, &piece) {
                     let request = self.send(now, object, peer, blocks, None);
                     if let Some(request) = request.and_then(|id| self.requests.get_mut(&id)) {
                         request.guessed = true;
@@ -303,7 +305,7 @@ impl Scheduler {
             .collect()
     }
 
-    /// Whom to ask for a block although nobody says to have any: who holds the content under another size says "nothing" when
+    /// Whom to ask for a block although nobody says to have it: who holds the content under another size says "nothing" when
     /// asked what it has, and proves the true size when asked for a block. Each peer is asked so once.
     fn probe(
         &mut self,
@@ -317,7 +319,7 @@ impl Scheduler {
         if work.size_proven
             || too_early
             || !work.in_flight.is_empty()
-            || work.holders.values().any(|holder| holder.held != Held::No)
+            || work.holders.values().any(|one| one.held.has(piece.start))
         {
             return None;
         }

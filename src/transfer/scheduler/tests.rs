@@ -371,6 +371,72 @@ fn an_answer_that_comes_together_with_the_loss_of_its_peer_is_to_a_request_that_
 }
 
 #[test]
+fn few_proofs_are_waited_for_at_a_time_nobody_is_looked_for_and_none_for_long() {
+    let mut h = Harness::new();
+    h.scheduler = Scheduler::new(Duration::from_secs(1000), 7);
+    h.scheduler.handle_peer_up(h.now, peer(1), Some(ms(10)));
+    for number in 0..PROOFS_MAX as u8 + 9 {
+        let file = object(number, 1000);
+        let wish = h.read(file, 0..1);
+        let asked = h.asked.pop().unwrap();
+        h.answer(&asked, Answer::Blocks);
+        assert!(h.ended[&wish].is_ok());
+        h.has(1, file, Held::Part(BlockSet::of(0..900)));
+    }
+    assert_eq!(h.scheduler.wishes.len(), PROOFS_MAX);
+    for _ in 0..PROOF_WITHIN.as_secs() - 1 {
+        h.pass(ms(1000));
+    }
+    assert_eq!(
+        (h.searched.len(), h.scheduler.wishes.len()),
+        (0, PROOFS_MAX)
+    );
+    h.pass(ms(2000));
+    assert!(h.scheduler.wishes.is_empty());
+}
+
+#[test]
+fn a_proof_is_had_from_who_holds_the_content_under_its_true_size() {
+    let mut h = Harness::with_known_holders(&[1, 2]);
+    let file = object(1, 1000);
+    let wish = h.read(file, 0..1);
+    let asked = h.asked.pop().unwrap();
+    let (liar, honest) = match asked.peer == peer(1) {
+        true => (1, 2),
+        false => (2, 1),
+    };
+    h.has(honest, file, Held::No);
+    h.answer(&asked, Answer::Blocks);
+    assert!(h.ended[&wish].is_ok());
+    h.has(liar, file, Held::Part(BlockSet::of(0..999)));
+    h.pass(ms(400));
+    let proof = h.asked.pop().unwrap();
+    assert_eq!(
+        (proof.peer, proof.blocks.clone()),
+        (peer(honest), 999..1000)
+    );
+    let later = h.read(file, 5..6);
+    h.answer(&proof, Answer::WrongSize { actual: 5 });
+    assert!(h.ended[&later].is_err(), "whoever reads on is told");
+}
+
+#[test]
+fn who_was_found_out_meanwhile_is_not_asked_what_it_has_and_who_answered_is() {
+    for answer in [Answer::Bad("lies".into()), Answer::Blocks] {
+        let mut h = Harness::new();
+        h.up(1);
+        let file = object(1, 1000);
+        h.wish_unproven(file, 0..1, Priority::Demand, &BlockSet::default(), true);
+        let asked = h.asked.pop().unwrap();
+        assert_eq!(h.asked_have, []);
+        h.answer(&asked, answer.clone());
+        h.pass(ms(4));
+        let is_asked = answer == Answer::Blocks;
+        assert_eq!(!h.asked_have.is_empty(), is_asked);
+    }
+}
+
+#[test]
 fn who_is_asked_for_blocks_on_a_guess_is_asked_what_it_has_behind_that_or_a_moment_later() {
     for answers in [true, false] {
         let mut h = Harness::new();

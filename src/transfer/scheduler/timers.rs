@@ -5,7 +5,8 @@ use std::time::Duration;
 use libp2p::PeerId;
 
 use super::{
-    Answer, Held, Object, Output, Priority, RETRY_LACKING, RequestId, Scheduler, WishId,
+    Answer, Held, Object, Output, PROOF_WITHIN, Priority, RETRY_LACKING, RequestId, Scheduler,
+    Wish, WishId,
     peer::Peer,
     select::{GIVES_WAY_FOR, pieces_of, scale_of},
     work::Holder,
@@ -89,12 +90,12 @@ impl Scheduler {
         let expired: Vec<(WishId, Object)> = self
             .wishes
             .iter()
-            .filter(|(_, wish)| wish.progress_at + self.read_timeout <= now)
+            .filter(|(_, wish)| wish.progress_at + self.patience(wish) <= now)
             .map(|(id, wish)| (*id, wish.object))
             .collect();
         for (id, object) in expired {
             if self.wishes.get(&id).is_some_and(|wish| wish.is_proof) {
-                // Whoever reads on tries again.
+                // The next read of what is not here tries again.
                 self.remove_wish(now, id);
                 self.cancel_unwanted(&object);
                 continue;
@@ -115,6 +116,14 @@ impl Scheduler {
             };
             self.fail(now, id, error);
             self.cancel_unwanted(&object);
+        }
+    }
+
+    /// How long a wish may be without progress.
+    fn patience(&self, wish: &Wish) -> Duration {
+        match wish.is_proof {
+            true => self.read_timeout.min(PROOF_WITHIN),
+            false => self.read_timeout,
         }
     }
 
@@ -160,7 +169,9 @@ impl Scheduler {
             .map(|(object, _)| *object)
             .collect();
         for object in active {
-            let lacking = self.is_lacking(now, &object, Priority::Prefetch);
+            // For the proof of a size alone nobody is looked for.
+            let is_active = self.is_active(&object);
+            let lacking = is_active && self.is_lacking(now, &object, Priority::Prefetch);
             let waiting = lacking && self.is_lacking(now, &object, Priority::Demand);
             let Some(work) = self.works.get_mut(&object) else {
                 continue;
@@ -192,7 +203,7 @@ impl Scheduler {
                         || lacking && (!open || work.since + DIRECTORY_AFTER <= now)
                 }
             };
-            if due && (lacking || work.since + RENEW_EVERY <= now) {
+            if due && is_active && (lacking || work.since + RENEW_EVERY <= now) {
                 work.directory.asked_at = Some(now);
                 self.outputs.push_back(Output::FindHolders { object });
             }
@@ -206,18 +217,20 @@ impl Scheduler {
             let Some(work) = self.works.get(&object) else {
                 continue;
             };
-            let is_active = !work.wishes.is_empty();
             if work.guessed == Some(id) && self.gives_way(now, &object) {
                 self.questions.insert((object, id));
                 continue;
             }
+            // It may have been found out meanwhile.
+            let peer = self.peers.get(&id).filter(|_| !self.blocked.contains(&id));
+            let is_asked = peer.is_some_and(|peer| !peer.is_dropped(now));
             let holder = self.holder(&object, id).filter(|holder| holder.waiting);
             let Some(holder) = holder else {
                 continue;
             };
-            holder.waiting = is_active;
-            holder.asked_at = is_active.then_some(now);
-            if !is_active {
+            holder.waiting = is_asked;
+            holder.asked_at = is_asked.then_some(now);
+            if !is_asked {
                 continue;
             }
             self.outputs.push_back(Output::AskHave { peer: id, object });
@@ -274,7 +287,7 @@ impl Scheduler {
         let wishes = self
             .wishes
             .values()
-            .map(|wish| wish.progress_at + self.read_timeout);
+            .map(|wish| wish.progress_at + self.patience(wish));
         let requests = self.requests.values().flat_map(|request| {
             // While it is late others are thought of now and then.
             let late_at = (!request.hedged).then(|| match request.late_at > now {
