@@ -96,7 +96,7 @@ pub(super) struct Holder {
     pub(super) fetches_at: Option<Duration>,
     /// It did not fetch in time what was its part: others take it over until then.
     pub(super) excused_until: Duration,
-    /// It was asked for the last block although it says that it has nothing.
+    /// It was asked for a block on a guess, or although it says that it has nothing: once is enough.
     pub(super) probed: bool,
     /// For the log.
     pub(super) said: Said,
