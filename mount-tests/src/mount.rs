@@ -144,6 +144,20 @@ impl Mount {
         );
     }
 
+    /// Waits until so many bytes of a file are in the cache: a reader has its bytes before they are kept.
+    #[track_caller]
+    pub fn keeps(&self, path: &str, bytes_min: u64) {
+        let what = format!("{} keeps {bytes_min} bytes of {path}", self.host.name());
+        eventually(SOON, &what, || {
+            let cached = self.attribute(path, "cached");
+            let cached = cached.map_err(|error| error.to_string())?;
+            match cached.parse::<u64>() {
+                Ok(bytes) if bytes >= bytes_min => Ok(()),
+                _ => Err(format!("it keeps {cached}")),
+            }
+        });
+    }
+
     /// Waits until nothing stands there.
     #[track_caller]
     pub fn lacks(&self, path: &str) {

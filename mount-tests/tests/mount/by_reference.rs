@@ -72,5 +72,6 @@ fn moves_no_content(length: usize) {
     }
     assert_eq!(hash(&b.read("moved").unwrap()), id);
     // They are one content, so the others are here now.
+    b.keeps("cp", bytes.len() as u64);
     assert_eq!(b.attribute("cp", "state").unwrap(), "cached");
 }

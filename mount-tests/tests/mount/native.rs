@@ -42,6 +42,7 @@ fn fetched(pair: &super::Pair, name: &str, size: usize) -> Vec<u8> {
     let bytes = noise(size as u64, size);
     pair.a.write(name, &bytes);
     pair.b.shows_within(LONG, name, &bytes);
+    pair.b.keeps(name, size as u64);
     assert_eq!(pair.b.attribute(name, "state").unwrap(), "cached");
     bytes
 }
@@ -153,6 +154,7 @@ fn a_file_that_is_partly_here_is_read_once_through_requests() {
         hash(&read)
     };
     assert_eq!(read(), hash(&bytes));
+    b.keeps("big", 16 << 20);
     // It is complete now, and its handles go on as they began, new ones as well.
     let again = b.with("big", |path| fs::File::open(path).unwrap());
     let (second, answered) = answers(b, read);

@@ -393,6 +393,8 @@ fn evict_pin_and_status_agree() {
     let size = SIZE + 1000;
     b.shows("d/large", noise(1, SIZE as usize));
     b.shows("d/small", noise(2, 1000));
+    b.keeps("d/large", SIZE);
+    b.keeps("d/small", 1000);
     let command = |command: &str, path: &str| {
         let path = b.path(path).display().to_string();
         b.host().json(&format!("{command} {path}"))
