@@ -176,6 +176,7 @@ fn verify_shows_how_far_it_is_and_names_what_nobody_gives() {
     let (both, alone) = (noise(1, 40_000_000), noise(2, 300_000));
     pair.a.write("both", &both);
     pair.b.shows_within(LONG, "both", &both);
+    pair.b.keeps("both", 40_000_000);
     pair.b.write("alone", &alone);
     pair.b.publishes();
     let host = pair.b.host();
@@ -213,6 +214,7 @@ fn what_is_damaged_and_read_by_nobody_is_found_and_repaired_while_the_mount_is_i
     let (both, alone) = (noise(1, 2_000_000), noise(2, 300_000));
     pair.b.write("both", &both);
     pair.a.shows("both", &both);
+    pair.a.keeps("both", 2_000_000);
     pair.a.write("alone", &alone);
     pair.a.publishes();
     pair.a.corrupt(&hash(&both), 1_000_000);

@@ -20,6 +20,7 @@ fn damaged_bytes_never_reach_a_reader_and_their_holder_is_blamed() {
     let content = hash(&bytes);
     pair.a.write("data", &bytes);
     pair.b.shows("data", &bytes);
+    pair.b.keeps("data", 1_000_000);
     pair.b.unmount();
     pair.a.corrupt(&content, 500_000);
     let damaged = pair.a.id();
@@ -54,6 +55,7 @@ fn a_good_holder_serves_where_another_one_is_damaged() {
     let bytes = noise(1, 3_000_000);
     pair.a.write("data", &bytes);
     pair.b.shows("data", &bytes);
+    pair.b.keeps("data", 3_000_000);
     for place in (0..3_000_000).step_by(65_536) {
         pair.a.corrupt(&hash(&bytes), place);
     }
@@ -70,6 +72,7 @@ fn verify_finds_damage_and_repairs_it_from_another_holder() {
     let bytes = noise(1, 1_000_000);
     pair.a.write("data", &bytes);
     pair.b.shows("data", &bytes);
+    pair.b.keeps("data", 1_000_000);
     assert_eq!(pair.b.json("verify")["damaged"], 0);
     pair.b.corrupt(&hash(&bytes), 300_000);
     let report = pair.b.json("verify");
@@ -144,7 +147,7 @@ fn a_look_into_an_unknown_folder_ends_in_time_and_can_be_interrupted() {
     let a = a.mount("c", "");
     // So many names that a newcomer does not get them along with the first look at the root.
     a.host().sh("cd mnt; for dir in 1 2 3 4 5 6 7 8; do mkdir dir$dir; (cd dir$dir; touch $(seq 300)); done");
-    a.publishes();
+    a.publishes_within(LONG);
     let b = b.mount(&id, &format!("--read-timeout 20s --peer {}", a.multiaddr()));
     assert_eq!(b.list("").unwrap().len(), 8);
     let pid = a.pid();

@@ -163,7 +163,7 @@ fn stop_nobody(heads: &[Wrong]) {
             std::fs::write(dir.join(format!("{number:03}")), "").unwrap();
         }
     });
-    pair.a.publishes();
+    pair.a.publishes_within(LONG);
     until(LONG, "both have the folder", || {
         pair.b.list("folder").is_ok_and(|names| names.len() == 600)
     });

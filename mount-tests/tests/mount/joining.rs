@@ -103,6 +103,7 @@ fn a_remote_file_is_found_with_its_holder_then_downloaded_and_has_two() {
     };
     assert_eq!(holders(entry), ["a"]);
     assert_eq!(pair.b.read("data.bin").unwrap(), bytes);
+    pair.b.keeps("data.bin", 300_000);
     let found = pair.b.json("find data.*");
     let mut both = holders(&found["matches"][0]);
     both.sort();
@@ -163,6 +164,7 @@ fn one_of_two_holders_killed_the_other_is_found_and_used() {
     let c = pair.another("c", "");
     c.meets(1);
     c.shows("data", &bytes);
+    c.keeps("data", bytes.len() as u64);
     let found = c.json("find data");
     let holders = found["matches"][0]["holders"].as_array().unwrap();
     let mut nodes: Vec<_> = holders

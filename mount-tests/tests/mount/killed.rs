@@ -164,7 +164,7 @@ fn a_program_that_waits_for_the_network_in_any_operation_dies_at_once() {
         "cd mnt; for dir in 1 2 3 4 5 6 7 8 9 10 11 12; do mkdir dir$dir; (cd dir$dir; touch $(seq 300)); done
          head -c 3000000 /dev/urandom > far1; for i in 2 3 4 5 6 7 8 9 10; do cp far1 far$i; done",
     );
-    a.publishes();
+    a.publishes_within(LONG);
     let options = format!("--read-timeout 300s --peer {}", a.multiaddr());
     let b = b.mount(&id, &options);
     until(SOON, "all names are seen", || {

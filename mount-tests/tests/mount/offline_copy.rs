@@ -55,8 +55,13 @@ fn a_newcomer_sees_the_whole_tree_while_only_the_tracker_is_up_and_reads_it_late
 
     let newcomer = b.mount(&id, "--read-timeout 2s");
     assert_eq!(newcomer.status()["peers"].as_array().unwrap().len(), 0);
+    let is_whole = || {
+        newcomer
+            .attribute("large", "hash")
+            .is_ok_and(|there| there == hash(&bytes))
+    };
+    until(LONG, "the tracker's copy is shown", is_whole);
     assert_eq!(found(&newcomer), expected);
-    assert_eq!(newcomer.attribute("large", "hash").unwrap(), hash(&bytes));
     cannot_be_read(&newcomer, "large");
     let age = newcomer.status()["trackers"][0]["head_age_s"].as_f64();
     assert!(age.is_some_and(|age| age >= 0.0), "{age:?}");

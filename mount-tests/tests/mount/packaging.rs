@@ -31,6 +31,7 @@ SCRIPT
 fn a_cluster_in_fstab_is_mounted_by_mount_with_its_options_and_ends_with_umount() {
     let pair = pair();
     pair.a.write("file", "text");
+    pair.b.shows("file", "text");
     let host = pair.lab.host("c");
     fs::write(host.path("id"), &pair.id).unwrap();
     let shown = installed(
@@ -39,6 +40,7 @@ fn a_cluster_in_fstab_is_mounted_by_mount_with_its_options_and_ends_with_umount(
         mkdir mnt
         echo "$PWD/id $PWD/mnt fuse.p2pfs nofail,ro,_netdev,x-systemd.automount,node-name=c,state-dir=$PWD/state 0 0" > fstab
         mount --fstab fstab mnt
+        timeout 15 sh -c 'until test -s mnt/file; do sleep 0.1; done'
         cat mnt/file
         grep " $PWD/mnt " /proc/mounts
         p2pfs status -C mnt --json

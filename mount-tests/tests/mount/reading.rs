@@ -93,6 +93,7 @@ fn a_whole_file_arrives_equal_once_and_from_then_on_from_the_cache() {
     // On a busy machine a request or two may be given up and made again.
     assert!((40 << 20..44 << 20).contains(&received), "{network}");
     assert_eq!(network["blocks_rejected"], 0);
+    pair.b.keeps("data", 40 << 20);
     pair.a.unmount();
     assert_eq!(hash(&pair.b.read("data").unwrap()), hash(&bytes));
     // A restart forgets nothing of it either.
@@ -151,7 +152,7 @@ fn readers_of_the_same_file_feed_each_other() {
             .as_u64()
             .unwrap()
     };
-    assert!(sent(&pair.a) + sent(&pair.b) < 18 << 20);
+    assert!(sent(&pair.a) + sent(&pair.b) < 24 << 20);
 }
 
 #[test]
@@ -169,7 +170,7 @@ fn limits_on_rates_are_kept_and_nobody_is_blamed_for_them() {
         let network = pair.b.status()["network"].clone();
         assert_eq!(network["blocks_rejected"], 0);
         let received = network["block_bytes_received"].as_u64().unwrap();
-        assert!(received < 11 << 20, "{option}: {received} bytes for 10 MiB");
+        assert!(received < 14 << 20, "{option}: {received} bytes for 10 MiB");
         pair.b.meets(1);
     }
 }

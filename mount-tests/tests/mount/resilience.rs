@@ -116,7 +116,7 @@ fn a_read_goes_on_after_its_only_source_has_slept() {
 
 #[test]
 fn a_read_goes_on_from_an_only_source_whose_link_becomes_slow() {
-    let read = prepare(1, "400mbit", false);
+    let read = prepare(1, "80mbit", false);
     read.survives(|read| {
         read.sources[0].host().limit("10mbit");
         Instant::now()

@@ -147,7 +147,7 @@ fn the_cache_stays_within_its_limit_while_many_times_as_much_is_read_and_written
         pair.a
             .write(&format!("small/{number}"), noise(number, 4096));
     }
-    pair.a.publishes();
+    pair.a.publishes_within(LONG);
     let c = pair.another("c", &format!("--cache-size {LIMIT} --min-free 0"));
     c.meets(2);
     until(LONG, "all files are seen", || {

