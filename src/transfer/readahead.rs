@@ -2,8 +2,9 @@
 //!
 //! Pure: told of each read, it answers with the bytes that are worth fetching ahead. A handle may be read in several places
 //! at a time (threads of one program, a player that looks at a file's index meanwhile): each is a stream of its own, up to
-//! [`STREAMS`]. A stream goes on as long as its reads join on to each other, forward or backward, and its window doubles while it
-//! does. Reads that don't join on, at random or in strides, get what they read and nothing else.
+//! [`STREAMS`]. A stream goes on as long as its reads join on to each other, forward or backward, and its window grows by four
+//! while it does: members that fetch the same side by side get on only with windows that have many parts in them. Reads that
+//! don't join on, at random or in strides, get what they read and nothing else.
 //!
 //! Invariants: nothing is asked for twice within one run of a stream, and nothing while reads jump about.
 //!
@@ -17,6 +18,8 @@ use std::ops::Range;
 pub(crate) const STREAMS: usize = 4;
 /// First window of a sequential reader.
 const WINDOW_BYTES_MIN: u64 = 256 * 1024;
+/// How much larger each window is than the one before.
+const GROWTH: u64 = 4;
 /// Largest window.
 const WINDOW_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// How far from the furthest read another one may land and still be part of the run: twice the largest read-ahead of a
@@ -53,7 +56,7 @@ struct Window {
 
 impl Window {
     fn grow(&mut self) {
-        self.bytes = (self.bytes * 2).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
+        self.bytes = (self.bytes * GROWTH).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
     }
 }
 
@@ -271,14 +274,13 @@ mod tests {
     }
 
     #[test]
-    fn windows_double_from_256_kib_to_64_mib() {
+    fn windows_grow_by_four_from_256_kib_to_64_mib() {
         let windows: Vec<u64> = read_through(GIB, 128 * KIB)
             .iter()
             .map(|range| range.end - range.start)
             .collect();
-        let doubled: Vec<u64> = (0..9).map(|power| (256 * KIB) << power).collect();
-        assert_eq!(windows[..9], doubled);
-        assert!(windows[9..windows.len() - 1].iter().all(|w| *w == 64 * MIB));
+        assert_eq!(windows[..4], [256 * KIB, MIB, 4 * MIB, 16 * MIB]);
+        assert!(windows[4..windows.len() - 1].iter().all(|w| *w == 64 * MIB));
     }
 
     #[test]
@@ -304,7 +306,7 @@ mod tests {
         assert_eq!(readahead.fetched(64 * KIB, 64 * KIB, size), None);
         assert_eq!(
             readahead.fetched(128 * KIB, 64 * KIB, size),
-            Some(320 * KIB..832 * KIB)
+            Some(320 * KIB..1344 * KIB)
         );
     }
 

@@ -182,7 +182,7 @@ impl Scheduler {
                 && !self.blocked.contains(id)
                 && !self.batches.was_tried(object, id);
             is_any |= may_ask;
-            let fits = peer.has_room(object.size, scale_of(priority))
+            let fits = peer.has_room(object.size, scale_of(priority), false)
                 && self.fits_in_flight(object.size, scale_of(priority));
             if !may_ask || !fits {
                 continue;
@@ -221,7 +221,7 @@ impl Scheduler {
             let bytes_max = bytes_max.min(BATCH_BYTES_MAX);
             let fits = objects.len() < BATCH_OBJECTS_MAX
                 && with <= bytes_max
-                && peer.has_room(with, scale_of(priority))
+                && peer.has_room(with, scale_of(priority), false)
                 && self.fits_in_flight(with, scale_of(priority));
             // The first one was chosen for the peer.
             if !objects.is_empty() && (!fits || self.batches.was_tried(&object, &to)) {

@@ -27,6 +27,11 @@ const FAILURE_COST: Duration = Duration::from_secs(1);
 const LACKING_COST: Duration = Duration::from_millis(100);
 /// Queue kept at a peer beyond bandwidth × delay, in time: covers jitter of both ends without adding much latency.
 const QUEUE_SLACK: Duration = Duration::from_millis(250);
+/// The same where several members share an object: what is asked for later may be had from more of them, and what waits in the
+/// queue of a busy one holds up everybody who wants it next.
+const QUEUE_SLACK_SHARED: Duration = Duration::from_millis(100);
+/// That much may be queued all the same at a peer that sends it within [`QUEUE_SLACK`]: a unit of a shared object.
+const QUEUE_BYTES_SHARED: u64 = 128 * 1024;
 /// Bounds of the window: one block, and what 1 GiB/s moves in 31 ms.
 const WINDOW_BYTES: (u64, u64) = (BLOCK_BYTES, 32 * 1024 * 1024);
 /// Window of an unmeasured peer.
@@ -148,18 +153,24 @@ impl Peer {
         self.lacking = if is_any { 0 } else { self.lacking + 1 };
     }
 
-    /// How many bytes may be queued at the peer: bandwidth × delay and some slack.
-    pub(super) fn window_bytes(&self) -> u64 {
+    /// How many bytes may be queued at the peer: bandwidth × delay and some slack, less for an object that several members share.
+    pub(super) fn window_bytes(&self, is_shared: bool) -> u64 {
         let Some(rate) = self.rate_bytes_per_s else {
             return WINDOW_BYTES_UNMEASURED;
         };
-        let delay = self.rtt_least.unwrap_or(RTT_UNMEASURED) * 2 + QUEUE_SLACK;
-        bytes_in(delay, rate).clamp(WINDOW_BYTES.0, WINDOW_BYTES.1)
+        let delay = self.rtt_least.unwrap_or(RTT_UNMEASURED) * 2;
+        let alone = bytes_in(delay + QUEUE_SLACK, rate);
+        let bytes = match is_shared {
+            true => bytes_in(delay + QUEUE_SLACK_SHARED, rate).max(alone.min(QUEUE_BYTES_SHARED)),
+            false => alone,
+        };
+        bytes.clamp(WINDOW_BYTES.0, WINDOW_BYTES.1)
     }
 
     /// Whether `bytes` more fit its window, `scale` times its size; an idle peer always has room for one request.
-    pub(super) fn has_room(&self, bytes: u64, scale: u64) -> bool {
-        self.queued_bytes == 0 || self.queued_bytes + bytes <= self.window_bytes() * scale
+    pub(super) fn has_room(&self, bytes: u64, scale: u64, is_shared: bool) -> bool {
+        let window_bytes = self.window_bytes(is_shared);
+        self.queued_bytes == 0 || self.queued_bytes + bytes <= window_bytes * scale
     }
 
     /// Most blocks of one request.
@@ -211,7 +222,8 @@ impl Peer {
     /// Whether more is queued at it than it sends in a reasonable time.
     pub(super) fn is_overfull(&self) -> bool {
         let rate = self.rate_bytes_per_s.unwrap_or(RATE_OPTIMISTIC);
-        self.queued_bytes > self.window_bytes() * 2 && time_for(self.queued_bytes, rate) > QUEUE_MAX
+        self.queued_bytes > self.window_bytes(false) * 2
+            && time_for(self.queued_bytes, rate) > QUEUE_MAX
     }
 
     /// Its connection has counted so many bytes of answers so far. Tells whether it is a sign of life.
@@ -430,12 +442,16 @@ mod tests {
         let far = measured(200, 256);
         let fast = measured(1, 5);
         let slow = measured(20, 8000);
-        assert!(near.window_bytes() > 4 * MIB);
-        assert!(far.window_bytes() > 2 * near.window_bytes());
-        assert_eq!(fast.window_bytes(), WINDOW_BYTES.1);
-        assert_eq!(slow.window_bytes(), WINDOW_BYTES.0);
+        assert!(near.window_bytes(false) > 4 * MIB);
+        assert!((MIB..2 * MIB).contains(&near.window_bytes(true)));
+        assert!(far.window_bytes(false) > 2 * near.window_bytes(false));
+        assert_eq!(fast.window_bytes(false), WINDOW_BYTES.1);
+        assert_eq!(slow.window_bytes(false), WINDOW_BYTES.0);
+        assert_eq!(slow.window_bytes(true), WINDOW_BYTES.0);
+        let moderate = measured(1, 1000);
+        assert_eq!(moderate.window_bytes(true), QUEUE_BYTES_SHARED);
         assert!(
-            slow.has_room(MIB, 1),
+            slow.has_room(MIB, 1, false),
             "an idle peer gets one request, however slow"
         );
     }

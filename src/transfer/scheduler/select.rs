@@ -286,6 +286,7 @@ impl Scheduler {
     ) -> Vec<Asking<'_>> {
         let scale = scale_of(priority);
         let holders = self.works.get(object).into_iter();
+        let is_shared = holders.clone().any(|work| work.crowd.is_some());
         holders
             .flat_map(|work| &work.holders)
             .filter(|(_, holder)| holder.held != Held::No && holder.shunned_until <= now)
@@ -299,7 +300,7 @@ impl Scheduler {
                     id: *id,
                     holder,
                     peer,
-                    is_ready: peer.has_room(bytes, scale),
+                    is_ready: peer.has_room(bytes, scale, is_shared),
                 })
             })
             .collect()
@@ -363,7 +364,7 @@ impl Scheduler {
             .filter(|(id, _)| work.guessed.is_none_or(|guessed| guessed == **id))
             .filter_map(|(id, _)| Some((*id, self.peers.get(id)?)))
             .filter(|(id, peer)| peer.paused_until <= now && !self.blocked.contains(id))
-            .filter(|(_, peer)| peer.has_room(bytes_of(object, &blocks(peer)), 2))
+            .filter(|(_, peer)| peer.has_room(bytes_of(object, &blocks(peer)), 2, false))
             .min_by_key(|(id, peer)| (peer.expected(0), *id))
             .map(|(id, peer)| (id, blocks(peer)))?;
         work.guesses += 1;
@@ -463,7 +464,7 @@ impl Scheduler {
             let bytes = bytes_of(object, &(run.start..end));
             let fits = self.in_flight_bytes == 0
                 || self.in_flight_bytes + bytes <= IN_FLIGHT_BYTES_MAX * scale;
-            (fits && one.peer.has_room(bytes, scale)).then_some(run.start..end)
+            (fits && one.peer.has_room(bytes, scale, shared.is_some())).then_some(run.start..end)
         };
         let (mut late, mut again_at, mut with_sources) = (None, Duration::MAX, true);
         let mut sources = ready.iter().filter(|one| one.is_source());

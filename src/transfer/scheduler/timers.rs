@@ -148,6 +148,7 @@ impl Scheduler {
         let wish = self.wishes.get(&id)?;
         let work = self.works.get(&wish.object)?;
         let piece = pieces_of(&wish.unasked).next()?;
+        let is_shared = work.crowd.is_some();
         let holders = work.holders.iter().filter(|(id, holder)| {
             !self.blocked.contains(id)
                 && holder.shunned_until <= now
@@ -155,7 +156,7 @@ impl Scheduler {
         });
         holders
             .filter_map(|(id, _)| self.peers.get(id))
-            .filter(|peer| !peer.has_room(BLOCK_BYTES, scale_of(wish.priority)))
+            .filter(|peer| !peer.has_room(BLOCK_BYTES, scale_of(wish.priority), is_shared))
             .filter_map(Peer::heard_at)
             .max()
     }

@@ -151,3 +151,34 @@ fn who_is_found_to_fetch_the_same_is_asked_once_so_that_it_hears_of_this_one() {
         assert_eq!(h.asked_have, [(peer(2), file)]);
     }
 }
+
+/// The most that is queued at the source, which sends a block in 5 ms, once that is known.
+fn blocks_queued_at_the_source(members: &[u8]) -> u64 {
+    let (mut h, file) = member(1, members);
+    h.has(0, file, Held::Whole);
+    let (mut came, mut most) = (0, 0);
+    while came < BLOCKS / 3 {
+        let asked = h.asked.remove(0);
+        let blocks = asked.blocks.end - asked.blocks.start;
+        h.pass(ms(5) * blocks as u32);
+        for other in members.iter().filter(|other| **other != 1) {
+            h.scheduler.handle_interest(h.now, peer(*other), &file);
+        }
+        h.answer(&asked, Answer::Blocks);
+        came += blocks;
+        if came > BLOCKS / 6 {
+            most = most.max(blocks_of(&h.asked).len() as u64);
+        }
+    }
+    most
+}
+
+#[test]
+fn what_members_share_is_asked_for_a_shorter_time_ahead() {
+    let (alone, shared) = (
+        blocks_queued_at_the_source(&[1]),
+        blocks_queued_at_the_source(&[1, 2]),
+    );
+    assert!((40..=60).contains(&alone), "{alone} blocks of 5 ms");
+    assert!((10..=25).contains(&shared), "{shared} blocks of 5 ms");
+}
