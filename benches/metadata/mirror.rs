@@ -1,7 +1,10 @@
 //! The yardstick of `benches/metadata/run`: what a filesystem through `fuser` costs at least. It shows another folder, asks the
 //! kernel for the same as p2pfs does, and keeps nothing but the names of the inodes that the kernel knows.
 //!
-//!     cargo run --release --example mirror -- SOURCE MOUNTPOINT [--writeback]
+//!     cargo run --release --example mirror -- SOURCE MOUNTPOINT [--writeback | --attributes]
+//!
+//! Without `--attributes` it has no extended ones and says so once; with it, it shows the source's, so that the kernel asks it for
+//! `security.capability` as it asks p2pfs: before the first write to each file, and before each change of an owner.
 //!
 //! Runs until it is unmounted. A yardstick, not a filesystem to use: a file with two names is two files, everything belongs to
 //! who runs it, and changes of the source behind its back may be shown late.
@@ -27,7 +30,7 @@ use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr,
     ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyWrite, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::{AtFlags, CWD, Gid, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid};
@@ -139,6 +142,7 @@ type Listing = Vec<(OsString, FileType)>;
 struct Mirror {
     source: PathBuf,
     writeback: bool,
+    attributes: bool,
     inodes: RwLock<Inodes>,
     files: Mutex<HashMap<u64, Arc<File>>>,
     folders: Mutex<HashMap<u64, Arc<Listing>>>,
@@ -312,6 +316,18 @@ impl Filesystem for Mirror {
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
         self.inodes.write().forget(ino.0, nlookup);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if !self.attributes {
+            return reply.error(Errno::ENOSYS);
+        }
+        let mut value = vec![0; size as usize];
+        match rustix::fs::lgetxattr(self.path(ino), name, &mut value) {
+            Ok(length) if size == 0 => reply.size(u32::try_from(length).unwrap_or(u32::MAX)),
+            Ok(length) => reply.data(value.get(..length).unwrap_or_default()),
+            Err(error) => reply.error(io::Error::from(error).into()),
+        }
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -603,18 +619,21 @@ impl Filesystem for Mirror {
 
 fn main() -> io::Result<()> {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let (source, mountpoint, writeback) = match arguments.as_slice() {
-        [source, mountpoint] => (source, mountpoint, false),
-        [source, mountpoint, option] if option == "--writeback" => (source, mountpoint, true),
+    let (source, mountpoint, option) = match arguments.as_slice() {
+        [source, mountpoint] => (source, mountpoint, None),
+        [source, mountpoint, option] if option == "--writeback" || option == "--attributes" => {
+            (source, mountpoint, option.to_str())
+        }
         _ => {
             return Err(io::Error::other(
-                "usage: mirror SOURCE MOUNTPOINT [--writeback]",
+                "usage: mirror SOURCE MOUNTPOINT [--writeback | --attributes]",
             ));
         }
     };
     let mirror = Mirror {
         source: fs::canonicalize(source)?,
-        writeback,
+        writeback: option == Some("--writeback"),
+        attributes: option == Some("--attributes"),
         inodes: RwLock::default(),
         files: Mutex::default(),
         folders: Mutex::default(),
