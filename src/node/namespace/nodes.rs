@@ -17,8 +17,9 @@ use crate::{
     store::StoreError,
 };
 
-/// Decoded nodes kept, in bytes of memory: at least; at most twice as much. They average 16 KiB.
-const DECODED_BYTES_MAX: usize = 48 * 1024 * 1024;
+/// Decoded nodes kept, in bytes of memory: at least; at most twice as much. They average 16 KiB. Tests have hundreds of replicas in one
+/// process.
+const DECODED_BYTES_MAX: usize = if cfg!(test) { 2 } else { 48 } * 1024 * 1024;
 /// Larger nodes are decoded each time they are read, and push no others out.
 const DECODED_NODE_BYTES_MAX: usize = 512 * 1024;
 
