@@ -335,8 +335,10 @@ fn who_only_reads_does_not_wait_for_the_proof_of_the_size() {
     let asked = h.asked.pop().unwrap();
     h.answer(&asked, Answer::Blocks);
     assert!(h.asked.is_empty() && h.cancelled.is_empty());
+    assert!(h.scheduler.is_busy(), "what comes for the proof is counted");
     h.answer(&proof, Answer::Blocks);
     assert!(h.scheduler.wishes.is_empty() && h.ended.len() == 2);
+    assert!(!h.scheduler.is_busy());
 }
 
 #[test]
