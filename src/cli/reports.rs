@@ -147,6 +147,18 @@ fn print_status(report: &StatusReport) {
             size(report.network.sent_bytes)
         ),
     );
+    let memory = &report.memory;
+    line(
+        "memory",
+        format!(
+            "{}; {} of blocks asked for, at most {}; {} of at most {} answers being made",
+            size(memory.resident_bytes),
+            size(memory.requested_bytes),
+            size(memory.requested_max_bytes),
+            memory.answers,
+            memory.answers_max
+        ),
+    );
     for transfer in &report.transfers {
         line("transfer", transfer_line(transfer));
     }

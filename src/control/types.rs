@@ -36,6 +36,9 @@ pub struct StatusReport {
     pub cache: CacheReport,
     /// Bytes since the mount began.
     pub network: NetworkReport,
+    /// What the process holds in memory, and what transfers may.
+    #[serde(default)]
+    pub memory: MemoryReport,
     /// Running transfers.
     pub transfers: Vec<TransferReport>,
     /// What no other connected member confirmed to hold whole.
@@ -198,6 +201,21 @@ pub struct NetworkReport {
     pub manifest_bytes_received: u64,
     /// Blocks that failed verification.
     pub blocks_rejected: u64,
+}
+
+/// Memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryReport {
+    /// Of the process, as far as it is in RAM; 0 where the system doesn't tell.
+    pub resident_bytes: u64,
+    /// Of blocks that were asked for and haven't come.
+    pub requested_bytes: u64,
+    /// As many may be at most.
+    pub requested_max_bytes: u64,
+    /// Answers with blocks that are being made for other members, of up to 1.1 MiB each.
+    pub answers: u64,
+    /// As many may be at most: others are told to come again.
+    pub answers_max: u64,
 }
 
 /// A transfer.

@@ -428,6 +428,11 @@ impl Net {
         self.shared.blames.lock().values().cloned().collect()
     }
 
+    /// Answers with blocks that are being made, and how many may be at most.
+    pub fn answering(&self) -> (usize, usize) {
+        self.shared.answering()
+    }
+
     /// Counters.
     pub fn counters(&self) -> NetCounters {
         self.shared.counters.snapshot()

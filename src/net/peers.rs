@@ -128,6 +128,12 @@ impl Shared {
         (Arc::new(shared), incoming)
     }
 
+    /// Block answers that are worked on, and how many may be at most.
+    pub(super) fn answering(&self) -> (usize, usize) {
+        let free = self.answers.available_permits();
+        (ANSWERS_MAX.saturating_sub(free), ANSWERS_MAX)
+    }
+
     /// A proven peer.
     pub(super) fn peer(&self, peer: &PeerId) -> Option<Arc<Peer>> {
         self.peers.read().get(peer).cloned()

@@ -20,7 +20,8 @@ use crate::{
         ControlError,
         types::{
             BlameReport, CacheReport, FindMatch, FindReport, HolderReport, ManifestReport,
-            NetworkReport, OnlyHereReport, PeerReport, SelfReport, StatusReport, TransferReport,
+            MemoryReport, NetworkReport, OnlyHereReport, PeerReport, SelfReport, StatusReport,
+            TransferReport,
         },
     },
     manifest::{Kind, Shown, TreePath},
@@ -92,9 +93,22 @@ impl Node {
                 manifest_bytes_received: counters.manifest_bytes_received,
                 blocks_rejected: self.transfers.rejected(),
             },
+            memory: self.memory_report(),
             transfers: self.transfer_reports(),
             only_here,
         })
+    }
+
+    fn memory_report(&self) -> MemoryReport {
+        let (requested_bytes, requested_max_bytes) = self.transfers.requested();
+        let (answers, answers_max) = self.net.answering();
+        MemoryReport {
+            resident_bytes: resident_bytes().unwrap_or(0),
+            requested_bytes,
+            requested_max_bytes,
+            answers: answers as u64,
+            answers_max: answers_max as u64,
+        }
     }
 
     fn cache_report(&self, usage: &Usage, only_here_bytes: u64) -> CacheReport {
@@ -401,4 +415,14 @@ fn whole_here(
         }
     }
     Ok(named)
+}
+
+/// What of this process is in RAM; `None` where the system doesn't tell.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib * 1024)
 }

@@ -41,6 +41,8 @@ pub(super) struct Board {
     rows: BTreeMap<Object, Row>,
     blames: BTreeMap<PeerId, Blame>,
     pub(super) rejected: u64,
+    /// Bytes of blocks that were asked for and haven't come.
+    pub(super) requested: u64,
 }
 
 impl Board {

@@ -523,7 +523,9 @@ impl Executor {
         for (id, peer, object, blocks) in requests {
             self.request(id, peer, object, blocks);
         }
-        self.parts.board.lock().rejected = self.scheduler.rejected();
+        let mut board = self.parts.board.lock();
+        board.rejected = self.scheduler.rejected();
+        board.requested = self.scheduler.in_flight_bytes();
     }
 
     fn end(&mut self, wish: WishId, result: Result<(), TransferError>) {

@@ -435,6 +435,14 @@ impl Transfers {
         self.board.lock().rejected
     }
 
+    /// Bytes of blocks that were asked for and haven't come, and how many may be at most.
+    pub fn requested(&self) -> (u64, u64) {
+        (
+            self.board.lock().requested,
+            scheduler::Scheduler::in_flight_bytes_max(),
+        )
+    }
+
     /// Ends all transfers with [`TransferError::Stopping`].
     pub fn stop(&self) {
         self.stop.cancel();

@@ -234,6 +234,16 @@ impl Scheduler {
         self.in_flight_bytes > 0
     }
 
+    /// Bytes of blocks that are asked for and haven't come.
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.in_flight_bytes
+    }
+
+    /// As many may be at most.
+    pub fn in_flight_bytes_max() -> u64 {
+        select::IN_FLIGHT_BYTES_MAX * select::scale_of(Priority::Demand)
+    }
+
     /// Whether wishes for the object are unfinished.
     pub fn is_active(&self, object: &Object) -> bool {
         let work = self.works.get(object).into_iter();

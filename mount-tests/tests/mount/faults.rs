@@ -148,9 +148,10 @@ fn a_look_into_an_unknown_folder_ends_in_time_and_can_be_interrupted() {
     // So many names that a newcomer does not get them along with the first look at the root.
     a.host().sh("cd mnt; for dir in 1 2 3 4 5 6 7 8; do mkdir dir$dir; (cd dir$dir; touch $(seq 300)); done");
     a.publishes_within(LONG);
+    let pid = a.pid();
     let b = b.mount(&id, &format!("--read-timeout 20s --peer {}", a.multiaddr()));
     assert_eq!(b.list("").unwrap().len(), 8);
-    let pid = a.pid();
+    // At once: a newcomer fetches the rest of the names by and by.
     kill_process(pid, Signal::STOP).unwrap();
     let mut interrupted = b.host().start_sh("exec ls mnt/dir5/123");
     until(SOON, "it looks", || {

@@ -209,3 +209,69 @@ fn the_tracker_killed_in_the_middle_of_a_gibibyte_stops_nothing() {
         hasher.finalize().to_hex().as_str()
     );
 }
+
+/// What a member takes in memory at most, whatever is read from it and by it: requests, answers, the manifest's nodes, the index, and the
+/// program itself.
+const MEMORY_BYTES_MAX: u64 = 512 << 20;
+
+#[test]
+fn memory_stays_within_its_limits_while_many_read_much_at_once() {
+    let pair = pair();
+    let c = pair.another("c", "");
+    c.meets(2);
+    let files = 12;
+    for number in 0..files {
+        pair.a
+            .write(&format!("large{number}"), noise(number, 32 << 20));
+    }
+    pair.a.publishes_within(LONG);
+    let members = [&pair.a, &pair.b, &c];
+    let readers = &members[1..];
+    for reader in readers {
+        until(LONG, "all files are seen", || {
+            (0..files).all(|number| reader.has(&format!("large{number}")))
+        });
+    }
+    // All files at once, at both, which give each other what they have.
+    let script = format!(
+        "for number in $(seq 0 {}); do cat mnt/large$number > /dev/null & done; wait",
+        files - 1
+    );
+    let mut running: Vec<_> = readers
+        .iter()
+        .map(|reader| reader.host().start_sh(&script))
+        .collect();
+    let mut most = (0, 0);
+    until(LONG, "all is read", || {
+        for member in members {
+            let memory = member.status()["memory"].clone();
+            let figure = |name: &str| memory[name].as_u64().unwrap();
+            let (requested, answers) = (figure("requested_bytes"), figure("answers"));
+            assert!(requested <= figure("requested_max_bytes"), "{memory}");
+            assert!(answers <= figure("answers_max"), "{memory}");
+            assert!(figure("resident_bytes") <= MEMORY_BYTES_MAX, "{memory}");
+            most = (most.0.max(requested), most.1.max(answers));
+        }
+        readers.iter().all(|reader| {
+            (0..files).all(|number| {
+                reader
+                    .attribute(&format!("large{number}"), "state")
+                    .is_ok_and(|state| state == "cached")
+            })
+        })
+    });
+    for reader in &mut running {
+        assert!(reader.ends_within(SOON).success(), "{}", reader.output());
+    }
+    assert!(most.0 > 0, "something was asked for");
+    for member in members {
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", member.pid().as_raw_nonzero())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak = peak.and_then(|peak| peak.trim().strip_suffix(" kB"));
+        let peak: u64 = peak.unwrap().parse().unwrap();
+        let name = member.host().name();
+        println!("{name}: {peak} KiB at most; asked for and answers at most {most:?}");
+        assert!(peak << 10 <= MEMORY_BYTES_MAX, "{name}: {peak} KiB");
+    }
+}
