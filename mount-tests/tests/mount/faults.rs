@@ -151,7 +151,7 @@ fn a_look_into_an_unknown_folder_ends_in_time_and_can_be_interrupted() {
     let pid = a.pid();
     let b = b.mount(&id, &format!("--read-timeout 20s --peer {}", a.multiaddr()));
     assert_eq!(b.list("").unwrap().len(), 8);
-    // At once: a newcomer fetches the rest of the names by and by.
+    // At once, before more names come here.
     kill_process(pid, Signal::STOP).unwrap();
     let mut interrupted = b.host().start_sh("exec ls mnt/dir5/123");
     until(SOON, "it looks", || {

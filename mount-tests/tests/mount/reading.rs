@@ -242,7 +242,7 @@ fn memory_stays_within_its_limits_while_many_read_much_at_once() {
         .map(|reader| reader.host().start_sh(&script))
         .collect();
     let mut most = (0, 0);
-    until(LONG, "all is read", || {
+    until(3 * LONG, "all is read", || {
         for member in members {
             let memory = member.status()["memory"].clone();
             let figure = |name: &str| memory[name].as_u64().unwrap();
