@@ -109,7 +109,7 @@ fn print_status(report: &StatusReport) {
     line(
         "cache",
         format!(
-            "{} of {}: contents {}, being written {}, index and small contents {}",
+            "{} of {}: contents {}, being written {}, index {}",
             size(report.cache.used_bytes),
             size(report.cache.limit_bytes),
             size(report.cache.files_bytes),

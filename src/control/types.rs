@@ -148,7 +148,7 @@ pub struct CacheReport {
     /// By files that are being written, or not settled yet.
     #[serde(default)]
     pub staging_bytes: u64,
-    /// By the index, with small contents and the manifest.
+    /// By the index, with the manifest.
     #[serde(default)]
     pub index_bytes: u64,
     /// What all of it may take.

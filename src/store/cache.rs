@@ -21,6 +21,7 @@ use super::{
     Origin, Presence, StoreError, Usage, failed,
     index::IndexFiles,
     latest::Latest,
+    packs::{Packs, Spot},
     proving::{Found, Proven},
     record::{ObjectRecord, object_key},
     rescue,
@@ -35,6 +36,9 @@ use crate::content::{BlockSet, Object};
 pub(super) const SHARDS: usize = 16;
 /// Objects per shard that are kept with open files (up to two each) when nobody uses them: 256 in all.
 const SHARD_OBJECTS_MAX: usize = 16;
+/// What the record of a small content takes at most.
+const RECORD_BYTES: u64 = 32;
+
 /// All of an open store but its lock and its thread.
 pub(super) struct Core {
     pub(super) dir: PathBuf,
@@ -59,6 +63,7 @@ pub(super) struct Core {
     pub(super) pinned_bytes: AtomicU64,
     pub(super) promised_bytes: AtomicU64,
     pub(super) room: Room,
+    pub(super) packs: Packs,
     pub(super) found: Found,
     pub(super) bell: Bell,
     pub(super) staging: Mutex<Staging>,
@@ -125,6 +130,8 @@ pub(super) struct State {
     pub(super) drops: u64,
     /// Whether the record in the index is behind.
     pub(super) dirty: bool,
+    /// Whether the content, a small one, is to be put into a pack with it.
+    pub(super) unpacked: bool,
     /// What was proven a short while ago.
     pub(super) proven: Proven,
     /// Blocks added since it was written.
@@ -154,13 +161,14 @@ impl ReadAt for TreeFile {
 }
 
 impl State {
-    fn absent() -> Self {
+    pub(super) fn absent() -> Self {
         Self {
             record: ObjectRecord {
                 origin: Origin::Fetched,
                 size_proven: false,
                 last_use: now(),
                 inline: None,
+                packed: None,
                 present: BlockSet::default(),
                 loose: BlockSet::default(),
             },
@@ -170,6 +178,7 @@ impl State {
             room: 0,
             drops: 0,
             dirty: false,
+            unpacked: false,
             proven: Proven::default(),
             unrecorded: 0,
             recorded: false,
@@ -238,6 +247,7 @@ impl Core {
         // Before anything is put into it.
         let index_files = IndexFiles::open(&index)?;
         let disk = WholeDisk::open(dir)?;
+        let packs = Packs::open(dir)?;
         let (latest, is_damaged) = Latest::open(dir.join("journal"))?;
         if is_damaged {
             tracing::error!(
@@ -268,6 +278,7 @@ impl Core {
             pinned_bytes: AtomicU64::new(0),
             promised_bytes: AtomicU64::new(0),
             room: Room::default(),
+            packs,
             found: Found::default(),
             bell: Bell::default(),
             staging: Mutex::default(),
@@ -301,14 +312,6 @@ impl Core {
         &self.shards[shard_of(object)]
     }
 
-    /// What the index knows of an object.
-    fn recorded(&self, object: &Object) -> Result<Option<State>, StoreError> {
-        match self.objects.get(object_key(object))? {
-            Some(value) => Ok(Some(State::recorded(ObjectRecord::decode(object, &value)?))),
-            None => Ok(None),
-        }
-    }
-
     /// The object as it is in use, loaded from its record if need be; `None` without a record.
     pub(super) fn hot(&self, object: &Object) -> Result<Option<Arc<Hot>>, StoreError> {
         let mut shard = self.shard(object).lock();
@@ -316,7 +319,8 @@ impl Core {
             return Ok(Some(hot));
         }
         let state = self.recorded(object)?;
-        Ok(state.map(|state| self.take_into_use(&mut shard, object, state)))
+        let hot = state.map(|state| self.take_into_use(&mut shard, object, state));
+        hot.transpose()
     }
 
     /// As [`Core::hot`], with none of its blocks if there is no record.
@@ -326,11 +330,20 @@ impl Core {
             return Ok(hot);
         }
         let state = self.recorded(object)?.unwrap_or_else(State::absent);
-        Ok(self.take_into_use(&mut shard, object, state))
+        self.take_into_use(&mut shard, object, state)
     }
 
-    fn take_into_use(&self, shard: &mut Shard, object: &Object, mut state: State) -> Arc<Hot> {
+    fn take_into_use(
+        &self,
+        shard: &mut Shard,
+        object: &Object,
+        mut state: State,
+    ) -> Result<Arc<Hot>, StoreError> {
         self.forget_idle(shard);
+        if !state.withdrawn.is_empty() {
+            self.count_went(object, bytes_in(object, &state.withdrawn))?;
+            self.tell_of_packed(object);
+        }
         // As it was counted while only its record was known.
         state.room = estimate(object, &state.record.present);
         let hot = Arc::new(Hot {
@@ -344,7 +357,7 @@ impl Core {
         shard
             .objects
             .insert(*object, (Arc::clone(&hot), shard.tick));
-        hot
+        Ok(hot)
     }
 
     /// Forgets the least recently used objects that nobody holds. More than the maximum remain only while that many are
@@ -373,7 +386,8 @@ impl Core {
         }
     }
 
-    /// Looks at an object without taking it into use: lists of many objects leave the cache alone.
+    /// Looks at an object without taking it into use: lists of many objects leave the cache alone. What is here is what its
+    /// record says, and of a small one the content is not read.
     pub(super) fn look<R>(
         &self,
         object: &Object,
@@ -383,7 +397,11 @@ impl Core {
         if let Some(hot) = hot {
             return Ok(Some(at(&hot.state.read())));
         }
-        Ok(self.recorded(object)?.map(|state| at(&state)))
+        let Some(value) = self.objects.get(object_key(object))? else {
+            return Ok(None);
+        };
+        let record = ObjectRecord::decode(object, &value)?;
+        Ok(Some(at(&State::recorded(record))))
     }
 
     /// Brings the record in the index up to date; if that fails, the worker tries again.
@@ -404,18 +422,19 @@ impl Core {
             let mut record = state.record.clone();
             record.loose.union(&state.settling);
             record.present.union(&state.withdrawn);
-            let value = record.encode(&hot.object);
-            if state.record.inline.is_none() {
-                self.room.count_index(value.len() as u64);
-            }
-            let takes = self.index_takes(value.len() as u64);
-            takes.and_then(|()| Ok(self.objects.insert(key, value)?))
+            self.insert_record(&hot.object, record, state.unpacked)
         } else {
-            self.objects.remove(key).map_err(StoreError::from)
+            let removed = self.objects.remove(key).map_err(StoreError::from);
+            removed.map(|_| None)
         };
         match written {
-            Ok(_) => {
+            Ok(packed) => {
+                let before = std::mem::replace(&mut state.record.packed, packed);
+                if let Some(before) = before.filter(|_| packed != before) {
+                    self.packs.release(before, &hot.object);
+                }
                 state.recorded = present;
+                state.unpacked = false;
                 state.dirty = false;
                 state.unrecorded = 0;
                 Ok(())
@@ -426,6 +445,29 @@ impl Core {
                 Err(error)
             }
         }
+    }
+
+    /// Puts a record into the index, and first, if it is `unpacked`, its content into a pack. Returns where that is.
+    pub(super) fn insert_record(
+        &self,
+        object: &Object,
+        mut record: ObjectRecord,
+        unpacked: bool,
+    ) -> Result<Option<Spot>, StoreError> {
+        let is_new = unpacked && record.inline.is_some();
+        // What it will name is no longer than that.
+        self.index_takes(RECORD_BYTES.max(record.encode(object).len() as u64))?;
+        if let Some(content) = record.inline.as_ref().filter(|_| is_new) {
+            record.packed = Some(self.pack(object, content)?);
+        }
+        let value = record.encode(object);
+        self.room.count_index(value.len() as u64);
+        let inserted = self.objects.insert(object_key(object), value);
+        if let Some(spot) = record.packed.filter(|_| is_new && inserted.is_err()) {
+            self.packs.release(spot, object);
+        }
+        inserted?;
+        Ok(record.packed)
     }
 
     /// Has the worker write the record soon.
@@ -455,7 +497,9 @@ impl Core {
         let written = self.write_records();
         let unlinked = self.unlink_unstaged();
         let counted = self.count_now_and_then();
-        written.and(unlinked).and(counted)
+        let synced = self.packs.sync_if_many();
+        let cleaned = self.clean_packs(0).map(drop);
+        written.and(unlinked).and(counted).and(synced).and(cleaned)
     }
 
     pub(super) fn flush(&self) -> Result<(), StoreError> {

@@ -34,6 +34,11 @@ const BOOT_KEY: &str = "boot";
 pub(super) const CLEAN_KEY: &str = "clean";
 /// Identity of the folder, from [`folder::identity`].
 pub(super) const ORIGIN_KEY: &str = "origin";
+/// There when the index was made anew: packs may have contents that it does not name.
+pub(super) const ANEW_KEY: &str = "anew";
+
+/// Number of the first pack that the last process may have written (4 bytes, little-endian).
+const PACKS_KEY: &str = "packs";
 
 /// When backing files are looked through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,10 +57,26 @@ impl Core {
     pub(super) fn recover(&self) -> Result<(), StoreError> {
         let boot = folder::boot().unwrap_or_default();
         let known_boot = self.meta.get(BOOT_KEY)?;
-        let rebooted = boot.is_empty() || known_boot.is_none_or(|known| known != boot.as_bytes());
+        let is_same = |known: &sled::IVec| known == boot.as_bytes();
+        let rebooted = boot.is_empty() || !known_boot.as_ref().is_some_and(is_same);
         let clean = self.meta.contains_key(CLEAN_KEY)?;
 
+        if !clean {
+            self.sync_packs()?;
+        }
+        if known_boot.is_none() || self.meta.contains_key(ANEW_KEY)? {
+            self.adopt_packed()?;
+        }
         let sound = self.recover_records(rebooted)?;
+        if !sound {
+            self.adopt_packed()?;
+            self.packs.claim_none();
+            self.recover_records(rebooted)?;
+        }
+        self.room.count_packs(&self.packs);
+        if let Err(error) = self.clean_packs(0) {
+            tracing::warn!(%error, "small contents that are not wanted any more stay for now");
+        }
         if !clean || !sound {
             self.adopt_orphans(Moment::Opening { rebooted })?;
         }
@@ -66,7 +87,25 @@ impl Core {
 
         self.meta.insert(BOOT_KEY, boot.as_bytes())?;
         self.meta.remove(CLEAN_KEY)?;
+        self.meta.remove(ANEW_KEY)?;
+        self.meta
+            .insert(PACKS_KEY, &self.packs.next().to_le_bytes())?;
         self.flush_index()
+    }
+
+    /// Syncs the packs that the last process wrote.
+    fn sync_packs(&self) -> Result<(), StoreError> {
+        let first = self.meta.get(PACKS_KEY)?;
+        let first = first.and_then(|number| number.as_ref().try_into().ok());
+        let first = first.map_or(0, u32::from_le_bytes);
+        match self.packs.sync_from(first) {
+            Err(error @ StoreError::Io { .. }) => {
+                // Each is proven when it is read.
+                tracing::error!(%error, "small contents that came last may not survive the machine going down");
+                Ok(())
+            }
+            synced => synced,
+        }
     }
 
     /// Syncs everything and notes that nothing needs looking at.
@@ -74,6 +113,7 @@ impl Core {
         self.settle()?;
         self.settle_journal()?;
         self.unlink_unstaged()?;
+        self.packs.sync()?;
         self.meta.insert(CLEAN_KEY, &[])?;
         self.flush_index()?;
         rescue::note_end(&self.dir)
@@ -127,6 +167,13 @@ impl Core {
                 } else {
                     self.loose.lock().insert(object);
                 }
+            }
+            if let Some(spot) = record.packed
+                && !self.packs.claim(spot, &object)
+            {
+                tracing::warn!(content = %object.content, "did not survive the machine going down");
+                self.objects.remove(key)?;
+                continue;
             }
             bytes += bytes_in(&object, &record.present);
             files += estimate(&object, &record.present);

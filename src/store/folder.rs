@@ -12,8 +12,9 @@ use rustix::fs::FlockOperation;
 
 use super::{StoreError, failed};
 
-/// The format that this version reads and writes.
-const FORMAT: u32 = 2;
+/// The format that this version writes. The one before, which had small contents in the index, is read, too.
+const FORMAT: u32 = 3;
+const FORMAT_BEFORE: u32 = 2;
 
 /// Bytes read at most from the small files of the folder.
 const SMALL_FILE_BYTES_MAX: u64 = 64;
@@ -35,7 +36,7 @@ pub(super) fn check_format(dir: &Path) -> Result<(), StoreError> {
                 path.display()
             ))
         })?;
-    if found != FORMAT {
+    if found != FORMAT && found != FORMAT_BEFORE {
         return Err(StoreError::Format {
             dir: dir.to_owned(),
             found,
@@ -55,7 +56,13 @@ pub(super) fn make(dir: &Path) -> Result<(), StoreError> {
 pub(super) fn make_layout(dir: &Path) -> Result<(), StoreError> {
     let format = dir.join("format");
     if format.exists() {
-        return Ok(());
+        // From now on there is what the version before does not know.
+        let is_new = read_small(&format).is_ok_and(|text| text.trim() == FORMAT.to_string());
+        return if is_new {
+            Ok(())
+        } else {
+            note_format(dir, &format)
+        };
     }
     let objects = dir.join("objects");
     make_dir(&dir.join("staging"))?;
@@ -65,9 +72,13 @@ pub(super) fn make_layout(dir: &Path) -> Result<(), StoreError> {
     }
     sync_dir(&objects)?;
     sync_dir(dir)?;
+    note_format(dir, &format)
+}
+
+fn note_format(dir: &Path, format: &Path) -> Result<(), StoreError> {
     let partial = dir.join("format.new");
     write_small(&partial, &format!("{FORMAT}\n"))?;
-    fs::rename(&partial, &format).map_err(failed("making", &format))?;
+    fs::rename(&partial, format).map_err(failed("making", format))?;
     sync_dir(dir)
 }
 

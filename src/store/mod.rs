@@ -43,6 +43,7 @@ mod keep;
 mod latest;
 mod lend;
 mod objects;
+mod packs;
 mod passing;
 mod policy;
 mod proving;
@@ -891,6 +892,7 @@ impl Store {
 
     /// Bounds what is taken from now on. Before, everything fits.
     pub fn set_limits(&self, limits: Limits) {
+        self.inner.core.packs.fit(limits.cache_bytes_max);
         self.inner.core.room.set_limits(limits);
     }
 

@@ -174,7 +174,7 @@ impl Core {
         Ok(())
     }
 
-    /// Keeps a small content, which the caller has proven. Its record is its data, so it is there or it isn't.
+    /// Keeps a small content, which the caller has proven.
     pub(super) fn put_inline(
         &self,
         object: &Object,
@@ -189,10 +189,14 @@ impl Core {
         }
         if !state.record.is_complete(object) {
             self.count_came(object, object.size)?;
+            state.unpacked = true;
+            state.withdrawn = BlockSet::default();
             state.record.inline = Some(Bytes::copy_from_slice(content));
             state.record.present = BlockSet::of(0..object.blocks());
             state.record.size_proven = true;
-            state.record.origin = origin;
+            if origin == Origin::Written {
+                state.record.origin = origin;
+            }
             state.dirty = true;
         } else if origin == Origin::Written && state.record.origin != origin {
             state.record.origin = origin;
@@ -502,7 +506,7 @@ impl Core {
         state.settling.remove(blocks);
         state.drops += 1;
         state.dirty = true;
-        let inline = state.record.inline.take().is_some();
+        state.record.inline = None;
         let all = state.is_vacant();
         let is_written = state.record.origin == Origin::Written;
         let files = if all {
@@ -516,7 +520,7 @@ impl Core {
             self.count_went(object, bytes.end - bytes.start)?;
         }
         self.write_record(&hot, &change)?;
-        if inline {
+        if object.size <= INLINE_BYTES_MAX {
             return Ok(());
         }
         // No record may claim what is about to go, not even one that a crash brings back.
@@ -554,6 +558,9 @@ impl Core {
         let Some(hot) = self.hot(object)? else {
             return Ok(());
         };
+        if object.size <= INLINE_BYTES_MAX {
+            return self.reprove_packed(&hot);
+        }
         let mut may_repair = true;
         // Each by itself: one that can't be read says nothing of its neighbours.
         for block in blocks.start..blocks.end.min(object.blocks()) {
@@ -628,6 +635,9 @@ impl Core {
     fn restore(&self, hot: &Hot, blocks: &Range<u64>) -> Result<bool, StoreError> {
         if hot.state.read().withdrawn.is_empty() {
             return Ok(false);
+        }
+        if hot.object.size <= INLINE_BYTES_MAX {
+            return self.restore_packed(hot);
         }
         let _change = hot.change.lock();
         let withdrawn: Vec<u64> = {

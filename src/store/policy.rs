@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
 
+use super::packs::HEADER_BYTES;
 use crate::content::Object;
 
 /// Room for the 256 folders of the objects (1 MiB), and for what else the index takes before that is seen: it grows into room
@@ -14,23 +15,18 @@ use crate::content::Object;
 const OVERHEAD_BYTES: u64 = 3 * 1024 * 1024 / 2;
 /// One part in so many of the limit is left for what a filesystem adds later (extent trees, folders).
 const MARGIN_DIVISOR: u64 = 128;
-/// What is set aside in the index for a small content: so many times its bytes…
-const SMALL_FACTOR: u64 = 3;
-/// …and so much for its record. Measured: sled takes up to 2.8 times what lives in it for values of 4 KiB, and 730 bytes a
-/// record for the smallest.
-const SMALL_RECORD_BYTES: u64 = 768;
-/// The index may become one part in so many of the limit for the sake of small contents: what it once took it does not give
-/// back…
-const INDEX_SHARE: u64 = 2;
-/// …of which so much is what sled takes however little lives in it (measured: 12 MiB).
-const INDEX_IDLE_BYTES: u64 = 16 * 1024 * 1024;
-/// Small contents get one part in so many of the limit in any case.
-const SMALL_SHARE: u64 = 16;
-/// Those that were written here, which nobody else may have yet, may make the index become larger: the limit without one part
-/// in so many, which is left to files…
+/// What is set aside in the index for the record of a small content. Measured: sled takes 730 bytes for the smallest records.
+pub(super) const SMALL_RECORD_BYTES: u64 = 768;
+/// Small contents may take the limit without one part in so many, which is left to larger ones…
 const FILES_SHARE: u64 = 4;
-/// …and get this part in any case.
+/// …and without what sled takes however little lives in it (measured: 12 MiB).
+const INDEX_IDLE_BYTES: u64 = 16 * 1024 * 1024;
+/// They get one part in so many of the limit in any case…
+const SMALL_SHARE: u64 = 16;
+/// …and this part where they were written here, so that nobody else may have them yet.
 const WRITTEN_SHARE: u64 = 4;
+/// Of what is taken, small contents are much from one part in so many on.
+const MUCH_SHARE: u64 = 4;
 
 /// What may be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +44,8 @@ pub(super) struct Taken {
     pub(super) files: u64,
     /// By staging files.
     pub(super) staging: u64,
+    /// By packs.
+    pub(super) packs: u64,
     /// By what is about to be written.
     pub(super) reserved: u64,
     /// Of the share of small contents, by those that are about to be put into the index.
@@ -68,7 +66,7 @@ pub(super) enum Want {
     /// Room for small contents that were fetched, as [`small_room`] counts it.
     Small(u64),
     /// Room for small contents that were written here. Their staging files are in the cache already, so only the share of
-    /// small contents counts: of what goes beyond it, the index would never give the room back.
+    /// small contents counts.
     Written(u64),
 }
 
@@ -91,9 +89,11 @@ pub(super) struct Lack {
     pub(super) why: Shortage,
 }
 
-/// What a small content takes in the index at most.
+/// What a small content takes: in packs, of which a quarter may not be wanted any more, and in the index.
 pub(super) fn small_room(size: u64) -> u64 {
-    size.saturating_mul(SMALL_FACTOR)
+    let packed = size.saturating_add(HEADER_BYTES);
+    packed
+        .saturating_add(packed / 3)
         .saturating_add(SMALL_RECORD_BYTES)
 }
 
@@ -133,6 +133,7 @@ impl Taken {
     pub(super) fn all(&self) -> u64 {
         [
             self.files,
+            self.packs,
             self.staging,
             self.reserved,
             self.index,
@@ -151,16 +152,18 @@ impl Limits {
 
     /// What is set aside for small contents at most, as long as all of them were fetched.
     fn small_max(&self) -> u64 {
-        (self.cache_bytes_max / INDEX_SHARE)
-            .saturating_sub(INDEX_IDLE_BYTES)
+        self.share_of_small()
             .max(self.cache_bytes_max / SMALL_SHARE)
     }
 
     /// What is set aside for small contents at most, for the sake of those that were written here.
     fn written_max(&self) -> u64 {
-        (self.cache_bytes_max - self.cache_bytes_max / FILES_SHARE)
-            .saturating_sub(INDEX_IDLE_BYTES)
+        self.share_of_small()
             .max(self.cache_bytes_max / WRITTEN_SHARE)
+    }
+
+    fn share_of_small(&self) -> u64 {
+        (self.cache_bytes_max - self.cache_bytes_max / FILES_SHARE).saturating_sub(INDEX_IDLE_BYTES)
     }
 
     /// Whether so much fits once all has gone but the index, which does not become smaller.
@@ -204,7 +207,8 @@ impl Limits {
     pub(super) fn is_pressed(&self, taken: &Taken, disk_free: u64) -> (bool, bool) {
         let quarter = self.cache_bytes_max / 4;
         let files = self.lacks(taken, disk_free, Want::Files(quarter));
-        let small = taken.small > self.small_max() / 4 * 3;
+        let is_much = taken.small > self.cache_bytes_max / MUCH_SHARE;
+        let small = taken.small > self.small_max() / 4 * 3 || files.is_some() && is_much;
         (files.is_some(), small)
     }
 }
@@ -383,14 +387,14 @@ mod tests {
         fn what_lacks_nothing_stays_within_both_limits(
             max in 0u64..1 << 40,
             min in 0u64..1 << 40,
-            parts in prop::array::uniform7(0u64..1 << 38),
+            parts in prop::array::uniform8(0u64..1 << 38),
             free in 0u64..1 << 41,
             bytes in 0u64..1 << 38,
             kind in 0u8..3,
         ) {
             let limits = Limits { cache_bytes_max: max, free_bytes_min: min };
-            let [files, staging, reserved, index, index_since, small, reserved_small] = parts;
-            let taken = Taken { files, staging, reserved, reserved_small, index, index_since, small };
+            let [files, packs, staging, reserved, index, index_since, small, reserved_small] = parts;
+            let taken = Taken { files, packs, staging, reserved, reserved_small, index, index_since, small };
             let want = [Want::Files(bytes), Want::Small(bytes), Want::Written(bytes)][usize::from(kind)];
             let fits_files = taken.all() + bytes <= limits.usable() && reserved + bytes + min <= free;
             let fits = match want {

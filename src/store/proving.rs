@@ -102,7 +102,7 @@ impl Hot {
     fn unproven(&self, blocks: &Range<u64>) -> Vec<Range<u64>> {
         let state = self.state.read();
         match state.record.inline {
-            // The index has a checksum on it.
+            // It was proven when it was taken into use.
             Some(_) => Vec::new(),
             None => state.proven.missing(blocks.clone(), Instant::now()),
         }
@@ -169,6 +169,15 @@ impl Core {
             self.prove(object, &blocks)?;
         }
         self.encode(object, blocks)
+    }
+
+    /// Has a small content repaired that can't be read, or isn't what it should be.
+    pub(super) fn tell_of_packed(&self, object: &Object) {
+        tracing::error!(content = %object.content, "damaged on the disk, or not to be read: had anew");
+        self.found.put(Damage {
+            object: *object,
+            blocks: 0..object.blocks(),
+        });
     }
 
     /// Has those of the blocks repaired that are not here any more.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Fate, JournalRecord, Origin, StagingId, StoreError};
+use super::{Fate, JournalRecord, Origin, StagingId, StoreError, packs::Spot};
 use crate::content::{BlockSet, INLINE_BYTES_MAX, Object};
 
 const OBJECT_VERSION: u8 = 1;
@@ -16,6 +16,7 @@ const INLINE: u8 = 1;
 const WRITTEN: u8 = 2;
 const SIZE_PROVEN: u8 = 4;
 const COMPLETE: u8 = 8;
+const PACKED: u8 = 16;
 
 /// Bytes of an object's key: hash, then size, big-endian, so that the sizes of one content are neighbours.
 const OBJECT_KEY_BYTES: usize = 40;
@@ -25,9 +26,10 @@ const OBJECT_KEY_BYTES: usize = 40;
 /// ```text
 /// key    hash (32) ‖ size (8, big-endian)
 /// value  version (1) ‖ flags (1) ‖ last use, seconds since 1970 (8, little-endian) ‖
-///        inline:    the content
+///        packed:    number of the pack ‖ offset in it; both LEB128
+///        inline:    the content, from before there were packs
 ///        otherwise: present blocks (left out when complete) ‖ loose blocks
-/// flags  1 inline · 2 written here (else fetched) · 4 size proven · 8 complete
+/// flags  1 inline · 2 written here (else fetched) · 4 size proven · 8 complete · 16 packed
 /// blocks count of ranges, then for each: blocks since the end of the one before, length; all LEB128
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +39,10 @@ pub(super) struct ObjectRecord {
     pub(super) size_proven: bool,
     /// Seconds since 1970, within a minute or so.
     pub(super) last_use: u64,
-    /// The content, for small ones.
+    /// The content, for small ones that are in use.
     pub(super) inline: Option<Bytes>,
+    /// Where a small one is, once it is there.
+    pub(super) packed: Option<Spot>,
     /// Blocks that are here.
     pub(super) present: BlockSet,
     /// Those of them that may not survive the machine going down.
@@ -79,7 +83,8 @@ impl ObjectRecord {
         let complete = self.is_complete(object);
         let mut flags = 0;
         for (flag, holds) in [
-            (INLINE, self.inline.is_some()),
+            (INLINE, self.inline.is_some() && self.packed.is_none()),
+            (PACKED, self.packed.is_some()),
             (WRITTEN, self.origin == Origin::Written),
             (SIZE_PROVEN, self.size_proven),
             (COMPLETE, complete),
@@ -88,6 +93,11 @@ impl ObjectRecord {
         }
         let mut out = vec![OBJECT_VERSION, flags];
         out.extend_from_slice(&self.last_use.to_le_bytes());
+        if let Some(spot) = self.packed {
+            put_number(u64::from(spot.pack), &mut out);
+            put_number(u64::from(spot.offset), &mut out);
+            return out;
+        }
         if let Some(content) = &self.inline {
             out.extend_from_slice(content);
             return out;
@@ -116,6 +126,7 @@ impl ObjectRecord {
             size_proven: flags & SIZE_PROVEN != 0,
             last_use: u64::from_le_bytes(*last_use),
             inline: None,
+            packed: None,
             present: all,
             loose: BlockSet::default(),
         };
@@ -124,6 +135,15 @@ impl ObjectRecord {
                 return Err(bad());
             }
             record.inline = Some(Bytes::copy_from_slice(rest));
+            return Ok(record);
+        }
+        if flags & PACKED != 0 {
+            let mut number = || take_number(&mut rest).and_then(|number| number.try_into().ok());
+            let (pack, offset) = (number().ok_or_else(bad)?, number().ok_or_else(bad)?);
+            if object.size > INLINE_BYTES_MAX || !rest.is_empty() {
+                return Err(bad());
+            }
+            record.packed = Some(Spot { pack, offset });
             return Ok(record);
         }
         if flags & COMPLETE == 0 {

@@ -1,8 +1,8 @@
 //! An index that is damaged or gone: found out before sled opens it, and made anew from what can still be read.
 //!
 //! What can be read of a damaged index goes into a new one; the old one is put aside in `lost/`, as it was. What is in
-//! neither is had again as far as possible: backing files are proven and indexed, nodes and heads come from other members.
-//! Only small contents and changes that nobody else has are gone then, and the log says that something was lost. Where just one
+//! neither is had again as far as possible: backing files and packs are proven and indexed, nodes and heads come from other members.
+//! Only changes that nobody else has are gone then, and the log says that something was lost. Where just one
 //! bit of a record is wrong, its checksum tells which, and nothing is lost. A node that
 //! may have forgotten what it signed takes a new identity, as a restored copy does ([`super::Store::is_restored_copy`]).
 //!
@@ -22,7 +22,7 @@ use std::{
 use self::log::{Findings, IndexFolder, Pair};
 use super::{
     StoreError,
-    check::{CLEAN_KEY, ORIGIN_KEY},
+    check::{ANEW_KEY, CLEAN_KEY, ORIGIN_KEY},
     failed,
     folder::sync_dir,
     index::{IndexFiles, open_index},
@@ -138,6 +138,7 @@ fn make_anew(dir: &Path, why: &Harm, end: Option<u64>) -> Result<(), StoreError>
     let meta = db.open_tree("meta")?;
     // The next start, which this one is, looks for what is not in it.
     meta.remove(CLEAN_KEY)?;
+    meta.insert(ANEW_KEY, &[])?;
     if is_lossy {
         meta.insert(ORIGIN_KEY, &[])?;
     }
@@ -153,8 +154,8 @@ fn make_anew(dir: &Path, why: &Harm, end: Option<u64>) -> Result<(), StoreError>
         true => tracing::error!(
             records = read,
             %aside,
-            "the new index is in place, the damaged one is kept; small files and changes that only stood where it is \
-             damaged are lost unless another member has them"
+            "the new index is in place, the damaged one is kept; changes that only stood where it is damaged are lost unless \
+             another member has them"
         ),
         false => tracing::warn!(
             records = read,

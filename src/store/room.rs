@@ -4,7 +4,7 @@
 //! only then bytes are written. So the limits hold at any time, not after the fact. What was reserved is given back
 //! against what the filesystem says the files take (`st_blocks`, as `du` counts), which is less or as much.
 //!
-//! Counted are backing files with their hash trees, staging files, what lies in `lost`, and the index. Never refused are what the index takes for
+//! Counted are backing files with their hash trees, packs, staging files, what lies in `lost`, and the index. Never refused are what the index takes for
 //! the manifest and for records, journal records, and the making of an object of a staging file (its hash tree is
 //! 0.1 % of it): they are counted, and whoever comes next has less.
 //!
@@ -34,9 +34,13 @@ use super::{
     arriving::Arriving,
     cache::{Core, Files, Hot, State, now, remove_file},
     failed,
+    packs::Packs,
     passing::Passing,
-    policy::{Candidate, Lack, Limits, Oldest, Pool, Shortage, Taken, Want, small_room},
-    record::{ObjectRecord, object_key, parse_object_key},
+    policy::{
+        Candidate, Lack, Limits, Oldest, Pool, SMALL_RECORD_BYTES, Shortage, Taken, Want,
+        small_room,
+    },
+    record::{ObjectRecord, parse_object_key},
     staging::STAT_BLOCK_BYTES,
 };
 use crate::content::{BLOCK_BYTES, BlockSet, INLINE_BYTES_MAX, Object, VerifiedRange};
@@ -72,10 +76,6 @@ const RECOUNT_PART_SOON: u32 = 5;
 /// How long reports say that something found no room, and how often the log does. Seconds.
 const FULL_FOR: u64 = 30;
 const SAID_EVERY: u64 = 60;
-/// Records that are larger have a content in them, and few are in a page of the index.
-const SMALL_RECORD_BYTES_MAX: u64 = 512;
-/// How often such a record is asked for when all are gone through.
-const PASSED_BY: usize = 4;
 /// For so long after something found no room, nothing is fetched ahead. Seconds.
 const TIGHT_FOR: u64 = 3;
 
@@ -246,14 +246,19 @@ impl Room {
         }
         let room = small_room(object.size);
         let mut taken = self.taken.lock();
-        if came {
-            taken.small = taken.small.saturating_add(room);
-            taken.index_since = taken.index_since.saturating_add(room);
-        } else {
-            taken.small = taken.small.saturating_sub(room);
-            // What is near it in the index is written anew.
-            taken.index_since = taken.index_since.saturating_add(room);
-        }
+        taken.small = match came {
+            true => taken.small.saturating_add(room),
+            false => taken.small.saturating_sub(room),
+        };
+        // Either writes what is near it in the index anew.
+        taken.index_since = taken.index_since.saturating_add(SMALL_RECORD_BYTES);
+    }
+
+    /// Notes what the packs take.
+    pub(super) fn count_packs(&self, packs: &Packs) {
+        // Asked under the lock: who is last has the last word.
+        let mut taken = self.taken.lock();
+        taken.packs = packs.bytes();
     }
 
     /// Notes that so much is put into the index, which may take more than that.
@@ -395,6 +400,10 @@ impl Core {
             if !self.make_room(&lack)? {
                 break;
             }
+            // Letting contents go counts as written to the index.
+            if self.room.taken.lock().index_since > INDEX_SINCE_MAX {
+                self.note_index();
+            }
         }
         *self.room.barren_until.lock() = Some(Instant::now() + BARREN_FOR);
         self.room.wanted.notify_one();
@@ -433,16 +442,24 @@ impl Core {
     fn make_room(&self, lack: &Lack) -> Result<bool, StoreError> {
         let batch = (self.room.cache_bytes_max() / BATCH_DIVISOR).min(BATCH_BYTES_MAX);
         let mut is_any = false;
-        if lack.small > 0 {
-            // In the index they make room for others: its file does not become smaller.
-            let gone = self.let_go(&self.room.small, lack.small.max(batch / 4));
-            is_any |= gone.is_any;
-            gone.outcome?;
-        }
         if lack.files > 0 {
             let gone = self.let_go(&self.room.files, lack.files.max(batch));
             is_any |= gone.is_any;
             self.remove_files(&gone.contents)?;
+            gone.outcome?;
+        }
+        // Where of larger ones none may go, small ones do for their sake, after what packs take for nothing.
+        let for_files = lack.files > 0 && !is_any;
+        if for_files && self.clean_packs(lack.files)? {
+            return Ok(true);
+        }
+        let (small, batch) = match for_files {
+            true => (lack.small.max(lack.files), batch / 2),
+            false => (lack.small, batch / 4),
+        };
+        if small > 0 {
+            let gone = self.let_go(&self.room.small, small.max(batch));
+            is_any |= gone.is_any;
             gone.outcome?;
         }
         Ok(is_any)
@@ -805,9 +822,6 @@ impl Core {
             {
                 continue;
             }
-            if value.len() as u64 > SMALL_RECORD_BYTES_MAX {
-                self.pass_by(&key)?;
-            }
             let Some(last_use) = ObjectRecord::last_use_of(&value) else {
                 continue;
             };
@@ -832,20 +846,10 @@ impl Core {
         for object in objects {
             let origin = self.look(&object, |state| state.record.origin)?;
             origins.extend(origin.map(|origin| (object, origin)));
-            self.pass_by(&object_key(&object))?;
         }
         let found = candidates.into_iter();
         let found = found.filter_map(|found| Some((found, *origins.get(&found.object)?)));
         Ok(found.collect())
-    }
-
-    /// Has sled notice that a record was read. It does so of a page, and lets go of another one for it, only when 63 others of the
-    /// same of its 256 parts were read too: who reads each page once has 16,384 of them in memory.
-    fn pass_by(&self, key: &[u8]) -> Result<(), StoreError> {
-        for _ in 0..PASSED_BY {
-            self.objects.contains_key(key)?;
-        }
-        Ok(())
     }
 
     /// Lets a content go when room is needed, until then (seconds since 1970). False if too many may go already.
@@ -870,7 +874,7 @@ impl Core {
         let full = self.room.full.lock();
         RoomReport {
             limits: *self.room.limits.read(),
-            files_bytes: taken.files,
+            files_bytes: taken.files.saturating_add(taken.packs),
             staging_bytes: taken.staging,
             index_bytes: taken.index,
             small_bytes: taken.small,
@@ -880,10 +884,10 @@ impl Core {
     }
 }
 
-/// Small contents are in the index, others have files.
+/// Small contents are in packs, others have files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
-    /// In the index.
+    /// In packs.
     Small,
     /// In files.
     Large,
@@ -903,13 +907,13 @@ impl Size {
 pub struct RoomReport {
     /// What may be taken.
     pub limits: Option<Limits>,
-    /// By backing files with their hash trees.
+    /// By backing files with their hash trees, and by packs.
     pub files_bytes: u64,
     /// By staging files.
     pub staging_bytes: u64,
-    /// By the index, small contents included.
+    /// By the index.
     pub index_bytes: u64,
-    /// What of the index is set aside for small contents.
+    /// What is set aside for small contents.
     pub small_bytes: u64,
     /// By backing files that go when room is needed, as far as was found out.
     pub cleared_bytes: u64,

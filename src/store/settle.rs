@@ -116,7 +116,9 @@ impl Core {
                 written.push(object);
             }
         }
-        self.settle_files(&written)
+        // Small ones are in packs, and never loose.
+        let packed = self.packs.sync();
+        self.settle_files(&written).and(packed)
     }
 
     fn settle_files(&self, objects: &[Object]) -> Result<(), StoreError> {

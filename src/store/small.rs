@@ -1,6 +1,6 @@
 //! Many small contents at a time: those of a batch that came from a peer, and those of one that goes to a peer.
 //!
-//! Inline contents go into the index together for each shard of the object cache, and are not taken into use:
+//! They go into packs and the index together for each shard of the object cache, and are not taken into use:
 //! a batch of 256 would push everything else out of the cache. While a shard is locked nobody takes one of its objects into
 //! use, so there is still never more than one state of an object.
 
@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::{
     Origin, Presence, StoreError,
-    cache::{Core, SHARDS, now, shard_of},
+    cache::{Core, SHARDS, State, now, shard_of},
     policy::{Want, small_room},
     record::{ObjectRecord, object_key},
 };
@@ -60,15 +60,15 @@ impl Core {
                 size_proven: true,
                 last_use: now(),
                 inline: Some(range.data.concat().into()),
+                packed: None,
                 present: BlockSet::of(0..object.blocks()),
                 loose: BlockSet::default(),
             };
-            new.push((*object, record.encode(object)));
+            new.push((*object, record));
         }
-        self.index_takes(new.iter().map(|(object, _)| object.size).sum())?;
         for (object, record) in new {
             // Counted under the shard's lock, without which nobody counts it as pinned.
-            self.objects.insert(object_key(&object), record)?;
+            self.insert_record(&object, record, true)?;
             self.count_came(&object, object.size)?;
         }
         drop(shard);
@@ -83,9 +83,17 @@ impl Core {
         if object.blocks() != 1 {
             return Ok(None);
         }
-        let found = self.look(object, |state| {
-            (state.record.inline.clone(), state.presence(object))
-        })?;
+        let look = |state: &State| (state.record.inline.clone(), state.presence(object));
+        let hot = self.shard(object).lock().get(object);
+        let found = match hot {
+            Some(hot) => Some(look(&hot.state.read())),
+            None => self.recorded(object)?.map(|state| {
+                if !state.withdrawn.is_empty() {
+                    self.tell_of_packed(object);
+                }
+                look(&state)
+            }),
+        };
         match found {
             Some((Some(content), _)) => Ok(Some(content)),
             Some((None, Presence::Complete)) => match self.encode_proven(object, 0..1) {

@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod model;
 mod objects;
+mod packs;
 mod room;
 mod staging;
 
@@ -207,7 +208,7 @@ fn a_second_open_is_refused_and_names_the_process() {
 fn a_folder_of_another_format_is_refused_and_left_untouched() {
     for (other, advice) in [
         (1, "a new state folder"),
-        (3, "the version of p2pfs that wrote"),
+        (4, "the version of p2pfs that wrote"),
     ] {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("format"), format!("{other}\n")).unwrap();
@@ -215,7 +216,7 @@ fn a_folder_of_another_format_is_refused_and_left_untouched() {
         let error = Store::open(dir.path()).err().unwrap();
         assert!(error.to_string().contains(advice), "{error}");
         match error {
-            StoreError::Format { found, known, .. } => assert_eq!((found, known), (other, 2)),
+            StoreError::Format { found, known, .. } => assert_eq!((found, known), (other, 3)),
             error => panic!("{error:?}"),
         }
         let after = fs::metadata(dir.path()).unwrap();
@@ -307,6 +308,7 @@ fn records_have_the_documented_bytes() {
         size_proven: true,
         last_use: 0x0102,
         inline: None,
+        packed: None,
         present: BlockSet::of(2..202),
         loose: BlockSet::of(5..6),
     };
@@ -319,6 +321,7 @@ fn records_have_the_documented_bytes() {
     let record = ObjectRecord {
         origin: Origin::Written,
         inline: Some(Bytes::from_static(b"abc")),
+        packed: None,
         present: BlockSet::of(0..1),
         loose: BlockSet::default(),
         ..record

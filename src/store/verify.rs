@@ -19,7 +19,7 @@ use super::{
     objects::is_of_the_block,
     record::{object_key, parse_object_key},
 };
-use crate::content::{self, BlockSet, Object};
+use crate::content::{self, BlockSet, INLINE_BYTES_MAX, Object};
 
 /// Blocks that one thread checks at a time: 16 MiB.
 const PIECE_BLOCKS: u64 = 256;
@@ -111,6 +111,13 @@ fn pieces(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
 impl Core {
     /// The blocks of an object that are here, if it is at all.
     fn present(&self, object: &Object) -> Result<Option<BlockSet>, StoreError> {
+        if object.size <= INLINE_BYTES_MAX {
+            // What could not be read is to be looked at all the more.
+            let is_any = self.look(object, |state| !state.is_vacant())?;
+            return Ok(is_any
+                .filter(|is_any| *is_any)
+                .map(|_| BlockSet::of(0..object.blocks())));
+        }
         Ok(match self.presence(object)? {
             Presence::Absent => None,
             Presence::Partial(blocks) => Some(blocks),
@@ -217,6 +224,9 @@ impl Core {
     /// Checks blocks that are here as they are on the disk. A hash tree that is damaged beside sound data of a complete object
     /// is made anew, and is no damage.
     fn check_piece(&self, object: &Object, piece: &Range<u64>) -> Result<Vec<Damage>, StoreError> {
+        if object.size <= INLINE_BYTES_MAX {
+            return self.check_packed(object);
+        }
         self.forget_pages(object, piece)?;
         let mut found = self.damage_of(object, piece)?;
         if !found.is_empty() && self.presence(object)? == Presence::Complete {
@@ -239,9 +249,6 @@ impl Core {
         let Some(hot) = self.hot(object)? else {
             return Ok(());
         };
-        if hot.state.read().record.inline.is_some() {
-            return Ok(());
-        }
         let files = match self.files(&hot, false) {
             Err(StoreError::Absent(_)) => return Ok(()),
             // The check itself finds out what that means.

@@ -138,6 +138,7 @@ proptest! {
             size_proven: false,
             last_use: 1 << 40,
             inline: None,
+            packed: None,
             present,
             loose: loose_set,
         };
