@@ -21,7 +21,7 @@ use rand::Rng;
 use super::{
     Answer, Held, Output, Priority, RequestId, Scheduler, WishId,
     peer::{Peer, Sent},
-    select::{IN_FLIGHT_BYTES_MAX, scale_of},
+    select::scale_of,
     work::Said,
 };
 use crate::{
@@ -201,10 +201,6 @@ impl Scheduler {
             0 => Chosen::Nobody,
             count => Chosen::Peer(best.swap_remove(self.rng.random_range(0..count))),
         }
-    }
-
-    fn fits_in_flight(&self, bytes: u64, scale: u64) -> bool {
-        self.in_flight_bytes == 0 || self.in_flight_bytes + bytes <= IN_FLIGHT_BYTES_MAX * scale
     }
 
     /// Sends a peer as much from the front of the queue as fits one batch, and its window.

@@ -306,6 +306,11 @@ impl Scheduler {
             .collect()
     }
 
+    /// Whether so much more may be asked for. A single request always may.
+    pub(super) fn fits_in_flight(&self, bytes: u64, scale: u64) -> bool {
+        self.in_flight_bytes == 0 || self.in_flight_bytes + bytes <= IN_FLIGHT_BYTES_MAX * scale
+    }
+
     /// Whom to ask for a block although nobody says to have it: who holds the content under another size says "nothing" when
     /// asked what it has, and proves the true size when asked for a block. Each peer is asked so once.
     fn probe(
@@ -314,6 +319,9 @@ impl Scheduler {
         object: Object,
         piece: &Range<u64>,
     ) -> Option<(PeerId, Range<u64>)> {
+        if !self.fits_in_flight(BLOCK_BYTES, 1) {
+            return None;
+        }
         let work = self.works.get_mut(&object)?;
         let too_early = work.since + DIRECTORY_AFTER > now
             && work.holders.values().any(|holder| holder.waiting);
@@ -346,6 +354,7 @@ impl Scheduler {
         piece: &Range<u64>,
     ) -> Option<(PeerId, Range<u64>)> {
         let blocks_max = self.request_blocks_max(Priority::Demand);
+        let (in_flight, scale) = (self.in_flight_bytes, scale_of(Priority::Demand));
         let work = self.works.get_mut(&object)?;
         // Contents of one block are asked for in batches, on a guess as well.
         if work.guesses >= GUESSES_MAX
@@ -364,7 +373,11 @@ impl Scheduler {
             .filter(|(id, _)| work.guessed.is_none_or(|guessed| guessed == **id))
             .filter_map(|(id, _)| Some((*id, self.peers.get(id)?)))
             .filter(|(id, peer)| peer.paused_until <= now && !self.blocked.contains(id))
-            .filter(|(_, peer)| peer.has_room(bytes_of(object, &blocks(peer)), 2, false))
+            .filter(|(_, peer)| {
+                let bytes = bytes_of(object, &blocks(peer));
+                let fits = in_flight == 0 || in_flight + bytes <= IN_FLIGHT_BYTES_MAX * scale;
+                fits && peer.has_room(bytes, scale, false)
+            })
             .min_by_key(|(id, peer)| (peer.expected(0), *id))
             .map(|(id, peer)| (id, blocks(peer)))?;
         work.guesses += 1;
@@ -462,8 +475,7 @@ impl Scheduler {
             let run = one.holder.held.first_run(piece)?;
             let end = run.end.min(run.start + one.peer.request_blocks(blocks_max));
             let bytes = bytes_of(object, &(run.start..end));
-            let fits = self.in_flight_bytes == 0
-                || self.in_flight_bytes + bytes <= IN_FLIGHT_BYTES_MAX * scale;
+            let fits = self.fits_in_flight(bytes, scale);
             (fits && one.peer.has_room(bytes, scale, shared.is_some())).then_some(run.start..end)
         };
         let (mut late, mut again_at, mut with_sources) = (None, Duration::MAX, true);

@@ -125,3 +125,21 @@ fn what_is_answered_after_much_that_was_asked_later_is_lost_only_if_it_takes_lon
     );
     assert!(answered * BLOCK_BYTES > 50 << 20);
 }
+
+#[test]
+fn requests_on_a_guess_stay_within_what_may_be_asked_for_at_a_time() {
+    let mut h = Harness::new();
+    for number in 0..200 {
+        h.up(number);
+    }
+    for number in 0..20 {
+        for size in 1000..1016 {
+            h.demand(object(number, size), 0..16);
+        }
+        let asked = h.scheduler.in_flight_bytes();
+        assert!(asked <= Scheduler::in_flight_bytes_max(), "{asked}");
+    }
+    let asked = h.scheduler.in_flight_bytes();
+    let close = Scheduler::in_flight_bytes_max() / 10 * 9;
+    assert!(asked >= close, "only {asked} bytes are asked for");
+}
