@@ -458,7 +458,11 @@ impl Core {
         // What it will name is no longer than that.
         self.index_takes(RECORD_BYTES.max(record.encode(object).len() as u64))?;
         if let Some(content) = record.inline.as_ref().filter(|_| is_new) {
-            record.packed = Some(self.pack(object, content)?);
+            let before = record.packed.replace(self.pack(object, content)?);
+            if before.is_some() {
+                // The index is written at any moment: it is not to forget what is on the disk for what is not.
+                self.packs.sync()?;
+            }
         }
         let value = record.encode(object);
         self.room.count_index(value.len() as u64);
@@ -497,7 +501,7 @@ impl Core {
         let written = self.write_records();
         let unlinked = self.unlink_unstaged();
         let counted = self.count_now_and_then();
-        let synced = self.packs.sync_if_many();
+        let synced = self.sync_many_packs();
         let cleaned = self.clean_packs(0).map(drop);
         written.and(unlinked).and(counted).and(synced).and(cleaned)
     }

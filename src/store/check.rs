@@ -37,9 +37,6 @@ pub(super) const ORIGIN_KEY: &str = "origin";
 /// There when the index was made anew: packs may have contents that it does not name.
 pub(super) const ANEW_KEY: &str = "anew";
 
-/// Number of the first pack that the last process may have written (4 bytes, little-endian).
-const PACKS_KEY: &str = "packs";
-
 /// When backing files are looked through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moment {
@@ -61,17 +58,29 @@ impl Core {
         let rebooted = boot.is_empty() || !known_boot.as_ref().is_some_and(is_same);
         let clean = self.meta.contains_key(CLEAN_KEY)?;
 
-        if !clean {
-            self.sync_packs()?;
-        }
+        // What the last process did not come to sync, or prove to be there.
+        let first = self.first_unsynced()?;
+        let doubtful = match clean {
+            true => Vec::new(),
+            false => self.packs.sync_from(first)?,
+        };
+        let mut is_all_found = true;
         if known_boot.is_none() || self.meta.contains_key(ANEW_KEY)? {
-            self.adopt_packed()?;
+            is_all_found = self.adopt_packed()?;
         }
-        let sound = self.recover_records(rebooted)?;
+        let unproven = if rebooted { first } else { u32::MAX };
+        let sound = self.recover_records(rebooted, unproven)?;
         if !sound {
-            self.adopt_packed()?;
+            is_all_found &= self.adopt_packed()?;
             self.packs.claim_none();
-            self.recover_records(rebooted)?;
+            self.recover_records(rebooted, unproven)?;
+        }
+        for number in doubtful {
+            tracing::error!(
+                number,
+                "a pack could not be synced; what is in it is written anew"
+            );
+            self.empty_pack(number)?;
         }
         self.room.count_packs(&self.packs);
         if let Err(error) = self.clean_packs(0) {
@@ -87,25 +96,10 @@ impl Core {
 
         self.meta.insert(BOOT_KEY, boot.as_bytes())?;
         self.meta.remove(CLEAN_KEY)?;
-        self.meta.remove(ANEW_KEY)?;
-        self.meta
-            .insert(PACKS_KEY, &self.packs.next().to_le_bytes())?;
-        self.flush_index()
-    }
-
-    /// Syncs the packs that the last process wrote.
-    fn sync_packs(&self) -> Result<(), StoreError> {
-        let first = self.meta.get(PACKS_KEY)?;
-        let first = first.and_then(|number| number.as_ref().try_into().ok());
-        let first = first.map_or(0, u32::from_le_bytes);
-        match self.packs.sync_from(first) {
-            Err(error @ StoreError::Io { .. }) => {
-                // Each is proven when it is read.
-                tracing::error!(%error, "small contents that came last may not survive the machine going down");
-                Ok(())
-            }
-            synced => synced,
+        if is_all_found {
+            self.meta.remove(ANEW_KEY)?;
         }
+        self.flush_index()
     }
 
     /// Syncs everything and notes that nothing needs looking at.
@@ -113,7 +107,7 @@ impl Core {
         self.settle()?;
         self.settle_journal()?;
         self.unlink_unstaged()?;
-        self.packs.sync()?;
+        self.sync_packs()?;
         self.meta.insert(CLEAN_KEY, &[])?;
         self.flush_index()?;
         rescue::note_end(&self.dir)
@@ -145,7 +139,8 @@ impl Core {
     }
 
     /// Counts what is here and, after a reboot, proves what is loose. False if a record was damaged and has been removed.
-    fn recover_records(&self, rebooted: bool) -> Result<bool, StoreError> {
+    /// Small contents in packs from `unproven` on are read, since a pack may be as long as it should and lack what did not reach the disk.
+    fn recover_records(&self, rebooted: bool, unproven: u32) -> Result<bool, StoreError> {
         let mut sound = true;
         let (mut bytes, mut files, mut small) = (0, 0, 0);
         for pair in self.objects.iter() {
@@ -156,6 +151,8 @@ impl Core {
                 Ok(decoded) => decoded,
                 Err(error) => {
                     tracing::warn!(%error, "removing a record; its blocks are proven and indexed again");
+                    // Not to be forgotten, should this not come to its end.
+                    self.meta.insert(ANEW_KEY, &[])?;
                     self.objects.remove(key)?;
                     sound = false;
                     continue;
@@ -169,7 +166,9 @@ impl Core {
                 }
             }
             if let Some(spot) = record.packed
-                && !self.packs.claim(spot, &object)
+                && (spot.pack >= unproven
+                    && matches!(self.packs.read(spot, &object, false), Ok(None))
+                    || !self.packs.claim(spot, &object))
             {
                 tracing::warn!(content = %object.content, "did not survive the machine going down");
                 self.objects.remove(key)?;

@@ -229,7 +229,7 @@ impl Core {
     /// Everything that was put into the index is on disk, whatever happens to the machine, when this returns.
     pub(super) fn flush_index(&self) -> Result<(), StoreError> {
         // What it names comes first.
-        self.packs.sync()?;
+        self.sync_packs()?;
         self.db.flush()?;
         self.index_files.sync()
     }

@@ -17,13 +17,13 @@
 use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom, Write},
     num::NonZeroU64,
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -57,6 +57,8 @@ const UNSYNCED_MANY: usize = 16;
 const UNSYNCED_MAX: usize = 64;
 /// Packs that are cleaned in one go.
 const CLEANED_MAX: usize = 16;
+/// Number of the first pack that may not be synced (4 bytes, little-endian).
+const PACKS_KEY: &str = "packs";
 /// What a filesystem gives out at a time.
 const PAGE_BYTES: u64 = 4096;
 
@@ -75,6 +77,9 @@ impl Spot {
     };
 }
 
+/// Contents of a pack, and where they are.
+type Contents = Vec<(Object, Spot, Bytes)>;
+
 /// See the module.
 pub(super) struct Packs {
     dir: PathBuf,
@@ -87,6 +92,8 @@ pub(super) struct Packs {
     cleaning: Mutex<()>,
     /// Syncing failed: the next time it would succeed without proving anything.
     broken: AtomicBool,
+    /// What stands in the index under [`PACKS_KEY`].
+    noted: AtomicU32,
 }
 
 struct Known {
@@ -108,8 +115,10 @@ struct Pack {
     length: u64,
     /// What records name of it.
     live: u64,
-    /// Something in it could not be moved, or read: it stays until the next start.
+    /// Something that is wanted of it could not be moved.
     stuck: bool,
+    /// It may have something that no record names, and could not be read.
+    kept: bool,
 }
 
 impl Pack {
@@ -199,6 +208,7 @@ impl Packs {
             syncing: Mutex::new(()),
             cleaning: Mutex::new(()),
             broken: AtomicBool::new(false),
+            noted: AtomicU32::new(u32::MAX),
         })
     }
 
@@ -355,9 +365,9 @@ impl Packs {
     }
 
     /// All that proves itself in a pack, wherever something else stands between.
-    fn contents(&self, number: u32) -> Result<Vec<(Object, Spot, Bytes)>, StoreError> {
-        let path = self.path(number);
-        let bytes = Bytes::from(fs::read(&path).map_err(failed("reading", &path))?);
+    /// And whether all of it could be read.
+    fn contents(&self, number: u32) -> Result<(Contents, bool), StoreError> {
+        let (bytes, is_whole) = self.all_of(number)?;
         let mut found = Vec::new();
         let mut at = 0;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
@@ -373,16 +383,41 @@ impl Packs {
             found.push((object, spot, bytes.slice_ref(content)));
             at += bytes_of(&object) as usize;
         }
-        Ok(found)
+        Ok((found, is_whole))
     }
 
-    /// What was written is on the disk when this returns.
-    pub(super) fn sync(&self) -> Result<(), StoreError> {
+    /// The bytes of a pack, zeros where the disk does not give them, and whether it gave all.
+    fn all_of(&self, number: u32) -> Result<(Bytes, bool), StoreError> {
+        let path = self.path(number);
+        let whole = fs::read(&path).map_err(failed("reading", &path));
+        match whole {
+            Ok(bytes) => return Ok((bytes.into(), true)),
+            Err(error) if !is_of_the_block(&error) => return Err(error),
+            Err(_) => {}
+        }
+        let file = self.file(number)?;
+        let length = file.metadata().map_err(failed("looking at", &path))?.len();
+        let mut bytes = vec![0; length.min(PACK_BYTES) as usize];
+        let mut at = 0;
+        for page in bytes.chunks_mut(PAGE_BYTES as usize) {
+            if file.read_exact_at(page, at).is_err() {
+                page.fill(0);
+            }
+            at += PAGE_BYTES;
+        }
+        Ok((bytes.into(), false))
+    }
+
+    /// What was written is on the disk when this returns. Gives the first pack of which that does not hold for what is written
+    /// from now on.
+    pub(super) fn sync(&self) -> Result<u32, StoreError> {
         let _one = self.syncing.lock();
-        let (files, unnamed) = {
+        let (files, unnamed, first) = {
             let mut known = self.known.lock();
             let files = std::mem::take(&mut known.unsynced);
-            (files, std::mem::take(&mut known.unnamed))
+            let open = known.open.as_ref().map(|(number, _)| *number);
+            let first = open.unwrap_or(known.next);
+            (files, std::mem::take(&mut known.unnamed), first)
         };
         if self.broken.load(Ordering::Acquire) {
             let broken = failed("syncing (it failed before)", &self.dir);
@@ -399,30 +434,28 @@ impl Packs {
         if synced.is_err() {
             self.broken.store(true, Ordering::Release);
         }
-        synced
-    }
-
-    /// Syncs what was written, once that is in many files.
-    pub(super) fn sync_if_many(&self) -> Result<(), StoreError> {
-        match self.unsynced() >= UNSYNCED_MANY {
-            true => self.sync(),
-            false => Ok(()),
-        }
+        synced.map(|()| first)
     }
 
     fn unsynced(&self) -> usize {
         self.known.lock().unsynced.len()
     }
 
-    /// Syncs the packs from a number on: another process wrote them, and may not have come to that.
-    pub(super) fn sync_from(&self, first: u32) -> Result<(), StoreError> {
+    /// Syncs the packs from a number on: another process wrote them, and may not have come to that. Gives those of which the
+    /// disk did not take all.
+    pub(super) fn sync_from(&self, first: u32) -> Result<Vec<u32>, StoreError> {
+        let mut doubtful = Vec::new();
         let numbers = self.numbers().into_iter();
         for number in numbers.filter(|number| *number >= first) {
-            let file = self.file(number)?;
-            file.sync_data()
-                .map_err(failed("syncing", &self.path(number)))?;
+            let synced = self.file(number)?.sync_data();
+            match synced.map_err(failed("syncing", &self.path(number))) {
+                Ok(()) => {}
+                Err(error) if is_of_the_block(&error) => doubtful.push(number),
+                Err(error) => return Err(error),
+            }
         }
-        sync_dir(&self.dir)
+        sync_dir(&self.dir)?;
+        Ok(doubtful)
     }
 
     /// Packs in which nothing is wanted.
@@ -431,17 +464,18 @@ impl Packs {
         let open = known.open.as_ref().map(|(number, _)| *number);
         let packs = known.packs.iter();
         packs
-            .filter(|(number, pack)| pack.live == 0 && !pack.stuck && Some(**number) != open)
+            .filter(|(number, pack)| pack.live == 0 && !pack.kept && Some(**number) != open)
             .map(|(number, _)| *number)
             .collect()
     }
 
-    /// The pack of which most is not wanted, if that is worth its while; `urgent` when room is needed.
-    fn worst(&self, urgent: bool) -> Option<u32> {
+    /// The pack of which most is not wanted, if that is worth its while; less is when so many bytes are needed.
+    fn worst(&self, needed: u64) -> Option<u32> {
         // Nobody writes into it any more.
         let _one = self.writing.lock();
         let mut known = self.known.lock();
-        let sum = |of: fn(&Pack) -> u64| known.packs.values().map(of).sum::<u64>();
+        let movable = || known.packs.values().filter(|pack| !pack.stuck);
+        let sum = |of: fn(&Pack) -> u64| movable().map(of).sum::<u64>();
         let (all, dead) = (sum(|pack| pack.length), sum(Pack::dead));
         let is_much = dead > all / DEAD_DIVISOR + 2 * known.pack_bytes;
         let packs = known.packs.iter();
@@ -449,7 +483,8 @@ impl Packs {
             .filter(|(_, pack)| !pack.stuck && pack.live > 0)
             .max_by_key(|(_, pack)| pack.dead())?;
         let number = *number;
-        let is_worth_it = is_much || urgent && pack.dead() >= pack.length / DEAD_DIVISOR;
+        let is_most = pack.dead() >= pack.length / DEAD_DIVISOR || dead >= needed;
+        let is_worth_it = is_much || needed > 0 && is_most;
         if !is_worth_it || pack.dead() == 0 {
             return None;
         }
@@ -467,7 +502,7 @@ impl Packs {
     /// Keeps a pack, whatever is wanted of it.
     fn keep(&self, number: u32) {
         if let Some(pack) = self.known.lock().packs.get_mut(&number) {
-            pack.stuck = true;
+            pack.kept = true;
         }
     }
 
@@ -475,11 +510,6 @@ impl Packs {
     pub(super) fn claim_none(&self) {
         let mut known = self.known.lock();
         known.packs.values_mut().for_each(|pack| pack.live = 0);
-    }
-
-    /// The number that the next pack will have.
-    pub(super) fn next(&self) -> u32 {
-        self.known.lock().next
     }
 
     fn remove(&self, number: u32) -> Result<(), StoreError> {
@@ -503,11 +533,40 @@ impl Core {
         let spot = self.packs.append(object, content)?;
         self.room.count_packs(&self.packs);
         match self.packs.unsynced() {
-            UNSYNCED_MAX.. => self.packs.sync()?,
+            UNSYNCED_MAX.. => {
+                if let Err(error) = self.packs.sync() {
+                    self.packs.release(spot, object);
+                    return Err(error);
+                }
+            }
             UNSYNCED_MANY.. => self.bell.ring(),
             _ => {}
         }
         Ok(spot)
+    }
+
+    /// Syncs the packs, and has the index note which of them are behind that.
+    pub(super) fn sync_packs(&self) -> Result<(), StoreError> {
+        let first = self.packs.sync()?;
+        if self.packs.noted.swap(first, Ordering::Relaxed) != first {
+            self.meta.insert(PACKS_KEY, &first.to_le_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Syncs packs that are in many files.
+    pub(super) fn sync_many_packs(&self) -> Result<(), StoreError> {
+        match self.packs.unsynced() >= UNSYNCED_MANY {
+            true => self.sync_packs(),
+            false => Ok(()),
+        }
+    }
+
+    /// The first pack that the last process may not have synced.
+    pub(super) fn first_unsynced(&self) -> Result<u32, StoreError> {
+        let first = self.meta.get(PACKS_KEY)?;
+        let first = first.and_then(|number| number.as_ref().try_into().ok());
+        Ok(first.map_or(0, u32::from_le_bytes))
     }
 
     /// What the index knows of an object. Of a small one that can't be read, or isn't what it should be, nothing is here, but
@@ -591,7 +650,11 @@ impl Core {
         if state.record.origin == Origin::Written {
             tracing::error!(content = %object.content, "a content that was written here is damaged: what is left of it is put aside in `lost`");
             let path = self.data_path(object);
-            fs::write(&path, self.packs.rest_of(spot, object)).map_err(failed("writing", &path))?;
+            let kept = File::create(&path).and_then(|mut file| {
+                file.write_all(&self.packs.rest_of(spot, object))?;
+                file.sync_all()
+            });
+            kept.map_err(failed("writing", &path))?;
             self.put_aside(&path)?;
         }
         // Withdrawn already: nothing of it is counted.
@@ -635,9 +698,12 @@ impl Core {
         // First: where that fails, nothing is to be written.
         let mut is_any = self.remove_vacant()?;
         for _ in 0..CLEANED_MAX {
-            let is_short = self.packs.bytes().saturating_add(needed) > before;
-            let urgent = needed > 0 && is_short;
-            let Some(number) = self.packs.worst(urgent) else {
+            if self.is_index_short() {
+                // Nothing could be noted of what moves.
+                break;
+            }
+            let given_back = before.saturating_sub(self.packs.bytes());
+            let Some(number) = self.packs.worst(needed.saturating_sub(given_back)) else {
                 break;
             };
             self.empty_pack(number)?;
@@ -662,13 +728,10 @@ impl Core {
     }
 
     /// Moves what is wanted of a pack into another one; what can't be moved stays, and the pack with it.
-    fn empty_pack(&self, number: u32) -> Result<(), StoreError> {
+    pub(super) fn empty_pack(&self, number: u32) -> Result<(), StoreError> {
         // Nothing is copied where copies could not be trusted.
         self.packs.sync()?;
-        let contents = match self.packs.contents(number) {
-            Err(error) if !is_of_the_block(&error) => return Err(error),
-            contents => contents.unwrap_or_default(),
-        };
+        let (contents, _) = self.packs.contents(number)?;
         let mut moves = Vec::new();
         let mut outcome = Ok(());
         for (object, from, content) in contents {
@@ -687,7 +750,7 @@ impl Core {
             }
         }
         // The index is written at any moment: no record may name a copy that a power cut would take back.
-        outcome = outcome.and(self.packs.sync());
+        outcome = outcome.and(self.packs.sync().map(drop));
         for (object, from, to) in moves {
             let is_moved = match &outcome {
                 Ok(()) => self.move_packed(&object, from, to),
@@ -740,19 +803,17 @@ impl Core {
     }
 
     /// Has records name what is in packs and is named by none, or by one that names what is not there: after an index was made
-    /// anew, or a record of it was damaged.
-    pub(super) fn adopt_packed(&self) -> Result<(), StoreError> {
-        let mut adopted = 0u64;
+    /// anew, or a record of it was damaged. False if some could not be read, and is to be looked for again at the next start.
+    pub(super) fn adopt_packed(&self) -> Result<bool, StoreError> {
+        let (mut adopted, mut is_all) = (0u64, true);
         for number in self.packs.numbers() {
-            let contents = match self.packs.contents(number) {
-                Ok(contents) => contents,
-                Err(error) if is_of_the_block(&error) => {
-                    tracing::error!(%error, "small contents can't be looked for; left alone");
-                    self.packs.keep(number);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
+            let (contents, is_whole) = self.packs.contents(number)?;
+            if !is_whole {
+                let path = self.packs.path(number);
+                tracing::error!(path = %path.display(), "can't be read as a whole: left alone");
+                self.packs.keep(number);
+                is_all = false;
+            }
             for (object, spot, _) in contents {
                 let known = self.objects.get(object_key(&object))?;
                 // One that is damaged is as good as none.
@@ -782,6 +843,6 @@ impl Core {
                 "small contents that the index did not name were found"
             );
         }
-        Ok(())
+        Ok(is_all)
     }
 }

@@ -117,7 +117,7 @@ impl Core {
             }
         }
         // Small ones are in packs, and never loose.
-        let packed = self.packs.sync();
+        let packed = self.sync_packs();
         self.settle_files(&written).and(packed)
     }
 

@@ -28,7 +28,7 @@ fn relative_path(object: &Object) -> PathBuf {
 }
 
 /// Makes the index believe that it was last open before a reboot.
-fn reboot(state: &Path) {
+pub(super) fn reboot(state: &Path) {
     let deadline = Instant::now() + Duration::from_secs(5);
     let db = loop {
         match sled::open(state.join("index")) {

@@ -368,3 +368,26 @@ fn small_contents_make_room_where_no_larger_ones_may() {
     );
     assert!(packed_bytes(&store) < before / 2);
 }
+
+#[test]
+fn what_the_disk_has_as_zeros_after_a_power_cut_is_forgotten() {
+    let (_dir, store) = new_store();
+    let samples: Vec<_> = (0..20).map(|seed| Sample::new(3000, seed)).collect();
+    for sample in &samples {
+        store.insert(&sample.all()).unwrap();
+    }
+    let dir = store.dir().to_owned();
+    drop(store);
+    let pack = dir.join("packs/00000000");
+    let file = OpenOptions::new().write(true).open(&pack).unwrap();
+    file.write_all_at(&[0; 3038], 19 * 3038).unwrap();
+    crash::reboot(&dir);
+    let store = open(&dir).unwrap();
+    assert_eq!(
+        store.presence(&samples[19].object).unwrap(),
+        Presence::Absent
+    );
+    assert_eq!(store.usage().unwrap().objects_bytes, 19 * 3000);
+    assert!(samples[..19].iter().all(|sample| reads(&store, sample)));
+    assert!(damage(&store).is_empty());
+}
