@@ -44,6 +44,20 @@ fn place(store: &Store, sample: &Sample) -> (PathBuf, u64) {
     found.expect("it is in a pack")
 }
 
+/// A store that is closed, twenty contents of 3000 bytes in it, and the pack that they are in.
+fn twenty_in_a_pack() -> (TempDir, PathBuf, Vec<Sample>, fs::File) {
+    let (guard, store) = new_store();
+    let samples: Vec<_> = (0..20).map(|seed| Sample::new(3000, seed)).collect();
+    for sample in &samples {
+        store.insert(&sample.all()).unwrap();
+    }
+    let dir = store.dir().to_owned();
+    drop(store);
+    let pack = dir.join("packs/00000000");
+    let file = OpenOptions::new().write(true).open(pack).unwrap();
+    (guard, dir, samples, file)
+}
+
 fn flip(path: &Path, at: u64) {
     let file = OpenOptions::new()
         .read(true)
@@ -260,15 +274,7 @@ fn what_is_left_of_one_that_was_written_here_is_put_aside() {
 
 #[test]
 fn the_end_of_a_pack_that_did_not_reach_the_disk_is_forgotten_and_the_rest_is_there() {
-    let (_dir, store) = new_store();
-    let samples: Vec<_> = (0..20).map(|seed| Sample::new(3000, seed)).collect();
-    for sample in &samples {
-        store.insert(&sample.all()).unwrap();
-    }
-    let dir = store.dir().to_owned();
-    drop(store);
-    let pack = dir.join("packs/00000000");
-    let file = OpenOptions::new().write(true).open(&pack).unwrap();
+    let (_dir, dir, samples, file) = twenty_in_a_pack();
     file.set_len(15 * 3038 + 100).unwrap();
     let store = open(&dir).unwrap();
     assert!(damage(&store).is_empty());
@@ -371,15 +377,7 @@ fn small_contents_make_room_where_no_larger_ones_may() {
 
 #[test]
 fn what_the_disk_has_as_zeros_after_a_power_cut_is_forgotten() {
-    let (_dir, store) = new_store();
-    let samples: Vec<_> = (0..20).map(|seed| Sample::new(3000, seed)).collect();
-    for sample in &samples {
-        store.insert(&sample.all()).unwrap();
-    }
-    let dir = store.dir().to_owned();
-    drop(store);
-    let pack = dir.join("packs/00000000");
-    let file = OpenOptions::new().write(true).open(&pack).unwrap();
+    let (_dir, dir, samples, file) = twenty_in_a_pack();
     file.write_all_at(&[0; 3038], 19 * 3038).unwrap();
     crash::reboot(&dir);
     let store = open(&dir).unwrap();
