@@ -47,7 +47,7 @@ impl Machine {
         let lab = Lab::new();
         lab.expects_errors();
         let host = lab.host("a");
-        let disk = (after == After::PowerLoss).then(|| Disk::mount(&host, "512M"));
+        let disk = (after == After::PowerLoss).then(|| Disk::mount(&host, "4G"));
         let (id, _) = host.create("");
         let kernel = FailingDisk::new(&host.state());
         let mount = start(&host, &kernel, after, 0);
