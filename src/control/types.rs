@@ -142,7 +142,7 @@ pub enum TrackerState {
 pub struct CacheReport {
     /// What counts against the limit: the three that follow. What they take on the disk.
     pub used_bytes: u64,
-    /// By backing files with their hash trees.
+    /// By backing files with their hash trees, and by packs.
     #[serde(default)]
     pub files_bytes: u64,
     /// By files that are being written, or not settled yet.

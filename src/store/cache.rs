@@ -461,7 +461,12 @@ impl Core {
             let before = record.packed.replace(self.pack(object, content)?);
             if before.is_some() {
                 // The index is written at any moment: it is not to forget what is on the disk for what is not.
-                self.packs.sync()?;
+                if let Err(error) = self.packs.sync() {
+                    if let Some(spot) = record.packed {
+                        self.packs.release(spot, object);
+                    }
+                    return Err(error);
+                }
             }
         }
         let value = record.encode(object);

@@ -2,7 +2,7 @@
 //!
 //! What can be read of a damaged index goes into a new one; the old one is put aside in `lost/`, as it was. What is in
 //! neither is had again as far as possible: backing files and packs are proven and indexed, nodes and heads come from other members.
-//! Only changes that nobody else has are gone then, and the log says that something was lost. Where just one
+//! Only changes that nobody else has, and small contents from before there were packs, are gone then, and the log says that something was lost. Where just one
 //! bit of a record is wrong, its checksum tells which, and nothing is lost. A node that
 //! may have forgotten what it signed takes a new identity, as a restored copy does ([`super::Store::is_restored_copy`]).
 //!
@@ -154,8 +154,8 @@ fn make_anew(dir: &Path, why: &Harm, end: Option<u64>) -> Result<(), StoreError>
         true => tracing::error!(
             records = read,
             %aside,
-            "the new index is in place, the damaged one is kept; changes that only stood where it is damaged are lost unless \
-             another member has them"
+            "the new index is in place, the damaged one is kept; small files and changes that only stood where it is \
+             damaged are lost unless another member has them"
         ),
         false => tracing::warn!(
             records = read,

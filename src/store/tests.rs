@@ -326,6 +326,17 @@ fn records_have_the_documented_bytes() {
         loose: BlockSet::default(),
         ..record
     };
+    let packed = ObjectRecord {
+        inline: None,
+        packed: Some(crate::store::packs::Spot {
+            pack: 300,
+            offset: 5,
+        }),
+        ..record.clone()
+    };
+    let bytes = [1, 30, 2, 1, 0, 0, 0, 0, 0, 0, 0xac, 2, 5];
+    assert_eq!(packed.encode(&small), bytes);
+    assert_eq!(ObjectRecord::decode(&small, &bytes).unwrap(), packed);
     let bytes = [1, 15, 2, 1, 0, 0, 0, 0, 0, 0, b'a', b'b', b'c'];
     assert_eq!(record.encode(&small), bytes);
     assert_eq!(ObjectRecord::decode(&small, &bytes).unwrap(), record);

@@ -308,7 +308,7 @@ impl Scheduler {
 
     /// Whether so much more may be asked for. A single request always may.
     pub(super) fn fits_in_flight(&self, bytes: u64, scale: u64) -> bool {
-        self.in_flight_bytes == 0 || self.in_flight_bytes + bytes <= IN_FLIGHT_BYTES_MAX * scale
+        fits(self.in_flight_bytes, bytes, scale)
     }
 
     /// Whom to ask for a block although nobody says to have it: who holds the content under another size says "nothing" when
@@ -375,8 +375,7 @@ impl Scheduler {
             .filter(|(id, peer)| peer.paused_until <= now && !self.blocked.contains(id))
             .filter(|(_, peer)| {
                 let bytes = bytes_of(object, &blocks(peer));
-                let fits = in_flight == 0 || in_flight + bytes <= IN_FLIGHT_BYTES_MAX * scale;
-                fits && peer.has_room(bytes, scale, false)
+                fits(in_flight, bytes, scale) && peer.has_room(bytes, scale, false)
             })
             .min_by_key(|(id, peer)| (peer.expected(0), *id))
             .map(|(id, peer)| (id, blocks(peer)))?;
@@ -662,6 +661,11 @@ pub(super) fn scale_of(priority: Priority) -> u64 {
         Priority::Demand => 2,
         Priority::Prefetch => 1,
     }
+}
+
+/// Whether so much more fits what may be asked for.
+fn fits(in_flight: u64, bytes: u64, scale: u64) -> bool {
+    in_flight == 0 || in_flight + bytes <= IN_FLIGHT_BYTES_MAX * scale
 }
 
 /// How many bytes the blocks hold.
