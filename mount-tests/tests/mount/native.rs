@@ -168,16 +168,15 @@ fn pages_of_a_large_file_that_is_read_or_written_once_are_given_up_as_it_goes_on
     let pair = pair();
     let bytes = noise(2, 96 << 20);
     // What the kernel keeps of the mount's own file, while somebody has it open.
-    let kept = |mount: &Mount| {
-        let kept = mount
-            .host()
-            .sh("fincore --bytes --noheadings --output RES mnt/big");
+    let kept = |mount: &Mount, name: &str| {
+        let fincore = "fincore --bytes --noheadings --output RES mnt/";
+        let kept = mount.host().sh(&format!("{fincore}{name}"));
         kept.trim().parse::<u64>().unwrap()
     };
     let few = 40 * MIB;
     // Nobody goes back to what was written through a handle that can't read it.
-    for (reads, few) in [(true, few), (false, 12 * MIB)] {
-        let writer = pair.a.with("big", |path| {
+    for (name, reads, few) in [("big", true, few), ("written", false, 12 * MIB)] {
+        let writer = pair.a.with(name, |path| {
             let mut file = fs::File::options()
                 .read(reads)
                 .write(true)
@@ -191,7 +190,7 @@ fn pages_of_a_large_file_that_is_read_or_written_once_are_given_up_as_it_goes_on
             file
         });
         until(SOON, "the writer's pages are given up", || {
-            kept(&pair.a) < few
+            kept(&pair.a, name) < few
         });
         drop(writer);
     }
@@ -211,7 +210,7 @@ fn pages_of_a_large_file_that_is_read_or_written_once_are_given_up_as_it_goes_on
             }
         });
         assert_eq!(hash(&read), hash(&bytes));
-        let mut looks = std::iter::repeat_with(|| kept(&pair.b) < few).take(5);
+        let mut looks = std::iter::repeat_with(|| kept(&pair.b, "big") < few).take(5);
         looks.any(|is_few| is_few)
     });
     // They are read again where somebody wants them.
