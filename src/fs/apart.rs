@@ -159,10 +159,10 @@ impl Core {
         }
         state.base = object;
         state.overlay = Overlay::over(object.size);
-        if let Some(id) = state.staging.take().and_then(|staging| staging.id) {
+        if let Some(id) = state.staging.as_ref().and_then(|staging| staging.id) {
             self.store.note_imported(id, object);
-            state.imported.push(id);
         }
+        state.take_imported();
         true
     }
 }

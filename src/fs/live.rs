@@ -74,7 +74,7 @@ pub(crate) struct LiveState {
     pub(crate) published: u64,
     /// The version that the journal has.
     pub(crate) journaled: u64,
-    /// There is a journal record of the staging file.
+    /// There is a journal record of the staging file, or one is on its way.
     pub(crate) is_recorded: bool,
     /// A journal record of it was put on disk since it was last published.
     pub(crate) is_durable: bool,

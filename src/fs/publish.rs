@@ -486,6 +486,12 @@ impl Core {
         // What it replaced is replaced in the same head.
         let mut done = std::mem::take(&mut state.imported);
         done.append(&mut state.replaced);
+        let is_told = state.is_recorded || state.is_durable;
+        if is_told && state.version == version && state.overlay.is_base(object.size) {
+            // Synced on its way here: the record says what the entry does, and is needed until that is on disk.
+            done.extend(state.staging.take().and_then(|staging| staging.id));
+            state.is_recorded = false;
+        }
         self.note_end(&done);
         self.settle_soon(done);
         let facts = self.facts_after(&path, &entry);

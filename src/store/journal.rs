@@ -21,7 +21,7 @@ use super::{
     cache::{Core, remove_file},
     failed,
     record::{decode_journal, encode_journal, journal_key, parse_journal_key},
-    staging::{new_file, open_existing},
+    staging::{Staging, new_file, open_existing},
 };
 use crate::content::{self, Object};
 
@@ -55,8 +55,20 @@ impl Core {
             self.make_durable(base)?;
         }
         self.index_takes(encoded.len() as u64)?;
-        self.journal.insert(journal_key(id), encoded)?;
+        {
+            let staging = self.staging.lock();
+            // Done with meanwhile. A record would bring it back, under a name that is another's by now.
+            if !self.is_there(&staging, id) {
+                return Ok(());
+            }
+            self.journal.insert(journal_key(id), encoded)?;
+        }
         self.flush_index()
+    }
+
+    /// Whether a file is neither unstaged nor gone.
+    fn is_there(&self, staging: &Staging, id: StagingId) -> bool {
+        staging.is_small(id) || !staging.unstaged.contains(&id) && self.staging_path(id).exists()
     }
 
     pub(super) fn journaled(&self) -> Result<Vec<(StagingId, JournalRecord)>, StoreError> {

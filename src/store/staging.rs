@@ -55,6 +55,13 @@ pub(super) struct Staging {
     pub(super) unstaged: Vec<StagingId>,
 }
 
+impl Staging {
+    /// Whether a file is in memory.
+    pub(super) fn is_small(&self, id: StagingId) -> bool {
+        self.small.contains_key(&id)
+    }
+}
+
 /// How an imported file gets its place among the objects.
 enum Placing {
     /// As a second name.
@@ -204,8 +211,9 @@ impl Core {
                 }
             }
         }
-        self.journal.remove(journal_key(id))?;
         let mut staging = self.staging.lock();
+        // With the lock: no record of it comes from here on.
+        self.journal.remove(journal_key(id))?;
         staging.imported.remove(&id);
         staging.unsynced.remove(&id);
         staging.small.remove(&id);

@@ -632,6 +632,8 @@ impl Core {
             let id = staging.ok_or(FsError::Stuck)?;
             // Before the durable record, and under the lock as by everybody else: the latest is never the older one.
             state.journal(&self.store)?;
+            // On its way. Whatever becomes of the file meanwhile has to see to it.
+            state.is_recorded = true;
             (id, state.record())
         };
         // What takes long happens while others go on.

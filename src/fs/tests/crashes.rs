@@ -427,3 +427,35 @@ fn what_was_written_while_a_file_waited_to_be_taken_up_is_not_replaced_by_that()
     let both = [b"crashed".to_vec(), b"since".to_vec()];
     assert_eq!(contents, both.into(), "{names:?}");
 }
+
+#[test]
+fn what_was_synced_on_its_way_to_be_published_is_kept_when_the_machine_goes_down_before_a_head_has_it()
+ {
+    let fixture = Fixture::new();
+    fixture.put("a", b"a").unwrap();
+    fixture.settle();
+    let paused = fixture.namespace.pause();
+    let handle = fixture.open_file("a", libc::O_RDWR).unwrap();
+    let number = fixture.walk("a").unwrap();
+    fixture.write_at(handle, 0, b"T").unwrap();
+    let live = fixture.core.live(number).unwrap();
+    // Its bytes become an object, and the entry can't be changed yet.
+    let ordered = fixture.core.order.read();
+    fixture.core.release(handle);
+    wait_until("it is an object", || !live.state.lock().imported.is_empty());
+    assert!(matches!(fixture.core.fsync_live(number), Ok(true)));
+    drop(ordered);
+    wait_until("it is published", || fixture.core.live(number).is_none());
+    // Whatever is done with goes.
+    fixture.store.settle().unwrap();
+    assert_eq!(fixture.after_crash(true), seen(&[("a", b"T")]));
+    drop(paused);
+    let flush = fixture.namespace.flush();
+    fixture.runtime.block_on(flush).unwrap();
+    assert_eq!(fixture.after_crash(true), seen(&[("a", b"T")]));
+    // What the journal has of it tells nothing any more.
+    fixture.does(Op::Unlink("a"), &mut BTreeMap::new());
+    let flush = fixture.namespace.flush();
+    fixture.runtime.block_on(flush).unwrap();
+    assert_eq!(fixture.after_crash(false), seen(&[]));
+}

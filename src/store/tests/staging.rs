@@ -190,6 +190,25 @@ fn the_journal_keeps_the_latest_record_of_a_file() {
 }
 
 #[test]
+fn a_record_that_was_on_its_way_when_its_file_was_done_with_does_not_bring_it_back() {
+    let (_dir, store) = new_store();
+    let (large, _) = store.stage().unwrap();
+    let (small, _memory) = store.stage_small().unwrap().unwrap();
+    let (unfolded, _memory) = store.stage_small().unwrap().unwrap();
+    store.unfold(unfolded).unwrap();
+    for id in [large, small, unfolded] {
+        // As it was when the writing of it began.
+        let bytes = (id != large).then(serde_bytes::ByteBuf::new);
+        let record = JournalRecord { bytes, ..entry(0) };
+        store.unstage(id).unwrap();
+        // Its file may have gone by now.
+        let _ = store.journal(id, &record, true);
+    }
+    store.flush().unwrap();
+    assert_eq!(reopen(store).journaled().unwrap(), []);
+}
+
+#[test]
 fn what_becomes_of_a_name_is_known_after_a_crash_and_forgotten_with_the_file() {
     let (dir, store) = new_store();
     let by = |sequence| Dot {
