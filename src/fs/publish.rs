@@ -190,11 +190,17 @@ impl Core {
     /// Publishes small files that [`Core::due`] has named, shared out among a few threads: to hand each over by itself
     /// takes as long as to publish it.
     async fn publish_quick(self: &Arc<Self>, lives: Vec<Arc<Live>>) {
-        let portion = lives.len().div_ceil((*PROCESSORS).min(AT_ONCE)).max(1);
+        // The other half of the processors is left to those who make the next ones.
+        let threads = (*PROCESSORS / 2).clamp(1, AT_ONCE);
+        let portion = lives.len().div_ceil(threads).max(1);
         let portions = lives.chunks(portion).map(|portion| async move {
             let (core, lives) = (self.clone(), portion.to_vec());
             let others = blocking(move || {
-                let is_other = |live: &Arc<Live>| !core.publish_at_once(live);
+                let is_other = |live: &Arc<Live>| {
+                    // Whoever was woken on this processor meanwhile does not wait for all of them.
+                    std::thread::yield_now();
+                    !core.publish_at_once(live)
+                };
                 lives.into_iter().filter(is_other).collect::<Vec<_>>()
             });
             match others.await {
