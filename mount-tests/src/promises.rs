@@ -101,6 +101,11 @@ impl Floor {
 struct FileStates {
     states: Vec<Content>,
     floor: Floor,
+    /// The last state that a write has made.
+    written: usize,
+    /// It got a second name, for which a file is published that is being written. What only its permissions are after that is
+    /// a change of attributes like any other, which `close` does not confirm.
+    was_linked: bool,
     /// In which tree it was when that was confirmed; from then on it is somewhere.
     linked: Option<Floor>,
     /// It was written to since its content was last confirmed.
@@ -262,6 +267,9 @@ impl Promises {
             }
             Op::Link(from, to) => {
                 let node = tree[from];
+                if let Node::File(file) = node {
+                    self.files[file].was_linked = true;
+                }
                 tree.insert(to, node);
             }
             Op::Rename(from, to) => {
@@ -285,6 +293,7 @@ impl Promises {
         change(&mut content);
         file.states.push(content);
         if is_written {
+            file.written = file.states.len() - 1;
             file.is_dirty = true;
             file.is_published = false;
         }
@@ -318,7 +327,11 @@ impl Promises {
             power: usize::MAX,
         });
         linked.kill = tree;
-        file.floor.kill = last;
+        let kept = match file.was_linked && !is_on_disk {
+            true => file.written,
+            false => last,
+        };
+        file.floor.kill = file.floor.kill.max(kept);
         floor.kill = tree;
         if is_on_disk {
             linked.power = tree;
@@ -800,6 +813,23 @@ mod tests {
         fs::remove_file(work.root().join("b")).unwrap();
         assert_ne!(work.broken(After::PowerLoss), [""; 0]);
         fs::remove_dir_all(work.root()).unwrap();
+    }
+
+    #[test]
+    fn close_confirms_permissions_with_what_was_written_and_not_by_themselves() {
+        for is_linked in [false, true] {
+            let mut work = work("permissions");
+            do_all(&mut work, &[Op::Write("a", 0, 1)]);
+            if is_linked {
+                do_all(&mut work, &[Op::Link("a", "b")]);
+            }
+            do_all(&mut work, &[Op::Chmod("a", 0o600), Op::Close("a")]);
+            let path = work.root().join("a");
+            fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
+            let broken = work.broken(After::Kill);
+            assert_eq!(broken.is_empty(), is_linked, "{broken:?}");
+            fs::remove_dir_all(work.root()).unwrap();
+        }
     }
 
     #[test]
