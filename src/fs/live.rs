@@ -253,6 +253,7 @@ impl LiveState {
             && let Some(staging) = &mut self.staging
         {
             ids.extend(staging.id.take());
+            (self.is_recorded, self.is_durable) = (false, false);
         }
         ids
     }

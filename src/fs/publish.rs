@@ -54,29 +54,44 @@ static PROCESSORS: LazyLock<usize> =
 /// How often committing an entry may need further nodes of the manifest.
 const ROUNDS_MAX: u32 = 256;
 
-/// Publishes what is due, for as long as the mount lives.
+/// Publishes what is due, and journals what is being written, for as long as the mount lives.
 pub(crate) async fn publisher(core: Arc<Core>) {
-    let mut journaled = Instant::now();
-    let mut published = journaled;
+    // However long a lot takes to publish, what is being written is journaled meanwhile.
+    tokio::select! {
+        () = publish_due(&core) => {}
+        () = journal_now_and_then(&core) => {}
+    }
+}
+
+/// Returns when the process ends.
+async fn journal_now_and_then(core: &Arc<Core>) {
     let mut is_failing = false;
+    loop {
+        tokio::time::sleep(JOURNAL_EVERY).await;
+        let journaling = core.clone();
+        let Ok(outcome) = blocking(move || journaling.journal_written()).await else {
+            return;
+        };
+        if let Err(error) = &outcome
+            && !is_failing
+        {
+            // Said once; those who write are told by `close`.
+            tracing::warn!(%error, "the journal could not be written; trying again");
+        }
+        is_failing = outcome.is_err();
+        let now = Instant::now();
+        core.listings.lock().forget_old(now);
+        core.absent.lock().forget_old(now);
+    }
+}
+
+/// Returns when the process ends.
+async fn publish_due(core: &Arc<Core>) {
+    let mut published = Instant::now();
     loop {
         // Either outcome means: look.
         let _ = tokio::time::timeout(LOOK_EVERY, core.wake.notified()).await;
         tokio::time::sleep_until((published + LOT).into()).await;
-        if journaled.elapsed() >= JOURNAL_EVERY {
-            let journaling = core.clone();
-            let outcome = blocking(move || journaling.journal_written()).await;
-            if let Ok(Err(error)) = &outcome
-                && !is_failing
-            {
-                // Said once; those who write are told by `close`.
-                tracing::warn!(%error, "the journal could not be written; trying again");
-            }
-            is_failing = matches!(outcome, Ok(Err(_)));
-            journaled = Instant::now();
-            core.listings.lock().forget_old(journaled);
-            core.absent.lock().forget_old(journaled);
-        }
         let looking = core.clone();
         let looked = blocking(move || looking.due(false).into_iter().partition(is_quick)).await;
         let Ok((quick, others)): Result<(Vec<_>, Vec<_>), _> = looked else {
@@ -511,7 +526,8 @@ impl Core {
         state.fresh = false;
         state.other_than = None;
         state.hurry = false;
-        state.is_durable = false;
+        // Of a staging file that was begun since, there may be a durable record.
+        state.is_durable &= state.staging.is_some();
         Ok(())
     }
 

@@ -58,7 +58,7 @@ impl Core {
         {
             let staging = self.staging.lock();
             // Done with meanwhile. A record would bring it back, under a name that is another's by now.
-            if !self.is_there(&staging, id) {
+            if !self.is_there(&staging, id)? {
                 return Ok(());
             }
             self.journal.insert(journal_key(id), encoded)?;
@@ -67,8 +67,13 @@ impl Core {
     }
 
     /// Whether a file is neither unstaged nor gone.
-    fn is_there(&self, staging: &Staging, id: StagingId) -> bool {
-        staging.is_small(id) || !staging.unstaged.contains(&id) && self.staging_path(id).exists()
+    fn is_there(&self, staging: &Staging, id: StagingId) -> Result<bool, StoreError> {
+        if staging.is_small(id) {
+            return Ok(true);
+        }
+        let path = self.staging_path(id);
+        let is_there = path.try_exists().map_err(failed("looking at", &path))?;
+        Ok(is_there && !staging.unstaged.contains(&id))
     }
 
     pub(super) fn journaled(&self) -> Result<Vec<(StagingId, JournalRecord)>, StoreError> {

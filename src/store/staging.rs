@@ -52,7 +52,7 @@ pub(super) struct Staging {
     /// What became of the names of files, by the last process too.
     pub(super) fates: HashMap<StagingId, Fate>,
     /// Files that are done, to be unlinked with their journal record once the index is on disk.
-    pub(super) unstaged: Vec<StagingId>,
+    pub(super) unstaged: HashSet<StagingId>,
 }
 
 impl Staging {
@@ -217,7 +217,7 @@ impl Core {
         staging.imported.remove(&id);
         staging.unsynced.remove(&id);
         staging.small.remove(&id);
-        staging.unstaged.push(id);
+        staging.unstaged.insert(id);
         drop(staging);
         self.bell.ring();
         Ok(())
@@ -225,21 +225,23 @@ impl Core {
 
     /// Unlinks what was unstaged, after what replaces it is on disk.
     pub(super) fn unlink_unstaged(&self) -> Result<(), StoreError> {
-        let ids = std::mem::take(&mut self.staging.lock().unstaged);
+        // They are listed to the end: nobody takes one for a file that is there.
+        let ids = self.staging.lock().unstaged.clone();
         if ids.is_empty() {
             return Ok(());
         }
-        let outcome = self.flush_index().and_then(|()| {
-            ids.iter()
-                .try_for_each(|id| remove_file(&self.staging_path(*id)))?;
-            // The record goes last: a file without one is taken for something that was lost.
-            self.latest.forget(&ids)?;
-            ids.iter().try_for_each(|id| self.forget_fate(*id))
-        });
-        if outcome.is_err() {
-            self.staging.lock().unstaged.extend(ids);
+        self.flush_index()?;
+        ids.iter()
+            .try_for_each(|id| remove_file(&self.staging_path(*id)))?;
+        // The record goes last: a file without one is taken for something that was lost.
+        let ids: Vec<_> = ids.into_iter().collect();
+        self.latest.forget(&ids)?;
+        ids.iter().try_for_each(|id| self.forget_fate(*id))?;
+        let mut staging = self.staging.lock();
+        for id in &ids {
+            staging.unstaged.remove(id);
         }
-        outcome
+        Ok(())
     }
 
     /// Puts the file's name on disk, along with all others that are new.

@@ -336,6 +336,14 @@ impl Core {
         state.done = true;
         self.lives.lock().remove(&number);
         self.tell_end(number, state);
+        if state.unlinked && (state.is_recorded || state.is_durable) {
+            // It was being made an object when its name went, which came to nothing. The record is needed until the change
+            // of the name is on disk, or is with what replaces it.
+            let id = state.staging.as_mut().and_then(|staging| staging.id.take());
+            if !state.is_replaced {
+                self.settle_soon(id.into_iter().collect());
+            }
+        }
         state.unstage(&self.store);
         state.staging = None;
         self.inodes.lock().unpin(number);
@@ -641,8 +649,14 @@ impl Core {
         let mut state = live.state.lock();
         let is_still = |staging: &Staging| staging.id == Some(id);
         if !state.staging.as_ref().is_some_and(is_still) {
-            // Unlinked meanwhile: no record must stay behind, once that is on disk.
-            self.settle_soon(vec![id]);
+            // Published or unlinked meanwhile: no record must stay behind, once that is on disk. What replaces it sees to that by
+            // itself, and until then this is what is on disk.
+            if state.is_replaced || !state.unlinked {
+                journaled?;
+            }
+            if !state.is_replaced {
+                self.settle_soon(vec![id]);
+            }
             return Ok(false);
         }
         journaled?;

@@ -341,9 +341,9 @@ impl Core {
         state.unlinked = true;
         // That may make room.
         *self.no_room.lock() = None;
+        state.is_replaced = is_replaced;
         if state.importing {
             // The publication finds out, and cleans up.
-            state.is_replaced = is_replaced;
             let importing = state.staging.as_ref().and_then(|staging| staging.id);
             let mut ids = std::mem::take(&mut state.imported);
             ids.append(&mut state.replaced);

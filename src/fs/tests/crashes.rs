@@ -429,6 +429,34 @@ fn what_was_written_while_a_file_waited_to_be_taken_up_is_not_replaced_by_that()
 }
 
 #[test]
+fn what_is_cut_off_after_it_was_synced_while_the_file_was_published_shows_no_zeros() {
+    let fixture = Fixture::new();
+    fixture.put("a", b"a").unwrap();
+    fixture.settle();
+    let _paused = fixture.namespace.pause();
+    let handle = fixture.open_file("a", libc::O_RDWR).unwrap();
+    let number = fixture.walk("a").unwrap();
+    fixture.write_at(handle, 0, b"T").unwrap();
+    let live = fixture.core.live(number).unwrap();
+    let ordered = fixture.core.order.read();
+    live.state.lock().hurry = true;
+    fixture.core.wake.notify_one();
+    wait_until("it is an object", || !live.state.lock().imported.is_empty());
+    fixture.write_at(handle, 0, &[b'U'; 8192]).unwrap();
+    assert!(matches!(fixture.core.fsync_live(number), Ok(true)));
+    drop(ordered);
+    wait_until("it is published", || live.state.lock().imported.is_empty());
+    let size = Changes {
+        size: Some(4),
+        ..Changes::default()
+    };
+    fixture
+        .act(move |core| core.setattr(number, &size))
+        .unwrap();
+    assert_eq!(fixture.after_crash(true), seen(&[("a", b"UUUU")]));
+}
+
+#[test]
 fn what_was_synced_on_its_way_to_be_published_is_kept_when_the_machine_goes_down_before_a_head_has_it()
  {
     let fixture = Fixture::new();
