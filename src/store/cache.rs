@@ -80,6 +80,8 @@ pub(super) struct Core {
     recording: Mutex<()>,
     /// One settling at a time.
     pub(super) settling: Mutex<()>,
+    #[cfg(test)]
+    pub(super) moments: super::moments::Moments,
 }
 
 #[derive(Default)]
@@ -290,6 +292,8 @@ impl Core {
             loose: Mutex::default(),
             recording: Mutex::new(()),
             settling: Mutex::new(()),
+            #[cfg(test)]
+            moments: Default::default(),
         })
     }
 

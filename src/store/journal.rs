@@ -20,6 +20,7 @@ use super::{
     JournalRecord, Presence, StagingId, StoreError,
     cache::{Core, remove_file},
     failed,
+    moments::Moment,
     record::{decode_journal, encode_journal, journal_key, parse_journal_key},
     staging::{Staging, new_file, open_existing},
 };
@@ -44,6 +45,7 @@ impl Core {
             self.note_beside(taken);
             return Ok(());
         }
+        self.at(Moment::Journal);
         if record.bytes.is_none() {
             let path = self.staging_path(id);
             open_existing(&path)?

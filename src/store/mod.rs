@@ -42,6 +42,7 @@ mod journal;
 mod keep;
 mod latest;
 mod lend;
+mod moments;
 mod objects;
 mod packs;
 mod passing;
@@ -70,6 +71,8 @@ use bytes::Bytes;
 
 pub use self::arriving::Shown;
 pub use self::fate::{Fate, Move};
+#[cfg(test)]
+pub(crate) use self::moments::Moment;
 use self::{cache::Core, worker::Worker};
 pub use self::{
     lend::Lent,
@@ -805,6 +808,12 @@ impl Store {
         durable: bool,
     ) -> Result<(), StoreError> {
         self.inner.core.journal(id, record, durable)
+    }
+
+    /// Whoever comes there waits until what this returns is dropped.
+    #[cfg(test)]
+    pub(crate) fn hold(&self, moment: moments::Moment) -> moments::Held<'_> {
+        self.inner.core.hold(moment)
     }
 
     /// Notes what becomes of the name of a staging file. To be called in the moment in which the name changes: before the head

@@ -14,6 +14,7 @@ use super::{
     cache::{Core, Files, TreeFile, remove_file},
     failed,
     folder::sync_dir,
+    moments::Moment,
     policy::{Want, small_room},
     record::journal_key,
 };
@@ -230,6 +231,7 @@ impl Core {
         if ids.is_empty() {
             return Ok(());
         }
+        self.at(Moment::Unlink);
         self.flush_index()?;
         ids.iter()
             .try_for_each(|id| remove_file(&self.staging_path(*id)))?;
@@ -267,6 +269,7 @@ impl Core {
         size: u64,
         known: &Leaves,
     ) -> Result<Object, StoreError> {
+        self.at(Moment::Import);
         let path = self.staging_path(id);
         let small = self.staging.lock().small.get(&id).cloned();
         if let Some(small) = small.filter(|_| size <= INLINE_BYTES_MAX) {

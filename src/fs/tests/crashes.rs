@@ -1,5 +1,7 @@
 //! Names and journal records after a crash: both as of one moment.
 
+mod held;
+
 use std::{collections::BTreeMap, process::Command};
 
 use super::{cases::power_loss, *};
@@ -203,6 +205,14 @@ impl Fixture {
                 self.act(move |core| core.unlink(folder, &name)).unwrap();
             }
         }
+    }
+
+    /// Opens a file and writes to it, which nothing confirms yet.
+    fn changed(&self, path: &str) -> (u64, Arc<Live>) {
+        let handle = self.open_file(path, libc::O_RDWR).unwrap();
+        self.write_at(handle, 0, b"T").unwrap();
+        let number = self.walk(path).unwrap();
+        (handle, self.core.live(number).unwrap())
     }
 
     /// All files and what is in them.
@@ -434,16 +444,13 @@ fn what_is_cut_off_after_it_was_synced_while_the_file_was_published_shows_no_zer
     fixture.put("a", b"a").unwrap();
     fixture.settle();
     let _paused = fixture.namespace.pause();
-    let handle = fixture.open_file("a", libc::O_RDWR).unwrap();
-    let number = fixture.walk("a").unwrap();
-    fixture.write_at(handle, 0, b"T").unwrap();
-    let live = fixture.core.live(number).unwrap();
+    let (handle, live) = fixture.changed("a");
     let ordered = fixture.core.order.read();
     live.state.lock().hurry = true;
     fixture.core.wake.notify_one();
     wait_until("it is an object", || !live.state.lock().imported.is_empty());
     fixture.write_at(handle, 0, &[b'U'; 8192]).unwrap();
-    assert!(matches!(fixture.core.fsync_live(number), Ok(true)));
+    assert!(matches!(fixture.core.fsync_live(live.number), Ok(true)));
     drop(ordered);
     wait_until("it is published", || live.state.lock().imported.is_empty());
     let size = Changes {
@@ -451,7 +458,7 @@ fn what_is_cut_off_after_it_was_synced_while_the_file_was_published_shows_no_zer
         ..Changes::default()
     };
     fixture
-        .act(move |core| core.setattr(number, &size))
+        .act(move |core| core.setattr(live.number, &size))
         .unwrap();
     assert_eq!(fixture.after_crash(true), seen(&[("a", b"UUUU")]));
 }
@@ -463,17 +470,16 @@ fn what_was_synced_on_its_way_to_be_published_is_kept_when_the_machine_goes_down
     fixture.put("a", b"a").unwrap();
     fixture.settle();
     let paused = fixture.namespace.pause();
-    let handle = fixture.open_file("a", libc::O_RDWR).unwrap();
-    let number = fixture.walk("a").unwrap();
-    fixture.write_at(handle, 0, b"T").unwrap();
-    let live = fixture.core.live(number).unwrap();
+    let (handle, live) = fixture.changed("a");
     // Its bytes become an object, and the entry can't be changed yet.
     let ordered = fixture.core.order.read();
     fixture.core.release(handle);
     wait_until("it is an object", || !live.state.lock().imported.is_empty());
-    assert!(matches!(fixture.core.fsync_live(number), Ok(true)));
+    assert!(matches!(fixture.core.fsync_live(live.number), Ok(true)));
     drop(ordered);
-    wait_until("it is published", || fixture.core.live(number).is_none());
+    wait_until("it is published", || {
+        fixture.core.live(live.number).is_none()
+    });
     // Whatever is done with goes.
     fixture.store.settle().unwrap();
     assert_eq!(fixture.after_crash(true), seen(&[("a", b"T")]));

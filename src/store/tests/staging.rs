@@ -1,6 +1,7 @@
 //! Staging, journal, import.
 
 use super::*;
+use crate::store::Moment;
 
 #[test]
 fn imported_files_become_objects() {
@@ -204,6 +205,26 @@ fn a_record_that_was_on_its_way_when_its_file_was_done_with_does_not_bring_it_ba
         // Its file may have gone by now.
         let _ = store.journal(id, &record, true);
     }
+    store.flush().unwrap();
+    assert_eq!(reopen(store).journaled().unwrap(), []);
+}
+
+#[test]
+fn no_record_is_taken_for_a_file_that_is_about_to_go() {
+    let (_dir, store) = new_store();
+    let (id, _memory) = store.stage_small().unwrap().unwrap();
+    store.unfold(id).unwrap();
+    let record = JournalRecord {
+        bytes: Some(serde_bytes::ByteBuf::new()),
+        ..entry(0)
+    };
+    // So it stays until the index is on the disk.
+    store.journal(id, &record, true).unwrap();
+    let held = store.hold(Moment::Unlink);
+    store.unstage(id).unwrap();
+    held.is_reached();
+    store.journal(id, &record, true).unwrap();
+    drop(held);
     store.flush().unwrap();
     assert_eq!(reopen(store).journaled().unwrap(), []);
 }
