@@ -182,6 +182,22 @@ pub(crate) struct Core {
     pub(super) published: watch::Sender<u64>,
 }
 
+/// What is in use whatever the folder shows.
+#[derive(Clone, Debug, Default)]
+pub struct InUse {
+    /// What open files show, and what is below what is being written.
+    pub contents: HashSet<Object>,
+    /// Sizes of the files of which contents are being made.
+    pub making: HashSet<u64>,
+}
+
+impl InUse {
+    /// Whether a content is in use, or may be one that is being made.
+    pub fn has(&self, object: &Object) -> bool {
+        self.contents.contains(object) || self.making.contains(&object.size)
+    }
+}
+
 impl Core {
     pub(crate) fn new(
         tree: Arc<dyn Tree>,
@@ -296,26 +312,31 @@ impl Core {
         }
     }
 
-    /// The contents that open files show or that are below what is being written; `None` while one is being made of a staging
-    /// file.
-    pub(super) fn contents_in_use(&self) -> Option<HashSet<Object>> {
-        let mut in_use = HashSet::new();
+    /// What open files show, and what is being written.
+    fn in_use(&self) -> InUse {
+        let mut in_use = InUse::default();
         let lives: Vec<_> = self.lives.lock().values().cloned().collect();
         for live in lives {
             let state = live.state.lock();
             if state.importing {
-                return None;
+                in_use.making.insert(state.overlay.size());
             }
-            in_use.extend([state.base, state.agreed]);
+            in_use.contents.extend([state.base, state.agreed]);
         }
         let open: Vec<_> = self.files.lock().values().map(|file| file.number).collect();
         let inodes = self.inodes.lock();
         for number in open {
             if let Some(Kind::File(object)) = inodes.facts(number).map(|facts| &facts.kind) {
-                in_use.insert(*object);
+                in_use.contents.insert(*object);
             }
         }
-        Some(in_use)
+        in_use
+    }
+
+    /// Looks while nothing in the folder changes its name or is opened, with what is in use then.
+    pub(super) fn at_rest<T>(&self, look: impl FnOnce(InUse) -> T) -> T {
+        let _order = self.order.write();
+        look(self.in_use())
     }
 
     /// Applies edits: visible here at once. Where a folder is being moved, they wait.

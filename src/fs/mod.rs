@@ -46,6 +46,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{content::Object, manifest::TreePath};
 
+pub use core::InUse;
 pub use mount::{MountError, Mounted, Status, clear_stale, mount};
 
 /// Whose files are shown.

@@ -1,13 +1,12 @@
 //! Mounting, unmounting, and clearing what dead processes left mounted.
 
 use std::{
-    collections::HashSet,
     ffi::OsStr,
     io,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,14 +16,13 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
     Config, ahead,
-    core::{Core, Options},
+    core::{Core, InUse, Options},
     fuse::Shell,
     notify::{self, Notices},
     parts::{Bring, Tree},
     publish,
 };
 use crate::{
-    content::Object,
     manifest::TreePath,
     node::namespace::{Namespace, RemoteChanges},
     store::{Store, StoreError},
@@ -254,15 +252,9 @@ impl Mounted {
         })
     }
 
-    /// The contents that open files show or that are below what is being written; `None` while one is being made of a staging
-    /// file, when it can't be said.
-    pub fn contents_in_use(&self) -> Option<HashSet<Object>> {
-        self.core.contents_in_use()
-    }
-
-    /// Counts changes of the folder, here and elsewhere.
-    pub fn changes(&self) -> u64 {
-        self.core.epoch.load(Ordering::Acquire)
+    /// Looks while nothing in the folder changes its name or is opened here, with what is in use then. Others wait meanwhile.
+    pub fn at_rest<T>(&self, look: impl FnOnce(InUse) -> T) -> T {
+        self.core.at_rest(look)
     }
 
     #[cfg(test)]

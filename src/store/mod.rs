@@ -954,6 +954,17 @@ impl Store {
         self.inner.core.clear(candidate, until_s)
     }
 
+    /// The same for what nothing referred to at a moment not before `since_s` (seconds since 1970): false, too, if it was read or
+    /// written since then.
+    pub fn clear_unused(
+        &self,
+        candidate: &Candidate,
+        since_s: u64,
+        until_s: u64,
+    ) -> Result<bool, StoreError> {
+        self.inner.core.clear_unused(candidate, since_s, until_s)
+    }
+
     /// Room of what of a kind goes when room is needed; `None` if no more may be cleared.
     pub fn cleared(&self, size: Size) -> Option<u64> {
         self.inner.core.cleared(size)

@@ -862,6 +862,22 @@ impl Core {
         is_cleared
     }
 
+    /// See [`super::Store::clear_unused`].
+    pub(super) fn clear_unused(
+        &self,
+        candidate: &Candidate,
+        since_s: u64,
+        until_s: u64,
+    ) -> Result<bool, StoreError> {
+        let Some(hot) = self.hot(&candidate.object)? else {
+            return Ok(false);
+        };
+        // Who writes it again does that under this, and takes it back.
+        let _change = hot.change.lock();
+        let is_used = hot.last_use.load(Ordering::Relaxed) >= since_s;
+        Ok(!is_used && self.clear(candidate, until_s))
+    }
+
     /// Room of what may go of a kind; `None` if no more may be cleared.
     pub(super) fn cleared(&self, size: Size) -> Option<u64> {
         let pool = self.room.pool(size).lock();

@@ -232,6 +232,38 @@ fn with_nothing_that_may_go_writers_hear_of_it_and_readers_go_on() {
 }
 
 #[test]
+fn earlier_versions_make_room_in_a_folder_that_changes_all_the_time_and_where_files_have_several_names()
+ {
+    let pair = pair_with("--cache-size 24M --min-free 0");
+    let b = &pair.b;
+    b.write("one", noise(1, 1000));
+    b.with("one", |path| {
+        fs::hard_link(path, path.with_file_name("two"))
+    })
+    .unwrap();
+    let (done, mut changes) = (AtomicBool::new(false), 0);
+    thread::scope(|scope| {
+        let busy = scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                changes += 1;
+                write(b, "busy", &noise(changes, 1000)).unwrap();
+            }
+        });
+        let written = (0..16).try_for_each(|version| {
+            write(b, "one", &noise(version, 2 * MIB))?;
+            b.ask(&format!("wait --published {}", b.path("one").display()))
+                .ok();
+            Ok::<_, std::io::Error>(())
+        });
+        done.store(true, Ordering::Release);
+        busy.join().unwrap();
+        written.unwrap();
+    });
+    b.shows("two", noise(15, 2 * MIB));
+    b.shows("busy", noise(changes, 1000));
+}
+
+#[test]
 fn on_a_disk_that_others_fill_readers_go_on_and_all_is_well_when_there_is_room_again() {
     let pair = pair();
     pair.a.write("a", noise(1, 6 * MIB));

@@ -3,28 +3,27 @@
 //! The store lets go only what was cleared, the least recently used first (`store::policy`). Cleared is
 //! - what another member durably promised to keep for [`LEASE`]: asked for as for `p2pfs evict`. Of what was written here it must
 //!   give a block as well: a word is not enough for what may be the only copy;
-//! - what no name of the folder, no open file and nothing that is being written refers to any more: earlier versions. That is
-//!   looked for only when nobody promises enough, since it takes a walk through the whole folder, and counts only if nothing
-//!   changed meanwhile, all heads that are known are shown, and there are no hard links: of a file with several names a version
-//!   may stand that none of them shows.
+//! - what no entry of the folder, no open file and nothing that is being written refers to any more: earlier versions. That is
+//!   looked for only when nobody promises enough, since it takes a way through the whole manifest. Every version of every
+//!   entry counts, shown or not. What changed meanwhile is gone through as well, until nothing did while all that is beside
+//!   the manifest was looked at, with all heads that are known shown.
 //!
 //! Everything else stays: what is pinned, promised to others, unpublished, lent to the kernel, or nobody else's.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::{
-    evict::{Evictions, LEASE, Running, held_elsewhere, now_s},
-    walk::{Step, Walk},
-};
+use super::evict::{Evictions, LEASE, Running, held_elsewhere, now_s};
 use crate::{
     content::Object,
-    manifest::{NodeHash, TreePath},
+    control::ControlError,
+    fs::InUse,
+    manifest::{self, Key, Kind, NodeHash},
     net::proto::KEPT_MAX,
     node::{Node, run_blocking},
     store::{Candidate, Origin, Size, StoreError},
@@ -56,11 +55,12 @@ const FRUITLESS_PAUSE_MAX: Duration = Duration::from_secs(4);
 const UNREFERENCED_FOR: u64 = 10;
 /// It must have been so for a moment: what was just written may be about to get its name. Seconds.
 const UNREFERENCED_SINCE: u64 = 2;
-/// How often a walk is repeated because something changed meanwhile: what was just removed is published a moment later, and who
-/// waits for room may just have made the file that it is for.
-const WALKS_MAX: u32 = 8;
-/// How much longer what changes is left alone each time, so that it may come to rest.
-const WALK_PAUSE: Duration = Duration::from_millis(250);
+/// How often it is looked again because there was another head meanwhile: then only what that changed is gone through.
+const LOOKS_MAX: u32 = 16;
+/// How much longer a head that is not shown yet is waited for each time.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// Entries that are gone through at a time.
+const ROWS_MAX: usize = 4096;
 
 /// Finds out what may go whenever there is a need; ends with the node.
 pub(in crate::node) async fn keep_room(node: Arc<Node>) {
@@ -149,10 +149,10 @@ async fn search_among(node: &Arc<Node>, size: Size) -> Result<bool, StoreError> 
         }
     }
     if !found && !left.is_empty() && node.store.cleared(size).is_some() {
-        let looked = clear_unreferenced(node, &left);
-        found = tokio::time::timeout(WALKED_WITHIN, looked)
-            .await
-            .unwrap_or(false);
+        let looked = clear_unreferenced(node, left);
+        if let Ok(looked) = tokio::time::timeout(WALKED_WITHIN, looked).await {
+            found = looked?;
+        }
     }
     Ok(found)
 }
@@ -196,69 +196,138 @@ async fn clear_promised(
 }
 
 /// Clears those that nothing refers to any more; returns whether there were any.
-async fn clear_unreferenced(node: &Arc<Node>, candidates: &[Candidate]) -> bool {
-    for walks in 0..WALKS_MAX {
-        tokio::time::sleep(WALK_PAUSE * walks).await;
-        let young = |candidate: &&Candidate| candidate.last_use + UNREFERENCED_SINCE > now_s();
-        let mut wanted: BTreeMap<Object, Candidate> = candidates
-            .iter()
-            .filter(|candidate| !young(candidate))
-            .map(|candidate| (candidate.object, *candidate))
-            .collect();
-        let Some(before) = state_of(node) else {
-            continue;
-        };
-        let (Some(in_use), Ok(mut walk)) = (
-            in_use(node),
-            Walk::start(node.clone(), &[TreePath::root()]).await,
-        ) else {
-            continue;
-        };
-        wanted.retain(|object, _| !in_use.contains(object));
-        let whole = loop {
-            match walk.next().await {
-                Some(Step::File(_, object)) => {
-                    wanted.remove(&object);
-                }
-                // What can't be looked at may refer to anything.
-                Some(Step::Failed(..)) => break false,
-                None => break !walk.met_links(),
-            }
-        };
-        if !whole {
-            return false;
-        }
-        if wanted.is_empty() {
-            if !candidates.iter().any(|candidate| young(&candidate)) {
-                return false;
-            }
-            tokio::time::sleep(Duration::from_secs(UNREFERENCED_SINCE)).await;
-            continue;
-        }
-        let Some(in_use) = self::in_use(node) else {
-            continue;
-        };
-        wanted.retain(|object, _| !in_use.contains(object));
-        if state_of(node) != Some(before) {
-            continue;
-        }
-        let until_s = now_s() + UNREFERENCED_FOR;
-        let cleared = wanted.values();
-        let cleared = cleared.filter(|candidate| node.store.clear(candidate, until_s));
-        return cleared.count() > 0;
+async fn clear_unreferenced(
+    node: &Arc<Node>,
+    candidates: Vec<Candidate>,
+) -> Result<bool, StoreError> {
+    let is_old = |candidate: &Candidate| candidate.last_use + UNREFERENCED_SINCE <= now_s();
+    let (old, young): (Vec<_>, Vec<_>) = candidates.into_iter().partition(is_old);
+    if clear_unreferenced_of(node, old).await? {
+        return Ok(true);
     }
-    false
+    if young.is_empty() {
+        return Ok(false);
+    }
+    tokio::time::sleep(Duration::from_secs(UNREFERENCED_SINCE)).await;
+    clear_unreferenced_of(node, young).await
 }
 
-/// Changes with every change of the folder, here or elsewhere; `None` while there are changes that can't be seen: they may
-/// refer to anything.
-fn state_of(node: &Node) -> Option<(Option<NodeHash>, Option<u64>)> {
-    let changes = node.mounted().map(|mounted| mounted.changes());
-    let status = node.namespace.status();
-    (status.unseen_heads == 0).then_some((status.root, changes))
+async fn clear_unreferenced_of(
+    node: &Arc<Node>,
+    candidates: Vec<Candidate>,
+) -> Result<bool, StoreError> {
+    let candidates = candidates.into_iter();
+    let mut wanted: BTreeMap<Object, Candidate> = candidates
+        .map(|candidate| (candidate.object, candidate))
+        .collect();
+    // Trees that were gone through: of those that follow on from them only what differs is.
+    let mut seen: Vec<NodeHash> = Vec::new();
+    for look in 0..LOOKS_MAX {
+        if wanted.is_empty() {
+            return Ok(false);
+        }
+        let (looking, since_s) = (node.clone(), now_s());
+        let Some(at) = run_blocking(move || look_at_rest(&looking)).await? else {
+            // A head has come, and is shown in a moment.
+            tokio::time::sleep(LOOK_PAUSE * look).await;
+            continue;
+        };
+        wanted.retain(|object, _| !at.refers_to(object));
+        // The merged state last: what comes next differs least from that.
+        let new = at.roots.into_iter().rev();
+        let new: Vec<_> = new.filter(|root| !seen.contains(root)).collect();
+        if new.is_empty() {
+            let clearing = node.clone();
+            return run_blocking(move || clear_unused(&clearing, &wanted, since_s)).await;
+        }
+        for root in new {
+            let from = seen.last().copied().unwrap_or_else(manifest::empty_root);
+            if let Err(error) = spare_mentioned(node, from, root, &mut wanted).await {
+                // What can't be looked at may refer to anything.
+                tracing::debug!(%error, "it can't be told what nothing refers to");
+                return Ok(false);
+            }
+            seen.push(root);
+        }
+    }
+    Ok(false)
 }
 
-/// What open files show, and what is being written; `None` while that can't be said.
-fn in_use(node: &Node) -> Option<std::collections::HashSet<Object>> {
-    node.mounted()?.contents_in_use()
+/// Clears what nothing referred to then, nor was used since; returns whether there was any.
+fn clear_unused(
+    node: &Node,
+    unreferenced: &BTreeMap<Object, Candidate>,
+    since_s: u64,
+) -> Result<bool, StoreError> {
+    let until_s = now_s() + UNREFERENCED_FOR;
+    let mut is_any = false;
+    for candidate in unreferenced.values() {
+        is_any |= node.store.clear_unused(candidate, since_s, until_s)?;
+    }
+    Ok(is_any)
+}
+
+/// What refers to contents at one moment.
+struct References {
+    /// Of the trees, whose entries do.
+    roots: Vec<NodeHash>,
+    pending: HashSet<Object>,
+    in_use: InUse,
+    /// What files that the last process had not published are based on.
+    unpublished: HashSet<Object>,
+}
+
+impl References {
+    /// But for the trees.
+    fn refers_to(&self, object: &Object) -> bool {
+        let sets = [&self.pending, &self.unpublished];
+        self.in_use.has(object) || sets.iter().any(|set| set.contains(object))
+    }
+}
+
+/// `None` while that can't be told.
+fn look_at_rest(node: &Node) -> Result<Option<References>, StoreError> {
+    let records = node.store.journaled()?.into_iter();
+    let unpublished = records.filter_map(|(_, record)| record.base).collect();
+    let Some(mounted) = node.mounted() else {
+        return Ok(None);
+    };
+    Ok(mounted.at_rest(|in_use| {
+        let made_of = node.namespace.made_of()?;
+        Some(References {
+            roots: made_of.roots,
+            pending: made_of.pending,
+            in_use,
+            unpublished,
+        })
+    }))
+}
+
+/// Takes out what any version of an entry mentions, shown or not, that one tree has and the other has not.
+async fn spare_mentioned(
+    node: &Arc<Node>,
+    from: NodeHash,
+    to: NodeHash,
+    wanted: &mut BTreeMap<Object, Candidate>,
+) -> Result<(), ControlError> {
+    let mut after: Option<Key> = None;
+    loop {
+        let start = after.clone();
+        let changes = node
+            .with_nodes(move |namespace| {
+                namespace.changes_after(from, to, start.as_ref(), ROWS_MAX)
+            })
+            .await?;
+        for versions in changes.iter().filter_map(|change| change.new.as_ref()) {
+            for version in versions.as_slice() {
+                if let Kind::File(object) = &version.entry.kind {
+                    wanted.remove(object);
+                }
+            }
+        }
+        if changes.len() < ROWS_MAX {
+            return Ok(());
+        }
+        after = changes.into_iter().last().map(|change| change.key);
+    }
 }

@@ -27,8 +27,6 @@ pub(super) struct Walk {
     /// The next one comes last.
     folders: Vec<TreePath>,
     files: VecDeque<(TreePath, Object)>,
-    /// Whether a file with several names was among them.
-    met_links: bool,
 }
 
 impl Walk {
@@ -41,7 +39,6 @@ impl Walk {
             node,
             folders: Vec::new(),
             files: VecDeque::new(),
-            met_links: false,
         };
         for path in paths.iter().rev() {
             let at = path.clone();
@@ -62,11 +59,6 @@ impl Walk {
             }
         }
         Ok(walk)
-    }
-
-    /// Whether a file with several names was come by: of these, versions may stand that no name shows.
-    pub(super) fn met_links(&self) -> bool {
-        self.met_links
     }
 
     /// The next file; `None` at the end.
@@ -91,7 +83,6 @@ impl Walk {
                 let Ok(path) = folder.join(&name) else {
                     continue;
                 };
-                self.met_links |= shown.link.is_some() || matches!(shown.entry.kind, Kind::Link(_));
                 match shown.entry.kind {
                     Kind::Directory => deeper.push(path),
                     Kind::File(object) => self.files.push_back((path, object)),

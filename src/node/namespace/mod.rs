@@ -40,7 +40,7 @@ mod state;
 mod tests;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -61,6 +61,7 @@ use self::{
 };
 use crate::{
     cluster::{ClusterKeys, Head},
+    content::Object,
     manifest::{
         Dot, Entry, FileId, HybridTime, Moved, Name, NodeHash, Shown, Summary, TreeError, TreePath,
     },
@@ -195,8 +196,15 @@ pub struct NamespaceStatus {
     pub unpublished: u64,
     /// Paths that show conflict copies.
     pub conflicts: u64,
-    /// Heads whose trees are neither merged nor shown yet.
-    pub unseen_heads: u64,
+}
+
+/// What the folder is made of at one moment.
+#[derive(Clone, Debug)]
+pub struct MadeOf {
+    /// Roots of the trees that are shown together, the merged state first.
+    pub roots: Vec<NodeHash>,
+    /// Contents that local changes put which no head has yet.
+    pub pending: HashSet<Object>,
 }
 
 /// What the parts of the namespace share: the replica, and what wakes and announces.
@@ -579,6 +587,12 @@ impl Namespace {
     /// Remote changes, for the kernel's caches. A listener that falls behind is to take it for [`RemoteChanges::All`].
     pub fn remote_changes(&self) -> broadcast::Receiver<RemoteChanges> {
         self.shared.signals.remote_changes.subscribe()
+    }
+
+    /// What the folder is made of now. A content that no version of any entry in these trees has, nor a pending change, is not
+    /// in it under any name. `None` before the first head, and while heads are known whose trees are neither merged nor shown.
+    pub fn made_of(&self) -> Option<MadeOf> {
+        self.shared.replica.made_of()
     }
 
     /// Figures.

@@ -8,12 +8,13 @@
 //! forgotten in portions when they are committed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map},
+    collections::{BTreeMap, BTreeSet, HashSet, btree_map},
     ops::Bound,
     sync::Arc,
 };
 
 use super::{Edit, plan::Copied, recent::Recent};
+use crate::content::Object;
 use crate::manifest::{Dot, Entry, FileId, HybridTime, Kind, Moved, Name, Shown, TreePath};
 
 /// Paths whose last local write is remembered.
@@ -456,6 +457,21 @@ impl Overlay {
         self.behind(folder)
             .take_while(move |(path, _)| path.is_within(folder))
             .filter(|(path, _)| path.record().is_none())
+    }
+
+    /// Contents that pending changes put.
+    pub(super) fn contents(&self) -> HashSet<Object> {
+        let mut contents = HashSet::new();
+        for pending in self.edits.values() {
+            let mut next = Some(pending);
+            while let Some(pending) = next {
+                if let Some(Kind::File(object)) = pending.entry.as_ref().map(|entry| &entry.kind) {
+                    contents.insert(*object);
+                }
+                next = pending.under.as_ref();
+            }
+        }
+        contents
     }
 
     /// Records of files with several names that are pending.

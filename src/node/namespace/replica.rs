@@ -17,7 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
-    Arrival, Edit, NamespaceError, NamespaceStatus, Published,
+    Arrival, Edit, MadeOf, NamespaceError, NamespaceStatus, Published,
     disk::Disk,
     heads::KnownHead,
     looked::Looked,
@@ -461,18 +461,27 @@ impl<D: Disk> Replica<D> {
             .collect()
     }
 
+    pub(super) fn made_of(&self) -> Option<MadeOf> {
+        let state = self.state.read();
+        if state.unseen_heads() > 0 {
+            return None;
+        }
+        let parts = state.parts.iter().map(|part| part.root);
+        Some(MadeOf {
+            roots: std::iter::once(state.root?).chain(parts).collect(),
+            pending: state.overlay.contents(),
+        })
+    }
+
     pub(super) fn status(&self) -> NamespaceStatus {
         let state = self.state.read();
         let summary = |root| manifest::summary(&self.nodes, root).ok();
         let summary = state.root.and_then(summary);
-        let is_shown = |head: &&KnownHead| state.parts.iter().any(|part| part.root == head.root);
-        let unseen = state.heads.unmerged().filter(|head| !is_shown(head));
         NamespaceStatus {
             root: state.root,
             summary,
             unpublished: state.overlay.len() as u64,
             conflicts: summary.map_or(0, |summary| summary.conflicts),
-            unseen_heads: unseen.count() as u64,
         }
     }
 }

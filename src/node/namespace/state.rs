@@ -276,6 +276,12 @@ impl State {
         }
     }
 
+    /// Heads that are neither merged nor shown yet.
+    pub(super) fn unseen_heads(&self) -> usize {
+        let is_shown = |head: &&KnownHead| self.parts.iter().any(|part| part.root == head.root);
+        self.heads.unmerged().filter(|head| !is_shown(head)).count()
+    }
+
     /// What is shown: the merged state, and heads whose merging can wait, as if they were merged.
     pub(super) fn view(&self) -> Option<View> {
         let state = (self.root?, self.covers.clone());

@@ -417,3 +417,29 @@ fn promises_bind_a_quarter_of_the_limit_what_would_stay_anyway_apart() {
     let last = store.promise(&fetched[3].object, u64::MAX).unwrap();
     assert!(last);
 }
+
+#[test]
+fn what_was_used_since_it_was_found_that_nothing_refers_to_it_is_not_cleared() {
+    let (_dir, store) = limited(u64::MAX);
+    let write = |sample: &Sample| {
+        let (id, file) = store.stage().unwrap();
+        file.write_all_at(&sample.data, 0).unwrap();
+        let size = sample.object.size;
+        store.import(id, size, &Leaves::default()).unwrap();
+        store.unstage(id).unwrap();
+    };
+    for (size, seed) in [(Size::Large, 3 * BLOCK_BYTES), (Size::Small, 4000)] {
+        let sample = Sample::new(seed, 1);
+        write(&sample);
+        let (candidate, _) = store.oldest(size, None, 1).unwrap()[0];
+        let clear = |since_s| store.clear_unused(&candidate, since_s, u64::MAX).unwrap();
+        assert!(!clear(candidate.last_use));
+        assert!(clear(candidate.last_use + 1));
+        assert!(store.oldest(size, None, 1).unwrap().is_empty());
+        // Taken back.
+        let since_s = super::super::cache::now();
+        write(&sample);
+        assert_eq!(store.oldest(size, None, 1).unwrap().len(), 1);
+        assert!(!clear(since_s));
+    }
+}
