@@ -83,6 +83,16 @@ pub(crate) enum Command {
     Report(ReportPeerArgs),
     /// Run a tracker and two mounts on this machine, side by side
     Demo(DemoArgs),
+    /// What a mount starts beside itself: once the process is gone, break the connection that is standard output
+    #[command(hide = true)]
+    Guard(GuardArgs),
+}
+
+#[derive(ClapArgs)]
+pub(crate) struct GuardArgs {
+    /// The process that is guarded
+    #[arg(value_name = "PID")]
+    pub(crate) pid: i32,
 }
 
 /// Which mount is meant.

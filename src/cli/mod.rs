@@ -119,6 +119,7 @@ fn dispatch(args: Args) -> Outcome {
         // These two set up logging for a process that stays.
         Command::Mount(options) => mount::run(&common, options),
         Command::Tracker(options) => tracker::run(&common, options),
+        Command::Guard(options) => mount::guard(&options),
         command => {
             logging::to_stderr(&common);
             if !matches!(command, Command::Demo(_)) {
@@ -187,6 +188,8 @@ async fn ask(common: &args::Common, command: Command) -> Outcome {
         Command::Leave(options) => cluster::leave(common, options).await,
         Command::Report(options) => reports::report(common, options).await,
         Command::Demo(options) => demo::run(common, options).await,
-        Command::Mount(_) | Command::Tracker(_) => Err(Failure::new("internal: dispatched twice")),
+        Command::Mount(_) | Command::Tracker(_) | Command::Guard(_) => {
+            Err(Failure::new("internal: dispatched twice"))
+        }
     }
 }

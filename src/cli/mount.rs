@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::{
     Failure, Outcome, What,
-    args::{Common, MountArgs, UnmountArgs},
+    args::{Common, GuardArgs, MountArgs, UnmountArgs},
     background::{self, Report},
     cluster::{is_id, parse_trackers, resolve},
     locate::{self, refused},
@@ -144,6 +144,7 @@ fn config(saved: &SavedCluster, options: &MountArgs) -> Result<NodeConfig, Failu
         download_limit: options.download_limit,
         allow_other: options.allow_other,
         passthrough: !options.no_passthrough,
+        guard: std::env::current_exe().ok(),
         owner,
         new: options.new,
         keep_all: options.keep_all,
@@ -279,6 +280,22 @@ pub(crate) fn end_signal() -> impl Future<Output = ()> + Send {
             false => drop(futures::future::select_all(waits).await),
         }
     }
+}
+
+/// What the guard of a mount does, a process of its own.
+pub(crate) fn guard(options: &GuardArgs) -> Outcome {
+    let what = "the mount can't be guarded";
+    let guarded = rustix::process::Pid::from_raw(options.pid);
+    let guarded = guarded
+        .ok_or_else(|| Failure::usage(format_args!("{what}: no process has that number")))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime
+        .what(what)?
+        .block_on(fs::guard::run(guarded))
+        .what(what)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// How long the process behind an unmounted folder is given to end.

@@ -27,6 +27,7 @@ mod drive;
 mod errno;
 mod fates;
 mod fuse;
+pub mod guard;
 mod hashed;
 mod inodes;
 mod interrupt;
@@ -71,6 +72,8 @@ pub struct Config {
     pub allow_other: bool,
     /// Have the kernel read what is here by itself, where this process may. Small writes are not cached then.
     pub passthrough: bool,
+    /// The program that is its guard as `p2pfs guard` ([`guard`]); `None` for no guard.
+    pub guard: Option<PathBuf>,
     /// Whose files are shown.
     pub owner: OwnerMode,
     /// How long an operation waits for the network without progress.

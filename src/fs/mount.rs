@@ -18,6 +18,7 @@ use super::{
     Config, ahead,
     core::{Core, InUse, Options},
     fuse::Shell,
+    guard,
     notify::{self, Notices},
     parts::{Bring, Tree},
     publish,
@@ -184,6 +185,9 @@ pub(super) fn mount_parts(
         })
         .map_err(io_error("starting a thread"))?;
     raise_readahead(&mountpoint);
+    if let Some(program) = &config.guard {
+        start_guard(program, &mountpoint);
+    }
     let mut tasks = vec![
         runtime.spawn(publish::publisher(core.clone())),
         runtime.spawn(publish::settler(core.clone())),
@@ -505,6 +509,17 @@ fn users(dir: &Path) -> String {
     match more {
         0 => named,
         more => format!("{named} and {more} more"),
+    }
+}
+
+/// Where that can't be, a process that is killed may keep others waiting, as without one.
+fn start_guard(program: &Path, mountpoint: &Path) {
+    let started = find_mount(mountpoint).and_then(|device| match device {
+        Some(device) => guard::start(program, &device).map_err(io_error("starting a guard")),
+        None => Ok(()),
+    });
+    if let Err(error) = started {
+        tracing::info!(%error, "the mount has no guard");
     }
 }
 

@@ -98,6 +98,8 @@ pub struct NodeConfig {
     pub allow_other: bool,
     /// The kernel may read what is here by itself; see [`fs::Config`].
     pub passthrough: bool,
+    /// The program that guards the mount; see [`fs::Config`].
+    pub guard: Option<PathBuf>,
     /// Whose files they appear to be.
     pub owner: fs::OwnerMode,
     /// Start from an empty folder where no head is known.
@@ -355,6 +357,7 @@ impl Node {
             read_only: self.role() == Role::ReadOnly,
             allow_other: self.config.allow_other,
             passthrough: self.config.passthrough,
+            guard: self.config.guard.clone(),
             owner: self.config.owner,
             wait: self.config.read_timeout,
             state_dir: self.saved.dir.clone(),

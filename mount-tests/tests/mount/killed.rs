@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use p2pfs_mount_tests::{Host, LONG, Lab, SOON, until};
+use p2pfs_mount_tests::{Host, LONG, Lab, Process, SOON, ends, until};
 use rustix::{
     fs::SeekFrom,
     process::{Signal, kill_process},
@@ -116,14 +116,20 @@ fn an_operation_of_a_program() {
     println!("{operation}: {:?}", operate(&operation, Path::new("mnt")));
 }
 
-/// Starts it and sends the signal once it waits; whether it did, and had not ended by itself.
-fn is_killed(host: &Host, operation: &str, signal: Signal) -> bool {
+/// Starts it.
+fn starts(host: &Host, operation: &str) -> Process {
     let program = std::env::current_exe().unwrap();
-    let mut process = host.start_sh(&format!(
+    let process = host.start_sh(&format!(
         "exec env {VARIABLE}={operation} {} --ignored --exact killed::an_operation_of_a_program --nocapture",
         program.display()
     ));
     process.says(" begins");
+    process
+}
+
+/// Starts it and sends the signal once it waits; whether it did, and had not ended by itself.
+fn is_killed(host: &Host, operation: &str, signal: Signal) -> bool {
+    let mut process = starts(host, operation);
     let said = process.output();
     let thread = said
         .split("thread ")
@@ -191,4 +197,61 @@ fn a_program_that_waits_for_the_network_in_any_operation_dies_at_once() {
     });
     assert!(!b.has("moved"));
     assert_eq!(b.read("far3").unwrap().len(), 3_000_000);
+}
+
+/// The kernel is told to forget a name in a folder that is locked by an operation which this very process is to answer.
+#[test]
+fn whoever_waits_for_a_process_that_is_killed_hears_of_it_even_while_the_kernel_is_told_something()
+{
+    let lab = Lab::new();
+    let (a, b, c) = (lab.host("a"), lab.host("b"), lab.host("c"));
+    let (id, _) = a.create("");
+    let a = a.mount("c", "");
+    // So many names that a newcomer does not get them along with the first look at the root.
+    a.host().sh(
+        "cd mnt; for dir in 1 2 3 4 5 6 7 8 9 10 11 12; do mkdir dir$dir; (cd dir$dir; touch $(seq 300)); done
+         echo one > other; echo far > far3",
+    );
+    a.publishes_within(LONG);
+    let options = format!("--read-timeout 300s --peer {}", a.multiaddr());
+    let b = b.mount(&id, &options);
+    let c = c.mount(&id, &format!("{options} --peer {}", b.multiaddr()));
+    for side in [&b, &c] {
+        side.shows_within(LONG, "other", "one\n");
+        side.shows_within(LONG, "far3", "far\n");
+    }
+    c.meets(2);
+    let (stopped, killed) = (a.pid(), b.pid());
+    kill_process(stopped, Signal::STOP).unwrap();
+    // Has the root locked, and waits for what is in the folder.
+    let mut waiting = starts(b.host(), "rename");
+    until(LONG, "the kernel is told something and waits", || {
+        c.write("other", "two\n");
+        threads_that_wait(killed.as_raw_nonzero().get())
+            .iter()
+            .any(|name| name.starts_with("p2pfs-notify"))
+    });
+    kill_process(killed, Signal::KILL).unwrap();
+    waiting.ends_within(AT_ONCE);
+    ends(killed);
+    kill_process(stopped, Signal::CONT).unwrap();
+    let b = b.host().mount(&id, &options);
+    b.shows_within(LONG, "other", "two\n");
+    b.shows_within(LONG, "far3", "far\n");
+}
+
+/// The names of a process's threads that wait for the kernel, deaf to signals.
+fn threads_that_wait(pid: i32) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten();
+    let stats =
+        threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("stat")).ok());
+    let waits = stats.filter_map(|stat| {
+        let (before, after) = stat.rsplit_once(") ")?;
+        after
+            .starts_with('D')
+            .then(|| before.split_once('(').map(|(_, name)| name.to_owned()))?
+    });
+    waits.collect()
 }

@@ -38,6 +38,7 @@ impl Mount {
             read_only: false,
             allow_other: false,
             passthrough,
+            guard: None,
             owner: OwnerMode::Stored,
             wait: Duration::from_secs(2),
             state_dir: fixture.dir.path().to_owned(),
