@@ -182,6 +182,9 @@ pub(crate) struct Core {
     pub(super) published: watch::Sender<u64>,
 }
 
+/// How long somebody who is busy with a file is waited for while everybody else waits.
+const BUSY_MAX: Duration = Duration::from_millis(2);
+
 /// What is in use whatever the folder shows.
 #[derive(Clone, Debug, Default)]
 pub struct InUse {
@@ -312,31 +315,38 @@ impl Core {
         }
     }
 
-    /// What open files show, and what is being written.
-    fn in_use(&self) -> InUse {
+    /// What open files show, and what is being written; `None` where somebody is busy with one of those.
+    fn in_use(&self) -> Option<InUse> {
         let mut in_use = InUse::default();
+        // What a handle shows may be below what is written next, so handles come first.
+        let open: Vec<_> = self.files.lock().values().map(|file| file.number).collect();
+        {
+            let inodes = self.inodes.lock();
+            for number in open {
+                if let Some(Kind::File(object)) = inodes.facts(number).map(|facts| &facts.kind) {
+                    in_use.contents.insert(*object);
+                }
+            }
+        }
         let lives: Vec<_> = self.lives.lock().values().cloned().collect();
         for live in lives {
-            let state = live.state.lock();
+            let state = live.state.try_lock_for(BUSY_MAX)?;
             if state.importing {
                 in_use.making.insert(state.overlay.size());
             }
             in_use.contents.extend([state.base, state.agreed]);
         }
-        let open: Vec<_> = self.files.lock().values().map(|file| file.number).collect();
-        let inodes = self.inodes.lock();
-        for number in open {
-            if let Some(Kind::File(object)) = inodes.facts(number).map(|facts| &facts.kind) {
-                in_use.contents.insert(*object);
-            }
-        }
-        in_use
+        Some(in_use)
     }
 
-    /// Looks while nothing in the folder changes its name or is opened, with what is in use then.
-    pub(super) fn at_rest<T>(&self, look: impl FnOnce(InUse) -> T) -> T {
+    /// Looks while nothing in the folder changes its name or is opened, with what is in use then. `None` where that can't be
+    /// now: a folder is being renamed, or somebody is busy with a file.
+    pub(super) fn at_rest<T>(&self, look: impl FnOnce(InUse) -> T) -> Option<T> {
         let _order = self.order.write();
-        look(self.in_use())
+        if !self.moving.lock().is_empty() {
+            return None;
+        }
+        self.in_use().map(look)
     }
 
     /// Applies edits: visible here at once. Where a folder is being moved, they wait.
@@ -351,6 +361,11 @@ impl Core {
         if edits.iter().any(|edit| edit.entry.is_none()) {
             // That may make room.
             *self.no_room.lock() = None;
+        }
+        for edit in &edits {
+            if let Some(Kind::File(object)) = edit.entry.as_ref().map(|entry| &entry.kind) {
+                self.store.keep(object);
+            }
         }
         self.tree.change(edits)?;
         self.note_change();

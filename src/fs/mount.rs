@@ -257,7 +257,8 @@ impl Mounted {
     }
 
     /// Looks while nothing in the folder changes its name or is opened here, with what is in use then. Others wait meanwhile.
-    pub fn at_rest<T>(&self, look: impl FnOnce(InUse) -> T) -> T {
+    /// `None` where that can't be now.
+    pub fn at_rest<T>(&self, look: impl FnOnce(InUse) -> T) -> Option<T> {
         self.core.at_rest(look)
     }
 

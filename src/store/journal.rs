@@ -7,7 +7,7 @@
 //! its name afterwards is noted apart ([`super::fate`]): no record changes, and none goes, before what supersedes it is on disk.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     ffi::OsStr,
     fs, io,
     os::unix::fs::{FileExt, MetadataExt},
@@ -91,6 +91,18 @@ impl Core {
             records.remove(id);
         }
         Ok(records.into_iter().collect())
+    }
+
+    /// See [`super::Store::journal_bases`].
+    pub(super) fn journal_bases(&self) -> Result<HashSet<Object>, StoreError> {
+        let mut bases = HashSet::new();
+        for pair in self.journal.iter() {
+            bases.extend(decode_journal(&pair?.1)?.base);
+        }
+        for (_, encoded) in self.latest.records()? {
+            bases.extend(decode_journal(&encoded)?.base);
+        }
+        Ok(bases)
     }
 
     /// Puts on disk what the journal says of all files, as [`Core::journal`] does for one.

@@ -60,6 +60,7 @@ mod verify;
 mod worker;
 
 use std::{
+    collections::HashSet,
     io,
     ops::Bound,
     ops::Range,
@@ -954,15 +955,29 @@ impl Store {
         self.inner.core.clear(candidate, until_s)
     }
 
-    /// The same for what nothing referred to at a moment not before `since_s` (seconds since 1970): false, too, if it was read or
-    /// written since then.
-    pub fn clear_unused(
-        &self,
-        candidate: &Candidate,
-        since_s: u64,
-        until_s: u64,
-    ) -> Result<bool, StoreError> {
-        self.inner.core.clear_unused(candidate, since_s, until_s)
+    /// It begins to be found out what nothing refers to: from now on it is noted what [`Store::keep`] keeps.
+    pub fn look_begins(&self, size: Size) {
+        self.inner.core.note_kept(size, true);
+    }
+
+    /// It was found out.
+    pub fn look_ends(&self, size: Size) {
+        self.inner.core.note_kept(size, false);
+    }
+
+    /// As [`Store::clear`], for what nothing refers to; false, too, if it was kept since [`Store::look_begins`].
+    pub fn clear_unreferenced(&self, candidate: &Candidate, until_s: u64) -> bool {
+        self.inner.core.clear_unreferenced(candidate, until_s)
+    }
+
+    /// Something refers to a content from now on: whatever was found out about it before, it stays.
+    pub fn keep(&self, object: &Object) {
+        self.inner.core.room.keep(object);
+    }
+
+    /// The contents below what was written and not published, as the journal has it: of all records there are.
+    pub fn journal_bases(&self) -> Result<HashSet<Object>, StoreError> {
+        self.inner.core.journal_bases()
     }
 
     /// Room of what of a kind goes when room is needed; `None` if no more may be cleared.

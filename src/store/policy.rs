@@ -5,7 +5,7 @@
 //! any more. Only from there anything is taken, the least recently used first; what was used since it was cleared
 //! goes behind all that was not.
 
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 
 use super::packs::HEADER_BYTES;
 use crate::content::Object;
@@ -264,6 +264,16 @@ pub(super) struct Pool {
     cleared: HashMap<Object, Cleared>,
     order: BTreeSet<(u64, Object)>,
     room: u64,
+    /// What was kept since somebody began to find out what nothing refers to.
+    kept: Option<Kept>,
+}
+
+/// See [`Pool::begin`].
+#[derive(Default)]
+struct Kept {
+    objects: HashSet<Object>,
+    /// There were more.
+    is_over: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -275,6 +285,8 @@ struct Cleared {
 
 /// Most contents that are cleared at a time: about 2 MiB of memory.
 pub(super) const CLEARED_MAX: usize = 16_384;
+/// Most contents of which it is noted that they are kept: 5 MiB of memory.
+const KEPT_MAX: usize = 65_536;
 
 impl Pool {
     /// Adds a content that may go until then (seconds since 1970). False, with nothing changed, if there are too many.
@@ -347,6 +359,34 @@ impl Pool {
 
     pub(super) fn contains(&self, object: &Object) -> bool {
         self.cleared.contains_key(object)
+    }
+
+    /// From now on it is noted what is kept, until [`Pool::end`].
+    pub(super) fn begin(&mut self) {
+        self.kept = Some(Kept::default());
+    }
+
+    pub(super) fn end(&mut self) {
+        self.kept = None;
+    }
+
+    /// Takes a content out that somebody refers to from now on.
+    pub(super) fn keep(&mut self, object: &Object) {
+        self.take(object);
+        if let Some(kept) = &mut self.kept {
+            match kept.objects.len() < KEPT_MAX {
+                true => drop(kept.objects.insert(*object)),
+                false => kept.is_over = true,
+            }
+        }
+    }
+
+    /// Adds a content as [`Pool::offer`] does, unless it was kept since [`Pool::begin`], or may have been.
+    pub(super) fn offer_unless_kept(&mut self, candidate: &Candidate, until_s: u64) -> bool {
+        let kept = self.kept.as_ref();
+        let is_kept =
+            kept.is_none_or(|kept| kept.is_over || kept.objects.contains(&candidate.object));
+        !is_kept && self.offer(candidate, until_s)
     }
 
     /// Whether no more may be cleared before some of it goes.

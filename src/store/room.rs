@@ -286,9 +286,9 @@ impl Room {
         taken.files = taken.files.saturating_add(after).saturating_sub(before);
     }
 
-    /// The content is not what it was when it was cleared: it was written here again.
+    /// The content is not what it was when it was cleared: it was written here again, or is opened or named.
     pub(super) fn keep(&self, object: &Object) {
-        self.pool(Size::of(object)).lock().take(object);
+        self.pool(Size::of(object)).lock().keep(object);
     }
 
     fn pool(&self, size: Size) -> &Mutex<Pool> {
@@ -862,20 +862,23 @@ impl Core {
         is_cleared
     }
 
-    /// See [`super::Store::clear_unused`].
-    pub(super) fn clear_unused(
-        &self,
-        candidate: &Candidate,
-        since_s: u64,
-        until_s: u64,
-    ) -> Result<bool, StoreError> {
-        let Some(hot) = self.hot(&candidate.object)? else {
-            return Ok(false);
-        };
-        // Who writes it again does that under this, and takes it back.
-        let _change = hot.change.lock();
-        let is_used = hot.last_use.load(Ordering::Relaxed) >= since_s;
-        Ok(!is_used && self.clear(candidate, until_s))
+    /// See [`super::Store::look_begins`].
+    pub(super) fn note_kept(&self, size: Size, is_noted: bool) {
+        let mut pool = self.room.pool(size).lock();
+        match is_noted {
+            true => pool.begin(),
+            false => pool.end(),
+        }
+    }
+
+    /// See [`super::Store::clear_unreferenced`].
+    pub(super) fn clear_unreferenced(&self, candidate: &Candidate, until_s: u64) -> bool {
+        let pool = self.room.pool(Size::of(&candidate.object));
+        let is_cleared = pool.lock().offer_unless_kept(candidate, until_s);
+        if is_cleared {
+            *self.room.barren_until.lock() = None;
+        }
+        is_cleared
     }
 
     /// Room of what may go of a kind; `None` if no more may be cleared.

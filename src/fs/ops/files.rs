@@ -124,6 +124,8 @@ impl Core {
             Some(_) => return Err(FsError::Invalid.into()),
             None => return Err(FsError::Stale.into()),
         };
+        // Of a file that is no more: what was found out about it before counts no longer.
+        self.store.keep(&object);
         if mode.write {
             self.writable()?;
             self.open_cached(number)?;

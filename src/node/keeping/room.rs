@@ -33,8 +33,8 @@ use crate::{
 const LEASE_SLACK: Duration = Duration::from_secs(24 * 3600);
 /// Contents that are looked at with one pass over the records.
 const OLDEST_MAX: usize = 4096;
-/// Contents, the oldest of those that nobody promises to keep, that are looked for in the folder: 5 MiB of memory.
-const LEFT_MAX: usize = 65_536;
+/// Contents that are looked for in the folder at a time: 5 MiB of memory.
+const LOOKED_FOR_MAX: usize = 65_536;
 /// What is cleared at a time at most: a part of the limit.
 const CLEARED_DIVISOR: u64 = 4;
 /// Longest search among contents of one kind; what it found until then counts.
@@ -42,7 +42,7 @@ const SEARCHED_WITHIN: Duration = Duration::from_secs(10);
 /// How long one member is given to promise.
 const PROMISED_WITHIN: Duration = Duration::from_secs(4);
 /// Longest look for what nothing refers to, after that.
-const WALKED_WITHIN: Duration = Duration::from_secs(15);
+const LOOKED_WITHIN: Duration = Duration::from_secs(15);
 /// How long the count of what is pinned is waited for.
 const COUNTED_WITHIN: Duration = Duration::from_secs(5);
 /// How often it is looked whether there is a need, unasked.
@@ -53,11 +53,11 @@ const FRUITLESS_PAUSE: Duration = Duration::from_millis(500);
 const FRUITLESS_PAUSE_MAX: Duration = Duration::from_secs(4);
 /// What nothing refers to stays cleared for so long. Seconds.
 const UNREFERENCED_FOR: u64 = 10;
-/// It must have been so for a moment: what was just written may be about to get its name. Seconds.
-const UNREFERENCED_SINCE: u64 = 2;
-/// How often it is looked again because there was another head meanwhile: then only what that changed is gone through.
+/// It must have been so for a moment: another member, whose head is on its way, may have copied it by reference.
+const UNREFERENCED_SINCE: Duration = Duration::from_secs(2);
+/// How often it is looked: again where there was another head meanwhile, of which only what that changed is gone through.
 const LOOKS_MAX: u32 = 16;
-/// How much longer a head that is not shown yet is waited for each time.
+/// How much longer each time it is waited where it can't be looked now.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// Entries that are gone through at a time.
 const ROWS_MAX: usize = 4096;
@@ -67,7 +67,7 @@ pub(in crate::node) async fn keep_room(node: Arc<Node>) {
     // From now on it may be waited for.
     node.store.search_begins();
     node.store.search_ends(false);
-    let mut pause = FRUITLESS_PAUSE;
+    let (mut pause, mut next) = (FRUITLESS_PAUSE, Next::default());
     loop {
         let asked = tokio::time::timeout(LOOK_EVERY, node.store.room_wanted()).await;
         if asked.is_err() && !node.store.wants_room() {
@@ -76,7 +76,7 @@ pub(in crate::node) async fn keep_room(node: Arc<Node>) {
         }
         node.store.search_begins();
         let begun = Instant::now();
-        let found = match search(&node).await {
+        let found = match search(&node, &mut next).await {
             Ok(found) => found,
             Err(error) => {
                 tracing::error!(%error, "it could not be found out what may go from the cache");
@@ -103,18 +103,30 @@ async fn give_back(node: &Arc<Node>) {
     }
 }
 
+/// Where the next look for what nothing refers to goes on.
+#[derive(Default)]
+struct Next {
+    large: Option<Candidate>,
+    small: Option<Candidate>,
+}
+
 /// True if anything was cleared.
-async fn search(node: &Arc<Node>) -> Result<bool, StoreError> {
+async fn search(node: &Arc<Node>, next: &mut Next) -> Result<bool, StoreError> {
     if !node.pins.wait_counted(COUNTED_WITHIN).await {
         tracing::warn!("nothing goes from the cache: it is not known yet what is pinned");
         return Ok(false);
     }
-    let large = search_among(node, Size::Large).await?;
-    let small = search_among(node, Size::Small).await?;
+    let large = search_among(node, Size::Large, &mut next.large).await?;
+    let small = search_among(node, Size::Small, &mut next.small).await?;
     Ok(large || small)
 }
 
-async fn search_among(node: &Arc<Node>, size: Size) -> Result<bool, StoreError> {
+/// `next`: see [`clear_unreferenced`].
+async fn search_among(
+    node: &Arc<Node>,
+    size: Size,
+    next: &mut Option<Candidate>,
+) -> Result<bool, StoreError> {
     let limits = node.store.room().limits;
     let limit = limits.map_or(u64::MAX, |limits| limits.cache_bytes_max);
     let deadline = Instant::now() + SEARCHED_WITHIN;
@@ -124,7 +136,6 @@ async fn search_among(node: &Arc<Node>, size: Size) -> Result<bool, StoreError> 
             || Instant::now() >= deadline
     };
     let (mut found, mut after) = (false, None);
-    let mut left = Vec::new();
     // Nobody may promise the oldest of all: then it is one of those that were used later.
     'pages: while !is_over() {
         let store = node.store.clone();
@@ -138,30 +149,24 @@ async fn search_among(node: &Arc<Node>, size: Size) -> Result<bool, StoreError> 
             let Ok(asked) = tokio::time::timeout_at(deadline, asked).await else {
                 break 'pages;
             };
-            let (is_any, kept) = asked?;
-            found |= is_any;
-            left.extend(kept);
+            found |= asked?;
         }
-        left.truncate(LEFT_MAX);
         after = page.last().map(|(candidate, _)| *candidate);
         if page.len() < OLDEST_MAX {
             break;
         }
     }
-    if !found && !left.is_empty() && node.store.cleared(size).is_some() {
-        let looked = clear_unreferenced(node, left);
-        if let Ok(looked) = tokio::time::timeout(WALKED_WITHIN, looked).await {
-            found = looked?;
-        }
+    if !found && node.store.cleared(size).is_some() {
+        found = clear_unreferenced(node, size, next).await?;
     }
     Ok(found)
 }
 
-/// Clears those that another member promises to keep; returns whether there were any, and the others.
+/// Clears those that another member promises to keep; returns whether there were any.
 async fn clear_promised(
     node: &Arc<Node>,
     batch: &[(Candidate, Origin)],
-) -> Result<(bool, Vec<Candidate>), StoreError> {
+) -> Result<bool, StoreError> {
     let evictions: &Evictions = &node.evictions;
     let mut running = Running {
         evictions,
@@ -181,54 +186,66 @@ async fn clear_promised(
     let held = held_elsewhere(node, &running.objects, PROMISED_WITHIN, &needs_proof).await;
     let held: BTreeSet<Object> = held.into_iter().collect();
     let until_s = now_s() + LEASE.saturating_sub(LEASE_SLACK).as_secs();
-    let (mut is_any, mut left) = (false, Vec::new());
+    let mut is_any = false;
     for (candidate, _) in batch {
         let object = &candidate.object;
         // Whoever was promised it meanwhile relies on this node.
         let may_go = held.contains(object) && evictions.commit(object);
-        if may_go && node.store.clear(candidate, until_s) {
-            is_any = true;
-        } else if running.objects.contains(object) {
-            left.push(*candidate);
-        }
+        is_any |= may_go && node.store.clear(candidate, until_s);
     }
-    Ok((is_any, left))
+    Ok(is_any)
 }
 
-/// Clears those that nothing refers to any more; returns whether there were any.
+/// Clears those of a kind that nothing refers to any more, the least recently used first; returns whether there were any.
+/// `after`: where to go on, as so many can't be looked for at a time, and those may all be referred to.
 async fn clear_unreferenced(
     node: &Arc<Node>,
-    candidates: Vec<Candidate>,
+    size: Size,
+    after: &mut Option<Candidate>,
 ) -> Result<bool, StoreError> {
-    let is_old = |candidate: &Candidate| candidate.last_use + UNREFERENCED_SINCE <= now_s();
-    let (old, young): (Vec<_>, Vec<_>) = candidates.into_iter().partition(is_old);
-    if clear_unreferenced_of(node, old).await? {
-        return Ok(true);
+    let (store, start) = (node.store.clone(), *after);
+    let page = run_blocking(move || store.oldest(size, start, LOOKED_FOR_MAX)).await?;
+    // Behind the last of all it begins anew.
+    let last = page
+        .get(LOOKED_FOR_MAX - 1)
+        .map(|(candidate, _)| *candidate);
+    let wanted = page.into_iter();
+    let wanted = wanted.map(|(candidate, _)| (candidate.object, candidate));
+    node.store.look_begins(size);
+    let looked = unreferenced(node, wanted.collect());
+    let looked = tokio::time::timeout(LOOKED_WITHIN, looked).await;
+    let mut is_any = false;
+    if let Ok(Ok(found)) = &looked {
+        for candidate in found.values() {
+            is_any |= node
+                .store
+                .clear_unreferenced(candidate, now_s() + UNREFERENCED_FOR);
+        }
     }
-    if young.is_empty() {
-        return Ok(false);
+    node.store.look_ends(size);
+    if !is_any {
+        *after = last;
     }
-    tokio::time::sleep(Duration::from_secs(UNREFERENCED_SINCE)).await;
-    clear_unreferenced_of(node, young).await
+    match looked {
+        Ok(outcome) => outcome.map(|_| is_any),
+        Err(_) => Ok(false),
+    }
 }
 
-async fn clear_unreferenced_of(
+/// Those of the contents that nothing refers to, nor did a moment ago; none where that can't be told.
+async fn unreferenced(
     node: &Arc<Node>,
-    candidates: Vec<Candidate>,
-) -> Result<bool, StoreError> {
-    let candidates = candidates.into_iter();
-    let mut wanted: BTreeMap<Object, Candidate> = candidates
-        .map(|candidate| (candidate.object, candidate))
-        .collect();
+    mut wanted: BTreeMap<Object, Candidate>,
+) -> Result<BTreeMap<Object, Candidate>, StoreError> {
+    let begun = Instant::now();
     // Trees that were gone through: of those that follow on from them only what differs is.
     let mut seen: Vec<NodeHash> = Vec::new();
     for look in 0..LOOKS_MAX {
         if wanted.is_empty() {
-            return Ok(false);
+            break;
         }
-        let (looking, since_s) = (node.clone(), now_s());
+        let looking = node.clone();
         let Some(at) = run_blocking(move || look_at_rest(&looking)).await? else {
-            // A head has come, and is shown in a moment.
             tokio::time::sleep(LOOK_PAUSE * look).await;
             continue;
         };
@@ -236,35 +253,21 @@ async fn clear_unreferenced_of(
         // The merged state last: what comes next differs least from that.
         let new = at.roots.into_iter().rev();
         let new: Vec<_> = new.filter(|root| !seen.contains(root)).collect();
-        if new.is_empty() {
-            let clearing = node.clone();
-            return run_blocking(move || clear_unused(&clearing, &wanted, since_s)).await;
+        if new.is_empty() && begun.elapsed() >= UNREFERENCED_SINCE {
+            return Ok(wanted);
         }
         for root in new {
             let from = seen.last().copied().unwrap_or_else(manifest::empty_root);
             if let Err(error) = spare_mentioned(node, from, root, &mut wanted).await {
                 // What can't be looked at may refer to anything.
                 tracing::debug!(%error, "it can't be told what nothing refers to");
-                return Ok(false);
+                return Ok(BTreeMap::new());
             }
             seen.push(root);
         }
+        tokio::time::sleep(UNREFERENCED_SINCE.saturating_sub(begun.elapsed())).await;
     }
-    Ok(false)
-}
-
-/// Clears what nothing referred to then, nor was used since; returns whether there was any.
-fn clear_unused(
-    node: &Node,
-    unreferenced: &BTreeMap<Object, Candidate>,
-    since_s: u64,
-) -> Result<bool, StoreError> {
-    let until_s = now_s() + UNREFERENCED_FOR;
-    let mut is_any = false;
-    for candidate in unreferenced.values() {
-        is_any |= node.store.clear_unused(candidate, since_s, until_s)?;
-    }
-    Ok(is_any)
+    Ok(BTreeMap::new())
 }
 
 /// What refers to contents at one moment.
@@ -285,21 +288,21 @@ impl References {
     }
 }
 
-/// `None` while that can't be told.
+/// `None` while that can't be told: somebody is busy, or a head has come that is shown in a moment.
 fn look_at_rest(node: &Node) -> Result<Option<References>, StoreError> {
-    let records = node.store.journaled()?.into_iter();
-    let unpublished = records.filter_map(|(_, record)| record.base).collect();
+    let unpublished = node.store.journal_bases()?;
     let Some(mounted) = node.mounted() else {
         return Ok(None);
     };
-    Ok(mounted.at_rest(|in_use| {
-        let made_of = node.namespace.made_of()?;
-        Some(References {
-            roots: made_of.roots,
-            pending: made_of.pending,
-            in_use,
-            unpublished,
-        })
+    let looked = mounted.at_rest(|in_use| (in_use, node.namespace.made_of()));
+    let Some((in_use, Ok(Some(made_of)))) = looked else {
+        return Ok(None);
+    };
+    Ok(Some(References {
+        roots: made_of.roots,
+        pending: made_of.pending,
+        in_use,
+        unpublished,
     }))
 }
 

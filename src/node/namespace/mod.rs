@@ -591,7 +591,7 @@ impl Namespace {
 
     /// What the folder is made of now. A content that no version of any entry in these trees has, nor a pending change, is not
     /// in it under any name. `None` before the first head, and while heads are known whose trees are neither merged nor shown.
-    pub fn made_of(&self) -> Option<MadeOf> {
+    pub fn made_of(&self) -> Result<Option<MadeOf>, NamespaceError> {
         self.shared.replica.made_of()
     }
 

@@ -461,17 +461,8 @@ impl Overlay {
 
     /// Contents that pending changes put.
     pub(super) fn contents(&self) -> HashSet<Object> {
-        let mut contents = HashSet::new();
-        for pending in self.edits.values() {
-            let mut next = Some(pending);
-            while let Some(pending) = next {
-                if let Some(Kind::File(object)) = pending.entry.as_ref().map(|entry| &entry.kind) {
-                    contents.insert(*object);
-                }
-                next = pending.under.as_ref();
-            }
-        }
-        contents
+        let pending = self.edits.values();
+        pending.flat_map(|pending| pending.contents()).collect()
     }
 
     /// Records of files with several names that are pending.
@@ -506,6 +497,15 @@ impl Overlay {
 }
 
 impl Pending {
+    /// The contents that it puts, and what it follows on from.
+    pub(super) fn contents(&self) -> impl Iterator<Item = Object> + '_ {
+        let all = std::iter::successors(Some(self), |pending| pending.under.as_deref());
+        all.filter_map(|pending| match &pending.entry.as_ref()?.kind {
+            Kind::File(object) => Some(*object),
+            _ => None,
+        })
+    }
+
     /// What of it is to be committed.
     fn ready(pending: &Arc<Self>) -> Option<&Arc<Self>> {
         match pending.held {

@@ -461,16 +461,22 @@ impl<D: Disk> Replica<D> {
             .collect()
     }
 
-    pub(super) fn made_of(&self) -> Option<MadeOf> {
+    pub(super) fn made_of(&self) -> Result<Option<MadeOf>, NamespaceError> {
         let state = self.state.read();
-        if state.unseen_heads() > 0 {
-            return None;
-        }
+        let Some(root) = state.root.filter(|_| state.unseen_heads() == 0) else {
+            return Ok(None);
+        };
         let parts = state.parts.iter().map(|part| part.root);
-        Some(MadeOf {
-            roots: std::iter::once(state.root?).chain(parts).collect(),
-            pending: state.overlay.contents(),
-        })
+        let mut pending = state.overlay.contents();
+        if state.pending_kept {
+            // The disk may have earlier ones, which a crash brings back.
+            let kept = self.records.pending()?;
+            pending.extend(kept.iter().flat_map(|(_, kept)| kept.contents()));
+        }
+        Ok(Some(MadeOf {
+            roots: std::iter::once(root).chain(parts).collect(),
+            pending,
+        }))
     }
 
     pub(super) fn status(&self) -> NamespaceStatus {

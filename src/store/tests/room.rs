@@ -419,7 +419,7 @@ fn promises_bind_a_quarter_of_the_limit_what_would_stay_anyway_apart() {
 }
 
 #[test]
-fn what_was_used_since_it_was_found_that_nothing_refers_to_it_is_not_cleared() {
+fn what_is_kept_while_it_is_found_out_what_nothing_refers_to_is_not_cleared() {
     let (_dir, store) = limited(u64::MAX);
     let write = |sample: &Sample| {
         let (id, file) = store.stage().unwrap();
@@ -428,18 +428,25 @@ fn what_was_used_since_it_was_found_that_nothing_refers_to_it_is_not_cleared() {
         store.import(id, size, &Leaves::default()).unwrap();
         store.unstage(id).unwrap();
     };
-    for (size, seed) in [(Size::Large, 3 * BLOCK_BYTES), (Size::Small, 4000)] {
-        let sample = Sample::new(seed, 1);
+    for (size, bytes) in [(Size::Large, 3 * BLOCK_BYTES), (Size::Small, 4000)] {
+        let sample = Sample::new(bytes, 1);
         write(&sample);
         let (candidate, _) = store.oldest(size, None, 1).unwrap()[0];
-        let clear = |since_s| store.clear_unused(&candidate, since_s, u64::MAX).unwrap();
-        assert!(!clear(candidate.last_use));
-        assert!(clear(candidate.last_use + 1));
-        assert!(store.oldest(size, None, 1).unwrap().is_empty());
-        // Taken back.
-        let since_s = super::super::cache::now();
+        let clear = || store.clear_unreferenced(&candidate, u64::MAX);
+        let is_cleared = || store.oldest(size, None, 1).unwrap().is_empty();
+        assert!(!clear(), "nobody looks");
+        store.look_begins(size);
+        assert!(clear() && is_cleared());
+        store.keep(&sample.object);
+        assert!(!is_cleared() && !clear());
+        store.look_begins(size);
+        assert!(clear() && is_cleared());
+        // The same content once more.
         write(&sample);
-        assert_eq!(store.oldest(size, None, 1).unwrap().len(), 1);
-        assert!(!clear(since_s));
+        assert!(!is_cleared() && !clear());
+        store.look_begins(size);
+        assert!(clear());
+        store.look_ends(size);
+        assert!(is_cleared());
     }
 }
