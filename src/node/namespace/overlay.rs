@@ -355,6 +355,8 @@ impl Overlay {
     /// Notes that these changes, as [`Overlay::ready`] gave them, are in the tree as `own`. Those that have changed since
     /// stay, and follow on from it.
     pub(super) fn committed(&mut self, edits: &[(Arc<TreePath>, Arc<Pending>)], own: Dot) {
+        // Of what was changed more than once since, and renamed perhaps, the first change may be any from there on.
+        let since = self.begun + 1;
         for (path, done) in edits {
             match self.edits.get_mut(path) {
                 Some(current) if current.generation != done.generation => {
@@ -365,12 +367,12 @@ impl Overlay {
                     }
                     if let Some(under) = &mut current.under {
                         let under = Arc::make_mut(under);
-                        under.since = under.generation;
+                        under.since = since.min(under.generation);
                         if done.entry.is_some() {
                             add(&mut under.seen, &[own]);
                         }
                     }
-                    current.since = current.generation;
+                    current.since = since.min(current.generation);
                     if done.entry.is_some() {
                         add(&mut current.seen, &[own]);
                     }
@@ -891,9 +893,26 @@ mod tests {
         let up_to = overlay.generation();
         change(&mut overlay, "x", true, &[]);
         assert!(overlay.waits(up_to));
-        let committing = overlay.ready();
+        let committing = overlay.begin_commit();
         overlay.committed(&committing, dot(1));
         assert!(!overlay.waits(up_to));
+    }
+
+    #[test]
+    fn a_flush_waits_for_what_was_changed_and_renamed_while_a_head_was_made() {
+        let mut overlay = Overlay::new();
+        change(&mut overlay, "a", true, &[]);
+        let committing = overlay.begin_commit();
+        change(&mut overlay, "a", true, &[]);
+        let up_to = overlay.generation();
+        change(&mut overlay, "b", true, &[]);
+        change(&mut overlay, "a", false, &[]);
+        overlay.follow(&committing, dot(7));
+        overlay.committed(&committing, dot(7));
+        assert!(overlay.waits(up_to));
+        let committing = overlay.begin_commit();
+        overlay.committed(&committing, dot(8));
+        assert!(!overlay.waits(u64::MAX));
     }
 
     #[test]
