@@ -364,8 +364,9 @@ impl<D: Disk> Replica<D> {
         };
         self.nodes.put(&applied.nodes)?;
         let head_known = known(&head, bytes.clone());
-        self.records.put_head(&head_known)?;
+        // What it stands for before the head, and that before the state: see `State::follow_own_head`.
         self.records.put_own_head(dot, &own)?;
+        self.records.put_head(&head_known)?;
         let mut record = self.state.read().record();
         record.root = Some(head.root);
         record.covers = head.covers.clone();

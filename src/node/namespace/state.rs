@@ -224,6 +224,7 @@ impl State {
             state.heads.offer(head, false);
             state.seen_heads.put(digest, ());
         }
+        state.follow_own_head(records)?;
         // Its root may not have been looked at yet.
         let first = state
             .heads
@@ -246,6 +247,41 @@ impl State {
             }
         }
         Ok(state)
+    }
+
+    /// A crash may have come while a head was put on disk. There is first what it stands for, then the head, then the state: what is
+    /// noted of a head that is not there doesn't count, and one that is there is the state from the first look on.
+    fn follow_own_head(&mut self, records: &Records<impl Disk>) -> Result<(), NamespaceError> {
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
+        let covers = self.heads.iter().map(|head| &head.covers);
+        let covers = covers.chain([&self.covers]);
+        let signed = covers.map(|covers| covers.sequence(writer.number)).max();
+        // One without changes is in nobody's context, and tells of nothing.
+        let is_cut_off = |sequence: u64, own: &OwnHead| {
+            own.root != own.base && signed.is_none_or(|signed| sequence > signed)
+        };
+        let cut_off = writer.own.iter();
+        let cut_off: Vec<u64> = cut_off
+            .filter_map(|(sequence, own)| is_cut_off(*sequence, own).then_some(*sequence))
+            .collect();
+        for sequence in cut_off {
+            writer.own.remove(&sequence);
+            let writer = writer.number;
+            records.remove_own_head(Dot { writer, sequence })?;
+        }
+        let Some((sequence, own)) = writer.own.last_key_value() else {
+            return Ok(());
+        };
+        let is_it = |head: &&KnownHead| head.writer == writer.number && head.sequence == *sequence;
+        if let Some(head) = self.heads.iter().find(is_it)
+            && self.root == Some(own.base)
+            && head.covers.includes(&self.covers)
+        {
+            (self.root, self.covers) = (Some(head.root), head.covers.clone());
+        }
+        Ok(())
     }
 
     /// The last sequence with which all local changes made before are on disk: in an own head, or kept without one.

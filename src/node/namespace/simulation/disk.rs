@@ -66,6 +66,8 @@ struct Inner {
     flushed: Content,
     /// What was put since, in order.
     since: Vec<Put>,
+    /// Nothing reaches it from now on.
+    is_cut_off: bool,
 }
 
 /// See the module. Clones are the same disk.
@@ -77,6 +79,11 @@ impl MemoryDisk {
         let mut inner = self.0.lock();
         inner.now.take(put.clone());
         inner.since.push(put);
+    }
+
+    /// From now on a flush does nothing, until [`MemoryDisk::crash`].
+    pub(super) fn cut_off(&self) {
+        self.0.lock().is_cut_off = true;
     }
 
     /// How much was put since the last flush.
@@ -91,6 +98,7 @@ impl MemoryDisk {
             inner.flushed.take(put);
         }
         inner.now = inner.flushed.clone();
+        inner.is_cut_off = false;
     }
 
     /// Another disk with what is on this one for certain.
@@ -99,7 +107,7 @@ impl MemoryDisk {
         Self(Arc::new(Mutex::new(Inner {
             now: content.clone(),
             flushed: content,
-            since: Vec::new(),
+            ..Inner::default()
         })))
     }
 }
@@ -162,8 +170,10 @@ impl Disk for MemoryDisk {
     }
     fn flush(&self) -> Result<(), StoreError> {
         let inner = &mut *self.0.lock();
-        for put in inner.since.drain(..) {
-            inner.flushed.take(put);
+        if !inner.is_cut_off {
+            for put in inner.since.drain(..) {
+                inner.flushed.take(put);
+            }
         }
         Ok(())
     }
