@@ -182,8 +182,8 @@ pub(crate) struct Core {
     pub(super) published: watch::Sender<u64>,
 }
 
-/// How long somebody who is busy with a file is waited for while everybody else waits.
-const BUSY_MAX: Duration = Duration::from_millis(2);
+/// How long those who are busy with files are waited for, all together, while everybody else waits.
+const BUSY_MAX: Duration = Duration::from_millis(5);
 
 /// What is in use whatever the folder shows.
 #[derive(Clone, Debug, Default)]
@@ -329,8 +329,9 @@ impl Core {
             }
         }
         let lives: Vec<_> = self.lives.lock().values().cloned().collect();
+        let patience = Instant::now() + BUSY_MAX;
         for live in lives {
-            let state = live.state.try_lock_for(BUSY_MAX)?;
+            let state = live.state.try_lock_until(patience)?;
             if state.importing {
                 in_use.making.insert(state.overlay.size());
             }

@@ -12,6 +12,7 @@ use std::{
     os::unix::process::CommandExt,
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
@@ -21,6 +22,8 @@ use tokio::signal::unix::{SignalKind, signal};
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 /// The command that makes a program a guard; see [`run`].
 pub const COMMAND: &str = "guard";
+/// How often it is looked whether a process that seems to be gone is.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Starts the guard of the connection with this device number (`major:minor`).
 pub(super) fn start(program: &Path, device: &str) -> io::Result<()> {
@@ -64,9 +67,27 @@ pub async fn run(guarded: Pid) -> io::Result<()> {
         signal(SignalKind::hangup())?,
     ];
     set_parent_process_death_signal(Some(Signal::USR1))?;
-    if getppid() == Some(guarded) {
-        gone.recv().await;
+    match getppid() {
+        // Not to be told from here (in another namespace of processes).
+        None => return Ok(()),
+        Some(parent) if parent == guarded => {
+            gone.recv().await;
+        }
+        Some(_) => {}
+    }
+    // The first thread of it goes at once, whatever becomes of others; the signal may come from anybody.
+    while is_running(guarded) {
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
     let mut connection = File::from(rustix::io::dup(rustix::stdio::stdout())?);
     connection.write_all(b"1")
+}
+
+/// Whether the first thread of a process runs.
+fn is_running(process: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero()));
+    let state = stat
+        .ok()
+        .and_then(|stat| stat.rsplit_once(") ")?.1.chars().next());
+    !matches!(state, None | Some('Z' | 'X'))
 }

@@ -970,7 +970,7 @@ impl Store {
         self.inner.core.clear_unreferenced(candidate, until_s)
     }
 
-    /// Something refers to a content from now on: whatever was found out about it before, it stays.
+    /// Something refers to a content from now on: it stays, unless another member keeps it.
     pub fn keep(&self, object: &Object) {
         self.inner.core.room.keep(object);
     }

@@ -281,6 +281,8 @@ struct Cleared {
     last_use: u64,
     room: u64,
     until_s: u64,
+    /// As nothing refers to it; otherwise somebody else keeps it.
+    is_unreferenced: bool,
 }
 
 /// Most contents that are cleared at a time: about 2 MiB of memory.
@@ -299,6 +301,7 @@ impl Pool {
             last_use: candidate.last_use,
             room: candidate.room,
             until_s,
+            is_unreferenced: false,
         };
         self.put(candidate.object, cleared);
         true
@@ -370,9 +373,12 @@ impl Pool {
         self.kept = None;
     }
 
-    /// Takes a content out that somebody refers to from now on.
+    /// Something refers to a content from now on: takes it out, unless somebody else keeps it.
     pub(super) fn keep(&mut self, object: &Object) {
-        self.take(object);
+        let known = self.cleared.get(object);
+        if known.is_some_and(|cleared| cleared.is_unreferenced) {
+            self.take(object);
+        }
         if let Some(kept) = &mut self.kept {
             match kept.objects.len() < KEPT_MAX {
                 true => drop(kept.objects.insert(*object)),
@@ -386,7 +392,11 @@ impl Pool {
         let kept = self.kept.as_ref();
         let is_kept =
             kept.is_none_or(|kept| kept.is_over || kept.objects.contains(&candidate.object));
-        !is_kept && self.offer(candidate, until_s)
+        let is_cleared = !is_kept && self.offer(candidate, until_s);
+        if is_cleared && let Some(cleared) = self.cleared.get_mut(&candidate.object) {
+            cleared.is_unreferenced = true;
+        }
+        is_cleared
     }
 
     /// Whether no more may be cleared before some of it goes.

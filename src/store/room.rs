@@ -286,9 +286,16 @@ impl Room {
         taken.files = taken.files.saturating_add(after).saturating_sub(before);
     }
 
-    /// The content is not what it was when it was cleared: it was written here again, or is opened or named.
+    /// Something refers to the content from now on.
     pub(super) fn keep(&self, object: &Object) {
         self.pool(Size::of(object)).lock().keep(object);
+    }
+
+    /// The content is not what it was when it was cleared: it was written here again.
+    fn take_back(&self, object: &Object) {
+        let mut pool = self.pool(Size::of(object)).lock();
+        pool.take(object);
+        pool.keep(object);
     }
 
     fn pool(&self, size: Size) -> &Mutex<Pool> {
@@ -598,7 +605,7 @@ impl Core {
     /// What is here and was written once more is not what it was when it was cleared: it may not go now, nor soon. With its
     /// `change` held.
     pub(super) fn keep_written(&self, hot: &Hot, state: &mut State) {
-        self.room.keep(&hot.object);
+        self.room.take_back(&hot.object);
         hot.last_use.store(now(), Ordering::Relaxed);
         state.dirty = true;
     }

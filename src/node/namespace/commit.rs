@@ -366,19 +366,23 @@ impl<D: Disk> Replica<D> {
         let head_known = known(&head, bytes.clone());
         // What it stands for before the head, and that before the state: see `State::follow_own_head`.
         self.records.put_own_head(dot, &own)?;
-        self.records.put_head(&head_known)?;
-        let mut record = self.state.read().record();
-        record.root = Some(head.root);
-        record.covers = head.covers.clone();
-        record.clock = time;
-        self.records.save_state(&record)?;
-        self.records.note_root(now.wall_ns, head.root)?;
+        if let Err(error) = self.records.put_head(&head_known) {
+            // Another one comes in its place, and nothing is to be believed of this one then.
+            self.records.remove_own_head(dot)?;
+            return Err(error);
+        }
         if let Some(left) = &left
             && self.state.read().pending_kept
         {
             // What was kept and is in this head must not come again after a crash. Renames that it doesn't tell of are kept below.
             self.records.save_pending(left, &[])?;
         }
+        let mut record = self.state.read().record();
+        record.root = Some(head.root);
+        record.covers = head.covers.clone();
+        record.clock = time;
+        self.records.save_state(&record)?;
+        self.records.note_root(now.wall_ns, head.root)?;
         self.records.flush()?;
         {
             let mut state = self.state.write();

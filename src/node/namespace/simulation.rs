@@ -1058,62 +1058,67 @@ fn a_clock_that_is_set_back_after_a_crash_leaves_no_entry_newer_than_its_head() 
 
 #[test]
 fn a_crash_amid_what_is_put_for_a_head_finds_its_changes_where_it_tells_of_them() {
+    for is_pending_kept in [false, true] {
+        let found: Vec<_> = (0..)
+            .map_while(|kept| crash_amid_a_head(is_pending_kept, kept))
+            .collect();
+        assert!(found.first() == Some(&false) && found.last() == Some(&true));
+    }
+}
+
+/// Whether the change of a head is there after a crash that has so many of its puts reach the disk; `None` if there are fewer.
+fn crash_amid_a_head(is_pending_kept: bool, kept: usize) -> Option<bool> {
     let now = |seconds| Moment {
         at: Instant::now(),
         wall_ns: START_NS + seconds * SECOND,
     };
-    let put = |path| Edit {
+    let put = |path, content| Edit {
         path: at(path),
-        entry: Some(file(1)),
+        entry: Some(file(content)),
         seen: Vec::new(),
         held: false,
         written: None,
         moved: None,
     };
-    let mut found = Vec::new();
-    for kept in 0.. {
-        let disk = MemoryDisk::default();
-        let open = || {
-            let keys = ClusterId::generate([7; 32]).keys();
-            let identity = Keypair::ed25519_from_bytes([1; 32]).unwrap();
-            let name = "a".to_owned();
-            Replica::open(disk.clone(), keys, identity, name, [2; 32], |_| {}).unwrap()
-        };
-        let replica = open();
-        replica.create(now(0)).unwrap();
-        replica.change(vec![put("x")], now(1)).unwrap();
-        replica.commit(Extent::All, now(1)).unwrap();
-        replica.change(vec![put("y")], now(2)).unwrap();
-        let by = replica.committed_by().unwrap();
-        disk.cut_off();
-        replica.commit(Extent::All, now(2)).unwrap();
-        drop(replica);
-        if kept > disk.unflushed() {
-            break;
-        }
-        disk.crash(kept);
-        let replica = open();
-        let is_there = || replica.get(&at("y")).unwrap().is_some();
-        // From the first look on.
-        assert_eq!(
-            is_there(),
-            replica.was_committed(by),
-            "{kept} of what was put"
-        );
-        assert!(replica.get(&at("x")).unwrap().is_some());
-        let heads = replica.state.read().heads.to_merge(now(3).at);
-        for head in heads {
-            let effort = Effort::default();
-            replica.merge(&head.digest(), &effort, now(3)).unwrap();
-        }
-        assert_eq!(
-            is_there(),
-            replica.was_committed(by),
-            "{kept} of what was put"
-        );
-        found.push(is_there());
+    let disk = MemoryDisk::default();
+    let open = || {
+        let keys = ClusterId::generate([7; 32]).keys();
+        let identity = Keypair::ed25519_from_bytes([1; 32]).unwrap();
+        let name = "a".to_owned();
+        Replica::open(disk.clone(), keys, identity, name, [2; 32], |_| {}).unwrap()
+    };
+    let replica = open();
+    replica.create(now(0)).unwrap();
+    replica.change(vec![put("x", 1)], now(1)).unwrap();
+    replica.commit(Extent::All, now(1)).unwrap();
+    if is_pending_kept {
+        replica.change(vec![put("y", 1)], now(2)).unwrap();
+        replica.keep_pending().unwrap();
     }
-    assert!(found.first() == Some(&false) && found.last() == Some(&true));
+    replica.change(vec![put("y", 2)], now(2)).unwrap();
+    let by = replica.committed_by().unwrap();
+    disk.cut_off();
+    replica.commit(Extent::All, now(2)).unwrap();
+    drop(replica);
+    if kept > disk.unflushed() {
+        return None;
+    }
+    disk.crash(kept);
+    let replica = open();
+    let is_there = || {
+        let shown = replica.get(&at("y")).unwrap();
+        shown.is_some_and(|shown| shown.entry.kind == file(2).kind)
+    };
+    // From the first look on.
+    assert_eq!(is_there(), replica.was_committed(by), "{kept} of the puts");
+    assert!(replica.get(&at("x")).unwrap().is_some());
+    let heads = replica.state.read().heads.to_merge(now(3).at);
+    for head in heads {
+        let effort = Effort::default();
+        replica.merge(&head.digest(), &effort, now(3)).unwrap();
+    }
+    assert_eq!(is_there(), replica.was_committed(by), "{kept} of the puts");
+    Some(is_there())
 }
 
 #[test]

@@ -224,7 +224,10 @@ impl State {
             state.heads.offer(head, false);
             state.seen_heads.put(digest, ());
         }
-        state.follow_own_head(records)?;
+        if state.follow_own_head(records)? {
+            // All that was pending is in it.
+            records.save_pending(&Changes::new(), &[])?;
+        }
         // Its root may not have been looked at yet.
         let first = state
             .heads
@@ -250,18 +253,18 @@ impl State {
     }
 
     /// A crash may have come while a head was put on disk. There is first what it stands for, then the head, then the state: what is
-    /// noted of a head that is not there doesn't count, and one that is there is the state from the first look on.
-    fn follow_own_head(&mut self, records: &Records<impl Disk>) -> Result<(), NamespaceError> {
+    /// noted of a head that is not there doesn't count, and one that is there is the state from the first look on. True if there
+    /// is one that had all changes in it.
+    fn follow_own_head(&mut self, records: &Records<impl Disk>) -> Result<bool, NamespaceError> {
         let Some(writer) = &mut self.writer else {
-            return Ok(());
+            return Ok(false);
         };
         let covers = self.heads.iter().map(|head| &head.covers);
         let covers = covers.chain([&self.covers]);
         let signed = covers.map(|covers| covers.sequence(writer.number)).max();
+        let signed = signed.unwrap_or(0).max(writer.confirmed);
         // One without changes is in nobody's context, and tells of nothing.
-        let is_cut_off = |sequence: u64, own: &OwnHead| {
-            own.root != own.base && signed.is_none_or(|signed| sequence > signed)
-        };
+        let is_cut_off = |sequence: u64, own: &OwnHead| own.root != own.base && sequence > signed;
         let cut_off = writer.own.iter();
         let cut_off: Vec<u64> = cut_off
             .filter_map(|(sequence, own)| is_cut_off(*sequence, own).then_some(*sequence))
@@ -272,7 +275,7 @@ impl State {
             records.remove_own_head(Dot { writer, sequence })?;
         }
         let Some((sequence, own)) = writer.own.last_key_value() else {
-            return Ok(());
+            return Ok(false);
         };
         let is_it = |head: &&KnownHead| head.writer == writer.number && head.sequence == *sequence;
         if let Some(head) = self.heads.iter().find(is_it)
@@ -280,8 +283,9 @@ impl State {
             && head.covers.includes(&self.covers)
         {
             (self.root, self.covers) = (Some(head.root), head.covers.clone());
+            return Ok(own.commits && own.root != own.base);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// The last sequence with which all local changes made before are on disk: in an own head, or kept without one.
