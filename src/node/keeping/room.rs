@@ -25,7 +25,7 @@ use crate::{
     fs::InUse,
     manifest::{self, Key, Kind, NodeHash},
     net::proto::KEPT_MAX,
-    node::{Node, run_blocking},
+    node::{Node, namespace::NamespaceError, run_blocking},
     store::{Candidate, Origin, Size, StoreError},
 };
 
@@ -245,9 +245,17 @@ async fn unreferenced(
             break;
         }
         let looking = node.clone();
-        let Some(at) = run_blocking(move || look_at_rest(&looking)).await? else {
-            tokio::time::sleep(LOOK_PAUSE * look).await;
-            continue;
+        let at = match run_blocking(move || look_at_rest(&looking)).await {
+            Ok(Some(at)) => at,
+            Ok(None) => {
+                tokio::time::sleep(LOOK_PAUSE * look).await;
+                continue;
+            }
+            Err(error) => {
+                // What can't be read may refer to anything.
+                tracing::warn!(%error, "it can't be told what nothing refers to");
+                return Ok(BTreeMap::new());
+            }
         };
         wanted.retain(|object, _| !at.refers_to(object));
         // The merged state last: what comes next differs least from that.
@@ -289,16 +297,17 @@ impl References {
 }
 
 /// `None` while that can't be told: somebody is busy, or a head has come that is shown in a moment.
-fn look_at_rest(node: &Node) -> Result<Option<References>, StoreError> {
-    let unpublished = node.store.journal_bases()?;
+fn look_at_rest(node: &Node) -> Result<Option<References>, NamespaceError> {
+    let unpublished = node.store.journal_bases();
+    let unpublished = unpublished.map_err(|error| NamespaceError::Failed(error.to_string()))?;
     let Some(mounted) = node.mounted() else {
         return Ok(None);
     };
     let looked = mounted.at_rest(|in_use| (in_use, node.namespace.made_of()));
-    let Some((in_use, Ok(Some(made_of)))) = looked else {
+    let Some((in_use, made_of)) = looked else {
         return Ok(None);
     };
-    Ok(Some(References {
+    Ok(made_of?.map(|made_of| References {
         roots: made_of.roots,
         pending: made_of.pending,
         in_use,

@@ -41,7 +41,7 @@ pub(super) struct Pending {
     pub(super) under: Option<Arc<Pending>>,
     /// Number of the change, to tell whether another came meanwhile.
     pub(super) generation: u64,
-    /// Number of the earliest change of the path that no head has; for what is held, of the latest.
+    /// Number of a change not later than the earliest one of the path that no head has; for what is held, than the latest.
     pub(super) since: u64,
     /// When it was made.
     pub(super) time: HybridTime,
