@@ -21,6 +21,8 @@ pub struct Leaves {
 struct Portion {
     /// A bit for each block that is known.
     known: u64,
+    /// A bit for each of those whose bytes nobody has hashed here.
+    unseen: u64,
     hashes: Box<[LeafHash; PORTION_BLOCKS as usize]>,
 }
 
@@ -44,13 +46,31 @@ impl Leaves {
         }
         let portion = self.portions.entry(index).or_insert_with(|| Portion {
             known: 0,
+            unseen: 0,
             hashes: Box::new([[0; 32]; PORTION_BLOCKS as usize]),
         });
         let at = block % PORTION_BLOCKS;
         if let Some(place) = portion.hashes.get_mut(at as usize) {
             *place = hash;
             portion.known |= 1 << at;
+            portion.unseen &= !(1 << at);
         }
+    }
+
+    /// The same where the hash is known from elsewhere, and the bytes may be others.
+    pub fn put_unseen(&mut self, block: u64, hash: LeafHash) {
+        self.put(block, hash);
+        if let Some(portion) = self.portions.get_mut(&(block / PORTION_BLOCKS)) {
+            portion.unseen |= 1 << (block % PORTION_BLOCKS);
+        }
+    }
+
+    /// Whether the hash of a block is known from elsewhere.
+    pub fn is_unseen(&self, block: u64) -> bool {
+        let portion = self.portions.get(&(block / PORTION_BLOCKS));
+        portion.is_some_and(|portion| {
+            (portion.known & portion.unseen) >> (block % PORTION_BLOCKS) & 1 == 1
+        })
     }
 
     /// Forgets the hashes of these blocks: their bytes have changed.

@@ -46,7 +46,7 @@ impl Hashed {
     }
 
     /// Bytes are others now.
-    pub(super) fn spoil(&mut self, range: &Range<u64>) {
+    pub(crate) fn spoil(&mut self, range: &Range<u64>) {
         let blocks = range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES);
         self.leaves.forget(blocks.clone());
         if let Some((_, changed)) = &mut self.taken {
@@ -88,7 +88,7 @@ impl Hashed {
 
     /// The hash of a whole block that is known from elsewhere.
     pub(crate) fn know(&mut self, block: u64, hash: LeafHash) {
-        self.leaves.put(block, hash);
+        self.leaves.put_unseen(block, hash);
     }
 
     /// What is known.

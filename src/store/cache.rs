@@ -76,6 +76,8 @@ pub(super) struct Core {
     dirty: Mutex<HashSet<Object>>,
     /// Objects with loose blocks.
     pub(super) loose: Mutex<HashSet<Object>>,
+    /// Those that could not be synced: a second try would succeed without proving anything.
+    pub(super) unsettled: Mutex<HashSet<Object>>,
     /// One writing of all records at a time.
     recording: Mutex<()>,
     /// One settling at a time.
@@ -290,6 +292,7 @@ impl Core {
             used_at: AtomicU64::new(now()),
             dirty: Mutex::default(),
             loose: Mutex::default(),
+            unsettled: Mutex::default(),
             recording: Mutex::new(()),
             settling: Mutex::new(()),
             #[cfg(test)]

@@ -66,12 +66,18 @@ impl Core {
         };
         let mut is_all_found = true;
         if known_boot.is_none() || self.meta.contains_key(ANEW_KEY)? {
-            is_all_found = self.adopt_packed()?;
+            is_all_found = self.adopt_packed(0)?;
+        } else if !clean {
+            // The journal's records may refer to them.
+            is_all_found = self.adopt_packed(first)?;
+            if !is_all_found {
+                self.meta.insert(ANEW_KEY, &[])?;
+            }
         }
         let unproven = if rebooted { first } else { u32::MAX };
         let sound = self.recover_records(rebooted, unproven)?;
         if !sound {
-            is_all_found &= self.adopt_packed()?;
+            is_all_found &= self.adopt_packed(0)?;
             self.packs.claim_none();
             self.recover_records(rebooted, unproven)?;
         }

@@ -67,6 +67,9 @@ pub(super) struct IndexFiles {
     without: AtomicBool,
     /// What was last to be put into the index was refused.
     short: AtomicBool,
+    /// A test has all refused.
+    #[cfg(test)]
+    pub(super) refuses: AtomicBool,
 }
 
 impl IndexFiles {
@@ -86,6 +89,8 @@ impl IndexFiles {
             unseen: AtomicU64::new(0),
             without: AtomicBool::new(false),
             short: AtomicBool::new(false),
+            #[cfg(test)]
+            refuses: AtomicBool::new(false),
         };
         // Nor may sled meet a hole where it never wrote. What there is no room for is seen below.
         let length = files.log.metadata().map_or(0, |file| file.len()).max(1);
@@ -101,6 +106,10 @@ impl IndexFiles {
     /// # Errors
     /// [`StoreError::Full`], when it is not to be put there.
     fn takes(&self, bytes: u64) -> Result<u64, StoreError> {
+        #[cfg(test)]
+        if self.refuses.load(Ordering::Relaxed) {
+            return Err(StoreError::Full);
+        }
         let writes = bytes
             .saturating_mul(WRITTEN_FACTOR)
             .saturating_add(WRITTEN_EACH);

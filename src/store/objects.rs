@@ -22,7 +22,7 @@ use super::{
 };
 use crate::buffers::Buffer;
 use crate::content::{
-    self, BLOCK_BYTES, BlockSet, ContentId, INLINE_BYTES_MAX, LeafHash, Nodes, Object,
+    self, BLOCK_BYTES, BlockSet, ContentId, INLINE_BYTES_MAX, LeafHash, Leaves, Nodes, Object,
     VerifiedRange,
 };
 use crate::linux::PIECE_BYTES;
@@ -673,12 +673,14 @@ impl Core {
         Ok(is_any)
     }
 
-    /// Makes an object complete from files that were put in place, and writes its record.
+    /// Makes an object complete from files that were put in place, and writes its record. Of its hashes those in `known` were not
+    /// made now.
     pub(super) fn complete(
         &self,
         hot: &Hot,
         change: &MutexGuard<'_, ()>,
         files: Files,
+        known: &Leaves,
     ) -> Result<(), StoreError> {
         let object = &hot.object;
         let all = BlockSet::of(0..object.blocks());
@@ -689,6 +691,8 @@ impl Core {
         state.settling = BlockSet::default();
         state.withdrawn = BlockSet::default();
         state.proven.note(0..object.blocks(), Instant::now());
+        let unseen = (0..object.blocks()).filter(|block| known.is_unseen(*block));
+        unseen.for_each(|block| state.proven.forget(block..block + 1));
         state.record.size_proven = true;
         state.record.origin = Origin::Written;
         state.files = Some(files.clone());

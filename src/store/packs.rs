@@ -802,11 +802,13 @@ impl Core {
         Ok(true)
     }
 
-    /// Has records name what is in packs and is named by none, or by one that names what is not there: after an index was made
-    /// anew, or a record of it was damaged. False if some could not be read, and is to be looked for again at the next start.
-    pub(super) fn adopt_packed(&self) -> Result<bool, StoreError> {
+    /// Has records name what is in packs from a number on and is named by none, or by one that names what is not there: after an
+    /// index was made anew, a record of it was damaged, or a kill took it before the index was on disk. False if some could not be
+    /// read, and is to be looked for again at the next start.
+    pub(super) fn adopt_packed(&self, first: u32) -> Result<bool, StoreError> {
         let (mut adopted, mut is_all) = (0u64, true);
-        for number in self.packs.numbers() {
+        let numbers = self.packs.numbers().into_iter();
+        for number in numbers.filter(|number| *number >= first) {
             let (contents, is_whole) = self.packs.contents(number)?;
             if !is_whole {
                 let path = self.packs.path(number);

@@ -2,9 +2,9 @@
 
 use std::{
     collections::HashSet,
-    fs::File,
+    fs::{self, File},
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,12 +13,16 @@ use std::{
 
 use super::{
     Origin, StoreError,
-    cache::{Core, Hot, State},
+    cache::{Core, Files, Hot, State, TreeFile, remove_file},
     failed,
     folder::sync_dir,
+    policy::Want,
+    room::estimate,
+    staging::{PART_BLOCKS, copy_over, new_file},
 };
 use crate::{
-    content::{BlockSet, Object},
+    buffers::Buffer,
+    content::{self, BlockSet, Object},
     linux,
 };
 
@@ -68,7 +72,8 @@ impl WholeDisk {
 
 impl Core {
     pub(super) fn settle(&self) -> Result<(), StoreError> {
-        self.settle_objects(&self.loose_objects())
+        let renewed = self.renew_unsettled(|_| true);
+        renewed.and(self.settle_objects(&self.loose_objects()))
     }
 
     /// Objects with loose blocks that nobody is syncing: for those that somebody is, this waits.
@@ -78,9 +83,6 @@ impl Core {
     }
 
     /// Returns when what is here of one object is on disk.
-    ///
-    /// # Errors
-    /// Also when syncing it failed before: a second try would succeed without proving anything.
     pub(super) fn make_durable(&self, object: &Object) -> Result<(), StoreError> {
         let is_loose = |state: &State| {
             let loose = !state.record.loose.is_empty() || !state.settling.is_empty();
@@ -89,6 +91,7 @@ impl Core {
         if !matches!(self.look(object, is_loose)?, Some((true, _))) {
             return Ok(());
         }
+        self.renew_unsettled(|unsettled| unsettled == object)?;
         self.settle_objects(&[*object])?;
         match self.look(object, is_loose)? {
             // Of a partial one, more blocks may have come meanwhile.
@@ -109,16 +112,133 @@ impl Core {
 
     /// Puts the bytes of contents on disk that were written here; that they are, the index says once it is flushed.
     pub(super) fn settle_written(&self) -> Result<(), StoreError> {
+        let is_written = |object: &Object| {
+            let origin = self.look(object, |state| state.record.origin);
+            origin.map(|origin| origin == Some(Origin::Written))
+        };
+        let renewed = self.renew_unsettled(|object| is_written(object).unwrap_or(true));
         let mut written = Vec::new();
         for object in self.loose_objects() {
-            let origin = self.look(&object, |state| state.record.origin)?;
-            if origin == Some(Origin::Written) {
+            if is_written(&object)? {
                 written.push(object);
             }
         }
         // Small ones are in packs, and never loose.
         let packed = self.sync_packs();
-        self.settle_files(&written).and(packed)
+        renewed.and(self.settle_files(&written)).and(packed)
+    }
+
+    /// Puts on disk those of the objects that could not be synced: in new files, after their blocks were proven, since of the old
+    /// ones the kernel may have given up what it could not write.
+    fn renew_unsettled(&self, is_due: impl Fn(&Object) -> bool) -> Result<(), StoreError> {
+        let unsettled: Vec<_> = self.unsettled.lock().iter().copied().collect();
+        let mut outcome = Ok(());
+        for object in unsettled.into_iter().filter(is_due) {
+            let _one = self.settling.lock();
+            let renewed = self.renew(&object);
+            if matches!(renewed, Ok(()) | Err(StoreError::Damaged(_))) {
+                self.unsettled.lock().remove(&object);
+            }
+            if let Err(error) = renewed {
+                if matches!(error, StoreError::Damaged(_)) {
+                    self.reprove(&object, 0..object.blocks())?;
+                }
+                outcome = Err(error);
+            }
+        }
+        outcome
+    }
+
+    /// See [`Core::renew_unsettled`].
+    fn renew(&self, object: &Object) -> Result<(), StoreError> {
+        let Some(hot) = self.hot(object)? else {
+            return Ok(());
+        };
+        let room = estimate(object, &hot.state.read().record.present);
+        let _reserved = self.reserve(Want::Files(room))?;
+        let change = hot.change.lock();
+        let present = {
+            let state = hot.state.read();
+            if state.record.loose.is_empty() {
+                // Gone, or written anew.
+                return Ok(());
+            }
+            state.record.present.clone()
+        };
+        let old = self.files(&hot, false)?;
+        let id = self.next_staging_id(&mut self.staging.lock())?;
+        let copies = (
+            self.temporary_path(id, "copy"),
+            self.temporary_path(id, "tree"),
+        );
+        let renewed = self.renew_files(object, &present, &old, &copies);
+        if renewed.is_err() {
+            remove_file(&copies.0)?;
+            remove_file(&copies.1)?;
+        }
+        let files = renewed?;
+        let mut state = hot.state.write();
+        state.record.loose = BlockSet::default();
+        state.files = Some(files.clone());
+        state.dirty = true;
+        drop(state);
+        self.loose.lock().remove(object);
+        self.measure(&hot, &files);
+        self.write_record(&hot, &change)
+    }
+
+    /// Copies of the files of an object, synced and in their place; of the data the present blocks, each proven.
+    fn renew_files(
+        &self,
+        object: &Object,
+        present: &BlockSet,
+        old: &Files,
+        (data_copy, tree_copy): &(PathBuf, PathBuf),
+    ) -> Result<Files, StoreError> {
+        let data_path = self.data_path(object);
+        let data = new_file(data_copy)?;
+        data.set_len(object.size)
+            .map_err(failed("extending", data_copy))?;
+        for run in present.ranges() {
+            let mut at = run.start;
+            while at < run.end {
+                let part = at..(at + PART_BLOCKS).min(run.end);
+                at = part.end;
+                let length = content::encoded_bytes(*object, part.clone());
+                // At most a MiB and its nodes.
+                let mut encoded = Buffer::new(length as usize);
+                content::encode_range(&*old.data, &old.tree, *object, part.clone(), &mut encoded)
+                    .map_err(failed("reading", &data_path))?;
+                let range = content::verify_range(*object, part.clone(), &encoded)
+                    .map_err(|error| StoreError::Damaged(error.to_string()))?;
+                let bytes = range.data.concat();
+                // Holes stay holes.
+                if bytes.iter().any(|byte| *byte != 0) {
+                    linux::write_all_at(&data, &bytes, object.bytes_of(part).start)
+                        .map_err(failed("writing", data_copy))?;
+                }
+            }
+        }
+        data.sync_data().map_err(failed("syncing", data_copy))?;
+        let tree = match &old.tree.0 {
+            Some(old) => {
+                let tree = new_file(tree_copy)?;
+                copy_over(old, &tree).map_err(failed("copying to", tree_copy))?;
+                tree.sync_data().map_err(failed("syncing", tree_copy))?;
+                let path = self.tree_path(object);
+                fs::rename(tree_copy, &path).map_err(failed("placing", &path))?;
+                Some(Arc::new(tree))
+            }
+            None => None,
+        };
+        fs::rename(data_copy, &data_path).map_err(failed("placing", &data_path))?;
+        if let Some(folder) = data_path.parent() {
+            sync_dir(folder)?;
+        }
+        Ok(Files {
+            data: Arc::new(data),
+            tree: TreeFile(tree),
+        })
     }
 
     fn settle_files(&self, objects: &[Object]) -> Result<(), StoreError> {
@@ -203,8 +323,8 @@ impl Core {
         let mut synced = Vec::new();
         let mut outcome = Ok(());
         for object in objects {
-            // One that fails is not tried again, since a second fdatasync may succeed without having written anything: its
-            // blocks stay loose, to be proven after the next boot.
+            // One that fails is not synced again, since a second fdatasync may succeed without having written anything: its
+            // blocks stay loose until it is renewed, or proven after the next boot.
             let hot = match self.take_loose(object) {
                 Ok(Some(hot)) => hot,
                 Ok(None) => continue,
@@ -231,6 +351,7 @@ impl Core {
                 }
                 Err(error) => {
                     unsettle(&hot);
+                    self.unsettled.lock().insert(*object);
                     outcome = Err(error);
                 }
             }
@@ -240,6 +361,7 @@ impl Core {
             if named.is_err() {
                 let _change = hot.change.lock();
                 unsettle(&hot);
+                self.unsettled.lock().insert(hot.object);
             } else {
                 outcome = outcome.and(self.note_settled(&hot));
             }

@@ -17,6 +17,7 @@ use super::{
     moments::Moment,
     policy::{Want, small_room},
     record::journal_key,
+    room::forget,
 };
 use crate::{
     buffers::Buffer,
@@ -25,15 +26,17 @@ use crate::{
 
 /// Ids are taken from the index this many at a time, with one flush: no id is given out twice, whatever crashes.
 const IDS_RESERVED: u64 = 1024;
-/// Files in memory at most; others get one on the disk.
-const SMALL_MAX: usize = 1024;
+/// Files in memory at most, each of which takes a descriptor, and this part of those at most that the process may have; others get
+/// one on the disk.
+const SMALL_MAX: u64 = 1024;
+const SMALL_PART: u64 = 8;
 /// Where the end of the reserved ids is kept.
 const RESERVED_KEY: &str = "staging ids";
 /// Size of the unit of `st_blocks`, whatever the filesystem.
 pub(super) const STAT_BLOCK_BYTES: u64 = 512;
 
 /// Blocks that are proven at a time: 1 MiB.
-const PART_BLOCKS: u64 = 16;
+pub(super) const PART_BLOCKS: u64 = 16;
 
 /// What is known of staging files while the process runs.
 #[derive(Default)]
@@ -85,7 +88,7 @@ impl Core {
         self.staging_path(id).with_extension(extension)
     }
 
-    fn next_staging_id(&self, staging: &mut Staging) -> Result<StagingId, StoreError> {
+    pub(super) fn next_staging_id(&self, staging: &mut Staging) -> Result<StagingId, StoreError> {
         if staging.next == staging.reserved {
             let start = match self.meta.get(RESERVED_KEY)? {
                 Some(value) => u64::from_be_bytes(
@@ -120,7 +123,9 @@ impl Core {
     /// See [`super::Store::stage_small`]. The disk's filesystem looks long for an inode where many were freed just now, so
     /// files that live for a moment are dear.
     pub(super) fn stage_small(&self) -> Result<Option<(StagingId, Arc<File>)>, StoreError> {
-        if self.staging.lock().small.len() >= SMALL_MAX {
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let max = descriptors.map_or(SMALL_MAX, |all| SMALL_MAX.min(all / SMALL_PART));
+        if self.staging.lock().small.len() as u64 >= max {
             return Ok(None);
         }
         let Ok(file) = rustix::fs::memfd_create("p2pfs", rustix::fs::MemfdFlags::CLOEXEC) else {
@@ -412,7 +417,7 @@ impl Core {
         .map_err(failed("hashing", path))?;
         let object = Object { content, size };
         let is_made = tree.is_some();
-        let placed = self.place(&object, file, path, tree, &tree_path, placing);
+        let placed = self.place(&object, file, path, (tree, &tree_path), known, placing);
         if is_made {
             // Still there unless it became the object's.
             remove_file(&tree_path)?;
@@ -445,11 +450,15 @@ impl Core {
         object: &Object,
         data: File,
         path: &Path,
-        tree: Option<File>,
-        tree_path: &Path,
+        (tree, tree_path): (Option<File>, &Path),
+        known: &Leaves,
         placing: &Placing,
     ) -> Result<(), StoreError> {
         let hot = self.hot_or_new(object)?;
+        if hot.state.read().record.is_complete(object) {
+            // Where the disk has spoiled it, the new one is to take its place.
+            self.prove(object, &(0..object.blocks()))?;
+        }
         let change = hot.change.lock();
         {
             let mut state = hot.state.write();
@@ -485,7 +494,15 @@ impl Core {
             data: Arc::new(data),
             tree: TreeFile(tree.map(Arc::new)),
         };
-        self.complete(&hot, &change, files)
+        let completed = self.complete(&hot, &change, files, known);
+        if completed.is_err() {
+            // What was to become of it is written to on, and must be nobody else's.
+            let freed = forget(&hot);
+            self.loose.lock().remove(object);
+            self.count_went(object, freed)?;
+            self.unlink(&hot)?;
+        }
+        completed
     }
 
     /// Room taken by staging files; those that are objects by now are counted there.
@@ -521,7 +538,7 @@ fn bytes_of(file: &File, length: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Writes all of a file over the start of another.
-fn copy_over(from: &File, to: &File) -> io::Result<()> {
+pub(super) fn copy_over(from: &File, to: &File) -> io::Result<()> {
     let mut buffer = vec![0; PART_BLOCKS as usize * BLOCK_BYTES as usize];
     let mut at = 0;
     loop {

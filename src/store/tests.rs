@@ -7,6 +7,7 @@ mod model;
 mod objects;
 mod packs;
 mod room;
+mod settle;
 mod staging;
 
 use std::{

@@ -8,7 +8,7 @@ use super::{cases::power_loss, *};
 use crate::{
     fs::{
         live::Live,
-        ops::{Changes, Replace},
+        ops::{Changes, Place, Replace},
     },
     manifest::Kind,
 };
@@ -269,6 +269,36 @@ fn seen(state: State) -> BTreeMap<String, Vec<u8>> {
     state
         .map(|(path, content)| ((*path).to_owned(), content.to_vec()))
         .collect()
+}
+
+#[test]
+fn what_stands_on_a_small_content_that_was_just_published_survives_a_kill() {
+    let fixture = Fixture::new();
+    fixture.put("a", b"before").unwrap();
+    fixture.settle();
+    let (mut open, _paused) = (BTreeMap::new(), fixture.namespace.pause());
+    for op in [Op::Write("a", b"first "), Op::Close("a")] {
+        fixture.does(op, &mut open);
+    }
+    let appended = fixture.open_file("a", libc::O_RDWR).unwrap();
+    fixture.write_at(appended, 6, b", second").unwrap();
+    fixture.act(move |core| core.flush(appended)).unwrap();
+
+    for op in [Op::Write("b", b"copied"), Op::Close("b")] {
+        fixture.does(op, &mut open);
+    }
+    let from = fixture.open_file("b", libc::O_RDONLY).unwrap();
+    let to = fixture.create("c").unwrap();
+    let at = |handle| Place { handle, offset: 0 };
+    let copied = fixture.act(move |core| core.copy_range(at(from), at(to), 6));
+    assert_eq!(copied, Ok(6));
+    fixture.act(move |core| core.flush(to)).unwrap();
+    for op in [Op::Write("b", b"else"), Op::Close("b")] {
+        fixture.does(op, &mut open);
+    }
+    // No head was made, and the index is not on disk yet.
+    let expected = seen(&[("a", b"first , second"), ("b", b"elseed"), ("c", b"copied")]);
+    assert_eq!(fixture.after_crash(false), expected);
 }
 
 #[test]

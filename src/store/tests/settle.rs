@@ -1,0 +1,146 @@
+//! What becomes of contents that can't be put on the disk.
+
+use std::{io::Write, os::unix::fs::MetadataExt, sync::atomic::Ordering};
+
+use super::*;
+use crate::store::cache::{Files, State, TreeFile};
+
+/// Has the files of a content be ones that can't be synced; gives those that it had.
+fn unsyncable(store: &Store, object: &Object) -> Files {
+    let hot = store.inner.core.hot(object).unwrap().unwrap();
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let broken = Files {
+        data: Arc::new(std::os::fd::OwnedFd::from(reader).into()),
+        tree: TreeFile(None),
+    };
+    let mut state = hot.state.write();
+    state.files.replace(broken).unwrap()
+}
+
+fn put_back(store: &Store, object: &Object, files: Files) {
+    let hot = store.inner.core.hot(object).unwrap().unwrap();
+    hot.state.write().files = Some(files);
+}
+
+fn inode(store: &Store, object: &Object) -> u64 {
+    fs::metadata(data_path(store, object)).unwrap().ino()
+}
+
+#[test]
+fn what_could_not_be_synced_is_not_said_to_be_on_disk_before_it_was_written_anew() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(20 * BLOCK_BYTES + 7, 1);
+    let object = sample.object;
+    publish(&store, &sample);
+    let (before, files) = (inode(&store, &object), unsyncable(&store, &object));
+    store.settle().unwrap_err();
+    // Nor by who asks next, for something else.
+    store.settle_written().unwrap_err();
+    store.settle().unwrap_err();
+    let loose = |state: &State| !state.record.loose.is_empty();
+    assert_eq!(store.inner.core.look(&object, loose).unwrap(), Some(true));
+
+    put_back(&store, &object, files);
+    store.settle_written().unwrap();
+    assert_ne!(inode(&store, &object), before);
+    assert_eq!(store.inner.core.look(&object, loose).unwrap(), Some(false));
+    assert_eq!(
+        read_blocks(&store, &object, 0..object.blocks()).unwrap(),
+        sample.data
+    );
+    let store = reopen(store);
+    assert_eq!(store.presence(&object).unwrap(), Presence::Complete);
+    assert_eq!(
+        read_blocks(&store, &object, 0..object.blocks()).unwrap(),
+        sample.data
+    );
+    assert_eq!(damage(&store), []);
+}
+
+#[test]
+fn what_the_kernel_has_given_up_is_found_to_be_damaged() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(3 * BLOCK_BYTES, 1);
+    let object = sample.object;
+    publish(&store, &sample);
+    let files = unsyncable(&store, &object);
+    store.settle().unwrap_err();
+    put_back(&store, &object, files);
+    let file = OpenOptions::new()
+        .write(true)
+        .open(data_path(&store, &object));
+    file.unwrap().write_all(b"old").unwrap();
+
+    store.settle().unwrap_err();
+    let rest = BlockSet::of(1..3);
+    assert_eq!(store.presence(&object).unwrap(), Presence::Partial(rest));
+    // The others go on.
+    store.settle().unwrap();
+}
+
+#[test]
+fn what_was_almost_a_content_and_is_written_on_is_none() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(3 * BLOCK_BYTES, 1);
+    let object = sample.object;
+    let (id, file) = store.stage().unwrap();
+    file.write_all_at(&sample.data, 0).unwrap();
+    let refuses = &store.inner.core.index_files.refuses;
+    refuses.store(true, Ordering::Relaxed);
+    let size = object.size;
+    let imported = store.import(id, size, &Leaves::default());
+    assert!(matches!(imported, Err(StoreError::Full)), "{imported:?}");
+    refuses.store(false, Ordering::Relaxed);
+    assert_eq!(store.presence(&object).unwrap(), Presence::Absent);
+    file.write_all_at(b"something else", 9).unwrap();
+
+    publish(&store, &sample);
+    assert_eq!(
+        read_blocks(&store, &object, 0..object.blocks()).unwrap(),
+        sample.data
+    );
+    let other = store.import(id, size, &Leaves::default()).unwrap();
+    assert_ne!(other, object);
+    assert_eq!(
+        read_blocks(&store, &object, 0..object.blocks()).unwrap(),
+        sample.data
+    );
+    assert_eq!(damage(&store), []);
+}
+
+#[test]
+fn blocks_of_which_only_the_hash_came_along_are_proven_before_they_are_read() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(3 * BLOCK_BYTES, 1);
+    let leaves = crate::content::leaves_of(&&sample.tree[..], sample.object, 0..3).unwrap();
+    let mut known = Leaves::default();
+    known.put_unseen(0, leaves[0]);
+    let (id, file) = store.stage().unwrap();
+    file.write_all_at(&sample.data, 0).unwrap();
+    // The base was spoiled on the disk.
+    file.write_all_at(b"rot", 9).unwrap();
+    let imported = store.import(id, sample.object.size, &known).unwrap();
+    assert_eq!(imported, sample.object);
+    store.unstage(id).unwrap();
+    let mut read = vec![0; 100];
+    store.read(&imported, 0, &mut read).unwrap_err();
+    let rest = read_blocks(&store, &imported, 1..3).unwrap();
+    assert_eq!(rest, sample.slice(1..3));
+}
+
+#[test]
+fn a_content_that_is_spoiled_is_replaced_when_it_is_written_again() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(3 * BLOCK_BYTES, 1);
+    written(&store, &sample);
+    let hot = store.inner.core.hot(&sample.object).unwrap().unwrap();
+    hot.state.write().proven.forget(0..3);
+    let path = data_path(&store, &sample.object);
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(b"rot", 9).unwrap();
+
+    publish(&store, &sample);
+    let read = read_blocks(&store, &sample.object, 0..3).unwrap();
+    assert_eq!(read, sample.data);
+    assert_eq!(damage(&store), []);
+}
