@@ -4,11 +4,17 @@
 //! was written is published. Bytes go to a staging file, made at the first write, on the disk where it grows beyond 4 KiB;
 //! [`Overlay`] knows which of them count.
 
-use std::{collections::BTreeSet, fs::File, os::unix::fs::FileExt, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet, fs::File, ops::Range, os::unix::fs::FileExt, sync::Arc, time::Instant,
+};
 
 use parking_lot::Mutex;
+use rustix::fs::FallocateFlags;
 
-use super::{inodes::Facts, overlay::Overlay};
+use super::{
+    inodes::Facts,
+    overlay::{Overlay, Source},
+};
 use crate::{
     content::{INLINE_BYTES_MAX, Object},
     manifest::{Dot, Entry, Few, FileId, HybridTime, Kind, Linked, TreePath},
@@ -221,6 +227,28 @@ impl LiveState {
         Ok(file)
     }
 
+    /// Has a range, to which something may have been written in the staging file that was not all of it, show what it showed. What
+    /// stands in the staging file already may be either.
+    pub(crate) fn take_back(&mut self, staging: &File, range: Range<u64>) {
+        let size = self.overlay.size();
+        let within = range.start.min(size)..range.end.min(size);
+        for (piece, source) in self.overlay.pieces(within) {
+            let flags = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE;
+            let length = piece.end - piece.start;
+            if source == Source::Zero
+                && rustix::fs::fallocate(staging, flags, piece.start, length).is_err()
+            {
+                // Then that shows, now as later.
+                self.overlay.write(piece);
+            }
+        }
+        let is_longer = staging.metadata().is_ok_and(|file| file.len() > size);
+        if is_longer && staging.set_len(size).is_err() {
+            self.overlay.write(size..range.end);
+        }
+        self.touch(self.changed);
+    }
+
     /// Whether the journal lacks something.
     pub(crate) fn lacks_record(&self) -> bool {
         let is_unknown = self.fresh && !self.is_recorded && self.imported.is_empty();
@@ -345,5 +373,45 @@ pub(crate) fn plain_entry(
         modified,
         attributes: Few::default(),
         unknown: Few::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::Timestamp;
+
+    #[test]
+    fn of_a_write_that_came_half_way_nothing_shows_where_nothing_was() {
+        let file = tempfile::tempfile().unwrap();
+        let kind = Kind::File(Object::empty());
+        let entry = plain_entry(kind, 0o644, 0, 0, Timestamp(0));
+        let live = Live::new(
+            2,
+            Object::empty(),
+            entry,
+            HybridTime(1),
+            Vec::new(),
+            TreePath::root(),
+        );
+        let mut live = live.state.into_inner();
+        // Ten bytes, a hole, and an end of it.
+        file.write_all_at(&[1; 10], 0).unwrap();
+        live.overlay.write(0..10);
+        live.overlay.truncate(9_000);
+        let version = live.version;
+
+        file.write_all_at(&[7; 4_000], 5).unwrap();
+        live.take_back(&file, 5..20_000);
+        file.write_all_at(&[7; 10_000], 8_000).unwrap();
+        live.take_back(&file, 8_000..20_000);
+
+        assert_eq!(live.overlay.written(), [(0, 10)]);
+        assert_eq!(live.overlay.size(), 9_000);
+        assert_ne!(live.version, version);
+        assert_eq!(file.metadata().unwrap().len(), 9_000);
+        let mut bytes = vec![0; 9_000];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes[10..], vec![0; 8_990]);
     }
 }

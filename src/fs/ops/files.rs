@@ -27,7 +27,7 @@ use crate::{
     linux,
     manifest::{Kind, TreePath},
     node::namespace::Edit,
-    store::{Lent, Origin},
+    store::{Lent, Origin, StoreError},
     transfer::{Prefetch, Readahead, STREAMS},
 };
 
@@ -535,8 +535,17 @@ impl Core {
         }
         let written = self.alter(file.number, |live| {
             let staging = live.staging_to(&self.store, end)?;
+            // It may come half-way.
+            live.overlay.hashed.spoil(&(offset..end));
             let write = || linux::write_all_at(&staging, data, offset);
-            self.store.grow(&staging, data.len() as u64, write)?;
+            match self.store.grow(&staging, data.len() as u64, write) {
+                Ok(()) => {}
+                Err(error @ StoreError::NoRoom { .. }) => return Err(error.into()),
+                Err(error) => {
+                    live.take_back(&staging, offset..end);
+                    return Err(error.into());
+                }
+            }
             live.overlay.write(offset..end);
             if !cached {
                 live.entry.modified = now();

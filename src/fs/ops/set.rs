@@ -92,7 +92,11 @@ impl Core {
                     self.store.journal(record.0, &record.1, false)?;
                 }
                 // What is cut off must not show again when the file grows.
-                staging.file.set_len(size)?;
+                if let Err(error) = staging.file.set_len(size) {
+                    // The journal tells of less than there is.
+                    live.touch(now_hybrid());
+                    return Err(error.into());
+                }
             }
             live.overlay.truncate(size);
             live.entry.modified = modified.unwrap_or_else(now);
