@@ -393,15 +393,15 @@ impl Patience {
 }
 
 /// What an answer holds until its last byte is written.
-type Held = (
-    OwnedSemaphorePermit,
-    Option<OwnedSemaphorePermit>,
-    Option<Accepted>,
-    Load,
-);
+struct Held {
+    _place: OwnedSemaphorePermit,
+    room: Option<OwnedSemaphorePermit>,
+    accepted: Option<Accepted>,
+    _load: Load,
+}
 
 enum Outgoing {
-    Answer(u64, BlockAnswer, Held),
+    Answer(u64, BlockAnswer, Arc<Held>),
     Cancelled(u64),
 }
 
@@ -425,24 +425,23 @@ pub(super) async fn serve(
             while tasks.try_join_next().is_some() {}
             let service = shared.service.clone();
             let refused = |reason: &'static str| FrameError::Malformed(reason.into());
-            let (number, bytes, work) = match call {
+            let (number, bytes) = match &call {
                 BlockCall::Request(number, request) => {
                     request.check().map_err(refused)?;
                     let blocks = request.start..request.end;
                     let bytes = request.object.bytes_of(blocks);
-                    let bytes = bytes.end - bytes.start;
-                    (number, bytes, service.blocks(peer.id, request))
+                    (*number, bytes.end - bytes.start)
                 }
                 BlockCall::Batch(number, request) => {
                     request.check().map_err(refused)?;
                     let bytes = request.0.iter().map(|object| object.size).sum();
-                    (number, bytes, service.batch(peer.id, request))
+                    (*number, bytes)
                 }
                 BlockCall::Cancel(number) => {
-                    let task = running.lock().remove(&number);
+                    let task = running.lock().remove(number);
                     if let Some(task) = task {
                         task.abort();
-                        let _ = answers.send(Outgoing::Cancelled(number)).await;
+                        let _ = answers.send(Outgoing::Cancelled(*number)).await;
                     }
                     continue;
                 }
@@ -454,14 +453,29 @@ pub(super) async fn serve(
                 room = shared.answers.clone().try_acquire_owned().ok();
             }
             let accepted = shared.upload.accept(bytes);
-            let busy = room.is_none() || accepted.is_none();
-            let held = (place, room, accepted, Load::new(shared));
+            let held = Arc::new(Held {
+                _place: place,
+                room,
+                accepted,
+                _load: Load::new(shared),
+            });
+            let busy = held.room.is_none() || held.accepted.is_none();
+            // What reads from the disk can't be called back: it keeps its place when the request is cancelled, or who asks and
+            // cancels again and again would have any number of reads wait for the disk.
+            let work = match call {
+                _ if busy => None,
+                BlockCall::Request(_, request) => {
+                    Some(service.blocks(peer.id, request, held.clone()))
+                }
+                BlockCall::Batch(_, request) => Some(service.batch(peer.id, request, held.clone())),
+                BlockCall::Cancel(_) => None,
+            };
             let answers = answers.clone();
             let mut running = running.lock();
             let task = tasks.spawn(async move {
-                let answer = match busy {
-                    true => BlockAnswer::Busy,
-                    false => answer(work).await,
+                let answer = match work {
+                    Some(work) => answer(work).await,
+                    None => BlockAnswer::Busy,
                 };
                 let _ = answers.send(Outgoing::Answer(number, answer, held)).await;
             });

@@ -123,20 +123,26 @@ pub trait Service: Send + Sync + 'static {
     ) -> BoxFuture<'static, SyncAnswer>;
     /// Takes a push.
     fn pushed(self: Arc<Self>, peer: PeerId, push: Push) -> BoxFuture<'static, ()>;
-    /// Answers a request on a block stream.
+    /// Answers a request on a block stream. `place` is to be kept until all work for it has ended, work that goes on when the
+    /// future is dropped included.
     fn blocks(
         self: Arc<Self>,
         peer: PeerId,
         request: BlockRequest,
+        place: Place,
     ) -> BoxFuture<'static, BlockAnswer>;
     /// Answers a request for whole small contents on a block stream, with [`BlockAnswer::Batch`] or
-    /// [`BlockAnswer::Busy`].
+    /// [`BlockAnswer::Busy`]. `place` as above.
     fn batch(
         self: Arc<Self>,
         peer: PeerId,
         request: BatchRequest,
+        place: Place,
     ) -> BoxFuture<'static, BlockAnswer>;
 }
+
+/// One of the answers that may be made at a time, until it is dropped.
+pub type Place = Arc<dyn Send + Sync>;
 
 /// A proven peer.
 #[derive(Clone, Debug)]

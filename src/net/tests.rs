@@ -4,7 +4,7 @@ mod hostile;
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
 };
 
 use bytes::Bytes;
@@ -49,6 +49,9 @@ fn data(request: &BlockRequest) -> Bytes {
 #[derive(Default)]
 struct Answering {
     asked: AtomicUsize,
+    /// Reads of a disk that have begun, and whether it answers.
+    reading: AtomicUsize,
+    is_answering: AtomicBool,
     pushed: Mutex<Vec<Push>>,
 }
 
@@ -76,14 +79,25 @@ impl Service for Answering {
         futures::future::ready(()).boxed()
     }
 
-    /// Blocks from 1000 on never arrive; an object of one byte has another size; an empty one is not there.
+    /// Blocks from 1000 on never arrive, from 2000 on a disk holds them up; an object of one byte has another size; an empty one is not there.
     fn blocks(
         self: Arc<Self>,
         _: PeerId,
         request: BlockRequest,
+        place: Place,
     ) -> BoxFuture<'static, BlockAnswer> {
         self.asked.fetch_add(1, SeqCst);
         async move {
+            if request.start >= 2000 {
+                let read = tokio::task::spawn_blocking(move || {
+                    let _place = place;
+                    self.reading.fetch_add(1, SeqCst);
+                    while !self.is_answering.load(SeqCst) {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                });
+                let _ = read.await;
+            }
             match request.object.size {
                 0 => BlockAnswer::DontHave(Have::Part(BlockSet::of(2..5))),
                 1 => BlockAnswer::WrongSize {
@@ -98,7 +112,12 @@ impl Service for Answering {
     }
 
     /// Contents of odd sizes are there; sizes above 60,000 are never answered.
-    fn batch(self: Arc<Self>, _: PeerId, request: BatchRequest) -> BoxFuture<'static, BlockAnswer> {
+    fn batch(
+        self: Arc<Self>,
+        _: PeerId,
+        request: BatchRequest,
+        _: Place,
+    ) -> BoxFuture<'static, BlockAnswer> {
         self.asked.fetch_add(1, SeqCst);
         async move {
             if request.0.iter().any(|object| object.size > 60_000) {
@@ -361,6 +380,36 @@ async fn a_request_that_is_given_up_is_given_up_at_the_other_side_too() {
         never.abort();
         until("none is worked on", || b.load() == 0).await;
     }
+    let answer = a.blocks(b.local_peer(), request(1), SOON).await.unwrap();
+    assert_eq!(answer, BlockAnswer::Data(data(&request(1))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_reads_from_the_disk_keeps_its_place_when_its_request_is_given_up() {
+    let [(a, _), (b, service)] = pair().await;
+    let request = |start| BlockRequest {
+        object: object(1 << 30),
+        start,
+        end: start + 1,
+    };
+    for _ in 0..3 {
+        let (asking, peer) = (a.clone(), b.local_peer());
+        let never = tokio::spawn(async move {
+            join_all((0..16).map(|n| asking.blocks(peer, request(2000 + n), SOON))).await;
+        });
+        until("as many are read as may be", || {
+            service.reading.load(SeqCst) == 16
+        })
+        .await;
+        never.abort();
+        let _ = never.await;
+        let asked = a.request(b.local_peer(), SyncRequest::Heads, SOON);
+        asked.await.unwrap();
+    }
+    assert_eq!(service.reading.load(SeqCst), 16);
+    assert_eq!(b.load(), 16);
+    service.is_answering.store(true, SeqCst);
+    until("none is read", || b.load() == 0).await;
     let answer = a.blocks(b.local_peer(), request(1), SOON).await.unwrap();
     assert_eq!(answer, BlockAnswer::Data(data(&request(1))));
 }

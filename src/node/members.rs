@@ -27,7 +27,7 @@ use crate::{
     content::{BlockSet, Object},
     manifest::NodeHash,
     net::{
-        Net, Service,
+        Net, Place, Service,
         proto::{
             BatchRequest, BlockAnswer, BlockRequest, HAVE_RANGES_MAX, Have, NAMED_MAX, Push,
             REQUEST_BLOCKS_MAX, SYNC_BYTES_MAX, SyncAnswer, SyncRequest,
@@ -395,10 +395,14 @@ impl Service for Members {
         self: Arc<Self>,
         peer: PeerId,
         request: BlockRequest,
+        place: Place,
     ) -> BoxFuture<'static, BlockAnswer> {
         async move {
             let object = request.object;
-            let work = tokio::task::spawn_blocking(move || answer_blocks(&self.store, &request));
+            let work = tokio::task::spawn_blocking(move || {
+                let _place = place;
+                answer_blocks(&self.store, &request)
+            });
             match work.await {
                 Ok(Ok(answer)) => answer,
                 Ok(Err(error)) => {
@@ -415,9 +419,13 @@ impl Service for Members {
         self: Arc<Self>,
         _peer: PeerId,
         request: BatchRequest,
+        place: Place,
     ) -> BoxFuture<'static, BlockAnswer> {
         async move {
-            let work = tokio::task::spawn_blocking(move || answer_batch(&self.store, &request.0));
+            let work = tokio::task::spawn_blocking(move || {
+                let _place = place;
+                answer_batch(&self.store, &request.0)
+            });
             work.await.unwrap_or(BlockAnswer::Busy)
         }
         .boxed()

@@ -233,7 +233,7 @@ impl Trackers {
                 reason: state.reason.clone(),
                 head_age_s: state
                     .head_age
-                    .map(|(age, at)| (age + at.elapsed()).as_secs_f64()),
+                    .map(|(age, at)| age.saturating_add(at.elapsed()).as_secs_f64()),
             }
         });
         reports.collect()
@@ -443,6 +443,11 @@ async fn attend(tracker: Arc<Tracker>, shared: Shared) {
                 Err(SessionError::Refused(Refusal::NotAnnounced)) => {
                     told = Told::default();
                     policy.handle_forgotten(now());
+                }
+                // Others find this member, if not what it has. It is told again with the next renewal.
+                Err(SessionError::Refused(refusal @ Refusal::Full(_))) if action.is_of_holds() => {
+                    tracing::debug!(tracker = %tracker.name, %refusal, "what is held here is not listed there");
+                    policy.handle_holds_told();
                 }
                 Err(error) => {
                     tracker.lost(&error);

@@ -13,6 +13,8 @@ pub const BACKOFF_FIRST_MS: u64 = 500;
 pub const BACKOFF_MAX_MS: u64 = 30_000;
 /// Longest time between two renewals; a shorter lease is renewed after a third of it.
 pub const RENEW_MS: u64 = 30_000;
+/// And not sooner than this, whatever lease the tracker says.
+const RENEW_MIN_MS: u64 = 1_000;
 /// Time between two polls for heads.
 pub const POLL_HEADS_MS: u64 = 30_000;
 /// Changes of what is held are gathered for so long: a running download verifies hundreds of contents a second.
@@ -33,6 +35,13 @@ pub enum Action {
     UpdateHolds,
     /// Ask for the newest heads; then [`TrackerPolicy::handle_heads_polled`].
     PollHeads,
+}
+
+impl Action {
+    /// Whether it tells the tracker what is held.
+    pub fn is_of_holds(self) -> bool {
+        matches!(self, Self::ReplaceHolds | Self::UpdateHolds)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +131,7 @@ impl TrackerPolicy {
     fn leased(&mut self, now: u64, lease_ms: u64, holds_match: bool) {
         if let Link::Up(up) = &mut self.link {
             up.announced = true;
-            up.renew = Some(now.saturating_add(RENEW_MS.min(lease_ms / 3)));
+            up.renew = Some(now.saturating_add((lease_ms / 3).clamp(RENEW_MIN_MS, RENEW_MS)));
             // While holdings are being told, the tracker's digest is bound to differ.
             if !holds_match && !up.holds_running && up.holds.is_none() {
                 up.holds = Some((now, Action::ReplaceHolds));

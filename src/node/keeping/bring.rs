@@ -58,22 +58,18 @@ pub(super) async fn bring(
     came: &(dyn Fn(u64) + Sync),
 ) -> Result<(), TransferError> {
     let present = here(node, &object).map_err(|error| TransferError::Store(error.to_string()))?;
-    let windows = windows(&object, &present);
-    let brought = stream::iter(
-        windows
-            .into_iter()
-            .map(|(window, missing_bytes)| async move {
-                let blocks = object.blocks_of(window.clone());
-                // A window has far fewer blocks than fit a u32.
-                let permits = u32::try_from(blocks.end - blocks.start).unwrap_or(u32::MAX);
-                let Ok(_room) = room.0.acquire_many(permits).await else {
-                    return Err(TransferError::Stopping);
-                };
-                try_window(node, object, window, label).await?;
-                came(missing_bytes);
-                Ok(())
-            }),
-    );
+    let brought = windows(&object, &present).map(|(window, missing_bytes)| async move {
+        let blocks = object.blocks_of(window.clone());
+        // A window has far fewer blocks than fit a u32.
+        let permits = u32::try_from(blocks.end - blocks.start).unwrap_or(u32::MAX);
+        let Ok(_room) = room.0.acquire_many(permits).await else {
+            return Err(TransferError::Stopping);
+        };
+        try_window(node, object, window, label).await?;
+        came(missing_bytes);
+        Ok(())
+    });
+    let brought = stream::iter(brought);
     let mut brought = brought.buffer_unordered(WINDOWS_AT_ONCE);
     while let Some(outcome) = brought.next().await {
         outcome?;
@@ -118,24 +114,20 @@ fn is_kept(node: &Node, object: &Object, window: Range<u64>) -> Result<(), Trans
     }
 }
 
-/// The windows of a content in which something is missing, with how many bytes that is.
-fn windows(object: &Object, present: &BlockSet) -> Vec<(Range<u64>, u64)> {
+/// The windows of a content in which something is missing, with how many bytes that is. One after the other: an entry may
+/// say of a content that it has any size.
+fn windows(object: &Object, present: &BlockSet) -> impl Iterator<Item = (Range<u64>, u64)> {
     let blocks_each = WINDOW_BYTES / BLOCK_BYTES;
-    let mut windows = Vec::new();
-    let mut start = 0;
-    while start < object.blocks() {
+    let starts = (0..object.blocks().div_ceil(blocks_each)).map(move |at| at * blocks_each);
+    starts.filter_map(move |start| {
         let end = (start + blocks_each).min(object.blocks());
         let mut missing = BlockSet::default();
         for range in present.missing(start..end) {
             missing.insert(range);
         }
-        if !missing.is_empty() {
-            let bytes = object.bytes_of(start..end);
-            windows.push((bytes, bytes_in(object, &missing)));
-        }
-        start = end;
-    }
-    windows
+        let bytes = object.bytes_of(start..end);
+        (!missing.is_empty()).then(|| (bytes, bytes_in(object, &missing)))
+    })
 }
 
 #[cfg(test)]
@@ -149,7 +141,7 @@ mod tests {
             content: ContentId([1; 32]),
             size: 2 * WINDOW_BYTES + 5,
         };
-        let of = |present: &BlockSet| windows(&object, present);
+        let of = |present: &BlockSet| windows(&object, present).collect::<Vec<_>>();
         let all = [
             (0..WINDOW_BYTES, WINDOW_BYTES),
             (WINDOW_BYTES..2 * WINDOW_BYTES, WINDOW_BYTES),
@@ -161,5 +153,18 @@ mod tests {
         assert_eq!(of(&present), [rest, all[2].clone()]);
         present.insert(0..object.blocks());
         assert_eq!(of(&present), []);
+    }
+
+    #[test]
+    fn of_a_content_as_large_as_can_be_said_the_first_windows_are_there_at_once() {
+        let object = Object {
+            content: ContentId([1; 32]),
+            size: i64::MAX as u64,
+        };
+        let present = BlockSet::default();
+        let mut windows = windows(&object, &present);
+        assert_eq!(windows.next(), Some((0..WINDOW_BYTES, WINDOW_BYTES)));
+        let second = WINDOW_BYTES..2 * WINDOW_BYTES;
+        assert_eq!(windows.next(), Some((second, WINDOW_BYTES)));
     }
 }
