@@ -19,6 +19,9 @@ use crate::{
 
 /// How often an operation may need yet something else: deep trees take a few rounds, each round makes progress.
 const ROUNDS_MAX: u32 = 256;
+/// Room is looked for at least so long, however short reads may wait: it takes 2 s to tell that nothing refers to a content, and a
+/// search may have begun already.
+const ROOM_WITHIN_MIN: Duration = Duration::from_secs(20);
 /// For how long it holds that there is no room, unless something is removed here.
 const NO_ROOM_FOR: Duration = Duration::from_secs(2);
 /// How often it is looked whether there is room meanwhile: what gets published stands in two places, but for a moment.
@@ -149,7 +152,8 @@ impl Core {
             }
             Ok(())
         };
-        let made = tokio::time::timeout(self.options.wait, search).await;
+        let within = self.options.wait.max(ROOM_WITHIN_MIN);
+        let made = tokio::time::timeout(within, search).await;
         let made = made.unwrap_or_else(|_| Err(no_room()));
         let mut since = self.no_room.lock();
         *since = match made {

@@ -234,7 +234,7 @@ fn with_nothing_that_may_go_writers_hear_of_it_and_readers_go_on() {
 #[test]
 fn earlier_versions_make_room_in_a_folder_that_changes_all_the_time_and_where_files_have_several_names()
  {
-    let pair = pair_with("--cache-size 24M --min-free 0");
+    let pair = pair_with("--cache-size 24M --min-free 0 --read-timeout 1s");
     let b = &pair.b;
     b.write("one", noise(1, 1000));
     b.with("one", |path| {

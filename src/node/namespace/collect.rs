@@ -22,8 +22,9 @@ use crate::{
     manifest::{self, Node, NodeHash, NodeSource, Reach, TreeError},
 };
 
-/// How often it is looked whether enough has come.
+/// How often it is looked whether enough has come, and when first: a mount may be one of many short ones.
 const LOOKED_EVERY: Duration = Duration::from_secs(5 * 60);
+const LOOKED_FIRST: Duration = Duration::from_secs(20);
 /// A collection takes as long as reading all nodes, so it waits for so many bytes of new ones, and half of what stayed.
 const GROWN_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// Nodes that are looked at at a time, and the pause after them.
@@ -43,8 +44,10 @@ pub(super) async fn run(shared: Arc<Shared>, closing: CancellationToken) {
 }
 
 async fn collect_forever(shared: &Arc<Shared>) {
+    let mut pause = LOOKED_FIRST;
     loop {
-        tokio::time::sleep(LOOKED_EVERY).await;
+        tokio::time::sleep(pause).await;
+        pause = LOOKED_EVERY;
         if let Err(error) = collect(shared).await {
             tracing::warn!(%error, "manifest nodes that nobody needs could not be let go");
         }
