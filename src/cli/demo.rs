@@ -168,7 +168,7 @@ impl Stage {
             }
             let unmounted = self.command("any").arg("unmount").arg(&dir).status();
             if !unmounted.as_ref().is_ok_and(|status| status.success()) {
-                // Somebody's shell may stand in the folder: it is detached, the process ends all the same.
+                // Somebody's shell may stand in the folder: it is detached, and its process ends with that.
                 let lazily = self
                     .command("any")
                     .args(["unmount", "--lazy"])

@@ -107,7 +107,8 @@ pub(crate) async fn running(common: &Common) -> Result<Vec<Found>, Failure> {
 pub(crate) fn resolve(common: &Common, named: &str) -> Result<PathBuf, Failure> {
     let path = Path::new(named);
     answers(path)?;
-    if let Some(dir) = behind(path) {
+    // Not by a name in it that nothing has, which was meant to be something else.
+    if let Some(dir) = behind(path).filter(|_| path.symlink_metadata().is_ok()) {
         return Ok(dir);
     }
     if path.join("cluster").is_file() {
@@ -125,9 +126,31 @@ pub(crate) fn resolve(common: &Common, named: &str) -> Result<PathBuf, Failure> 
         .hint(format_args!(
             "clear it with: p2pfs unmount {named}; mounting again does too"
         ))),
-        None => Err(Failure::new(format_args!(
-            "{named}: no mount is there, and no cluster is saved under that name"
-        ))),
+        None => {
+            is_allowed(path)?;
+            Err(Failure::new(format_args!(
+                "{named}: no mount is there, and no cluster is saved under that name"
+            )))
+        }
+    }
+}
+
+/// What nobody but another user may look at is no reason to say that nothing is there.
+///
+/// # Errors
+/// Where it may not be looked at.
+pub(crate) fn is_allowed(path: &Path) -> Result<(), Failure> {
+    match rustix::fs::stat(path) {
+        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => Err(Failure::new(
+            format_args!(
+                "{}: it may not be looked at (permission denied)",
+                path.display()
+            ),
+        )
+        .hint(
+            "a mount is open to the user who made it alone, unless it was made with --allow-other",
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -243,10 +266,13 @@ pub(crate) async fn mount_of(path: &Path) -> Result<Found, Failure> {
     answers(path)?;
     match behind(path) {
         Some(dir) => Found::at(dir).checked(&named.to_string()).await,
-        None => Err(
-            Failure::new(format_args!("{named} is not inside a p2pfs mount"))
-                .hint("mount the cluster first: p2pfs mount CLUSTER DIR"),
-        ),
+        None => {
+            is_allowed(path)?;
+            Err(
+                Failure::new(format_args!("{named} is not inside a p2pfs mount"))
+                    .hint("mount the cluster first: p2pfs mount CLUSTER DIR"),
+            )
+        }
     }
 }
 

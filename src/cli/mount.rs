@@ -16,6 +16,7 @@ use super::{
     cluster::{is_id, parse_trackers, resolve},
     locate::{self, refused},
     logging,
+    units::size,
 };
 use crate::{
     cluster::Role,
@@ -165,7 +166,8 @@ fn cache_size(bytes: u64) -> Result<u64, Failure> {
 async fn mount(saved: SavedCluster, config: NodeConfig, ready: &mut dyn FnMut(Report)) -> Outcome {
     let name = saved.name.to_string();
     let mountpoint = config.mountpoint.display().to_string();
-    raise_open_files();
+    let mut warnings: Vec<String> = raise_open_files().into_iter().collect();
+    warnings.extend(is_full(&saved.dir, &config));
     // From here on a signal ends it in order: none that comes while it starts leaves a mount without a process.
     let ending = watch::Sender::new(false);
     tokio::spawn({
@@ -191,14 +193,17 @@ async fn mount(saved: SavedCluster, config: NodeConfig, ready: &mut dyn FnMut(Re
         mountpoint,
         role: node.role(),
         peers: started.peers,
-        warnings: started.warnings,
+        warnings: warnings.into_iter().chain(started.warnings).collect(),
     });
     node.run().await;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The store keeps several hundred files open, and each open handle of a program may hold one.
-fn raise_open_files() {
+/// Fewer descriptors than this are worth a word.
+const OPEN_FILES_WANTED: u64 = 4096;
+
+/// The store keeps several hundred files open, and each open handle of a program may hold one. A word where few may be.
+fn raise_open_files() -> Option<String> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -208,6 +213,24 @@ fn raise_open_files() {
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "the limit of open files could not be raised");
     }
+    let few = limit.maximum.filter(|max| *max < OPEN_FILES_WANTED)?;
+    Some(format!(
+        "it may have {few} files open and no more, which many programs at work here may need: raise the limit (ulimit -Hn) to {OPEN_FILES_WANTED} or more"
+    ))
+}
+
+/// A word where the disk has less free than is to be left.
+fn is_full(dir: &std::path::Path, config: &NodeConfig) -> Option<String> {
+    let disk = rustix::fs::statvfs(dir).ok()?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    (free <= config.free_bytes_min).then(|| {
+        format!(
+            "the disk of {} has {} free, and {} are to be left (--min-free): nothing can be written here, nor kept of what is read",
+            dir.display(),
+            size(free),
+            size(config.free_bytes_min)
+        )
+    })
 }
 
 /// Makes the folder where it is missing, and clears a mount whose process is dead. True when the folder was made.
@@ -238,8 +261,10 @@ fn prepare(mountpoint: &PathBuf) -> Result<bool, Failure> {
 
 fn is_mount_root(dir: &std::path::Path) -> bool {
     let device = |path: &std::path::Path| rustix::fs::stat(path).map(|stat| stat.st_dev).ok();
-    dir.parent()
-        .is_none_or(|parent| device(parent) != device(dir))
+    device(dir).is_some()
+        && dir
+            .parent()
+            .is_none_or(|parent| device(parent) != device(dir))
 }
 
 fn could_not_mount(name: &str, mountpoint: &str, error: NodeError) -> Failure {
@@ -311,6 +336,7 @@ pub(crate) async fn unmount(common: &Common, options: UnmountArgs) -> Outcome {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    locate::is_allowed(&options.dir)?;
     let Some(dir) = locate::behind(&options.dir).filter(|_| is_mount_root(&options.dir)) else {
         return Err(Failure::new(format_args!(
             "{what}: no cluster is mounted there"
@@ -322,6 +348,10 @@ pub(crate) async fn unmount(common: &Common, options: UnmountArgs) -> Outcome {
         .post::<()>("/unmount", &request, END_WITHIN)
         .await
         .map_err(refused(&what))?;
+    if options.lazy {
+        // It ends with the last who has something open.
+        return Ok(ExitCode::SUCCESS);
+    }
     let gone = async {
         while !matches!(client.version().await, Err(ClientError::NotRunning)) {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -274,6 +274,9 @@ pub(crate) async fn find(common: &Common, options: FindArgs) -> Outcome {
         for peer in &found.silent {
             eprintln!("p2pfs: warning: {peer} did not answer");
         }
+        if found.matches.is_empty() && !common.quiet {
+            eprintln!("Nothing in the cluster is called {:?}.", options.pattern);
+        }
     }
     Ok(if found.matches.is_empty() {
         ExitCode::FAILURE

@@ -44,7 +44,7 @@ use crate::{
     store::{Limits, Store, StoreError},
     transfer::Transfers,
 };
-use keeping::{Evictions, pins::Pins};
+use keeping::{Evictions, Running, pins::Pins};
 use members::{KnownHolders, Late, Members, PeerFetcher};
 use namespace::{Namespace, NamespaceError};
 use state::{SavedCluster, StateError};
@@ -62,6 +62,8 @@ const FIRST_PEER_WITHIN: Duration = Duration::from_millis(500);
 const LOCK_WITHIN: Duration = Duration::from_secs(5);
 /// How long any other process may.
 const LOCK_GRACE: Duration = Duration::from_millis(500);
+/// How long a lazy unmount takes for nobody having anything open.
+const LET_GO_WITHIN: Duration = Duration::from_secs(1);
 /// How long the end waits for files to be published.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(30);
 
@@ -701,6 +703,14 @@ impl Control for Node {
             if let Some(mounted) = self.mounted() {
                 mounted.publish_all(PUBLISH_WITHIN).await;
                 mounted.unmount(request.lazy).map_err(ControlError::new)?;
+                // Who has files open goes on with them; the end comes with the last one, as after `umount -l`.
+                let in_use = request.lazy
+                    && tokio::time::timeout(LET_GO_WITHIN, mounted.ended())
+                        .await
+                        .is_err();
+                if in_use {
+                    return Ok(());
+                }
                 self.unmounted.store(true, Ordering::Release);
             }
             self.end();
@@ -730,7 +740,13 @@ impl Node {
         request: types::LeaveRequest,
     ) -> Result<types::LeaveReport, ControlError> {
         Control::publish(self.clone()).await?;
-        let (totals, named) = self.only_here(true).await?;
+        let made = self.namespace.made();
+        // Until the end: what others were asked to keep is not promised to them meanwhile.
+        let mut running = Running {
+            evictions: &self.evictions,
+            objects: Vec::new(),
+        };
+        let (totals, named) = self.lost_with_this(&mut running).await?;
         let report = types::LeaveReport {
             left: false,
             only_here: named
@@ -748,6 +764,12 @@ impl Node {
             return Ok(report);
         }
         Control::unmount(self.clone(), types::UnmountRequest { lazy: false }).await?;
+        if !request.force && self.namespace.made() != made {
+            return Err(ControlError::new(
+                "something was changed meanwhile, which may exist only here: it is published and unmounted, but nothing is \
+                 forgotten; mount it again to have it handed over, or leave with --force",
+            ));
+        }
         self.saved.forget().map_err(ControlError::new)?;
         Ok(types::LeaveReport {
             left: true,

@@ -2,14 +2,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
-use futures::StreamExt;
 use libp2p::PeerId;
 
 use super::{
     Node,
+    keeping::{Running, take_kept_elsewhere},
     members::whole_holders,
     namespace::{Namespace, NamespaceError},
     run_blocking,
@@ -32,11 +33,16 @@ use crate::{
 
 /// How long a report waits for manifest nodes that are not here.
 const NODES_WITHIN: Duration = Duration::from_secs(20);
-/// How long holders are given to prove what they hold, all together and each.
+/// How long members are given to promise and to prove what they keep, all together, and for each block.
 const PROOF_WITHIN: Duration = Duration::from_secs(60);
 const BLOCK_WITHIN: Duration = Duration::from_secs(5);
-/// Proofs asked for at once.
-const PROOFS_AT_ONCE: usize = 16;
+/// How much that is.
+fn totals(named: &BTreeMap<Object, Option<TreePath>>) -> OnlyHereReport {
+    OnlyHereReport {
+        files: named.len() as u64,
+        bytes: named.keys().map(|object| object.size).sum(),
+    }
+}
 
 impl Node {
     pub(super) async fn status_report(&self) -> Result<StatusReport, ControlError> {
@@ -44,7 +50,7 @@ impl Node {
         let summary = namespace.summary.unwrap_or_default();
         let usage = self.store.usage().map_err(ControlError::new)?;
         let counters = self.net.counters();
-        let (only_here, _) = self.only_here(false).await?;
+        let only_here = self.only_here().await?;
         let live = self
             .mounted()
             .map(|mounted| mounted.status())
@@ -212,54 +218,38 @@ impl Node {
         }
     }
 
-    /// Contents that are whole here and that no connected member says to hold whole. Those of the folder's present state
-    /// come with a path; without it (nodes that nobody can give) everything that was written here counts.
-    ///
-    /// With `proof`, before data is given up for good, a member's word is not enough: it must give a block chosen at random.
-    pub(super) async fn only_here(
-        &self,
-        proof: bool,
-    ) -> Result<(OnlyHereReport, Vec<(Object, Option<TreePath>)>), ControlError> {
+    /// Contents that are whole here. Those of the folder's present state come with a path; without it (nodes that nobody can
+    /// give) everything that was written here counts.
+    async fn all_here(&self) -> Result<BTreeMap<Object, Option<TreePath>>, ControlError> {
         let (store, namespace) = (self.store.clone(), self.namespace.clone());
         let mut named = run_blocking(move || whole_here(&store, &namespace)).await?;
         named.retain(|object, _| object.size > 0);
-        let objects: Vec<Object> = named.keys().copied().collect();
-        let (mut elsewhere, _) = whole_holders(&self.net, &self.holders, &objects).await;
-        if proof {
-            elsewhere = self.proven(elsewhere).await;
-        }
-        named.retain(|object, _| !elsewhere.contains_key(object));
-        let totals = OnlyHereReport {
-            files: named.len() as u64,
-            bytes: named.keys().map(|object| object.size).sum(),
-        };
-        Ok((totals, named.into_iter().collect()))
+        Ok(named)
     }
 
-    /// Those of the objects of which a claimed holder gave a random block within [`PROOF_WITHIN`].
-    async fn proven(
-        &self,
-        claimed: BTreeMap<Object, Vec<PeerId>>,
-    ) -> BTreeMap<Object, Vec<PeerId>> {
-        let proofs = futures::stream::iter(claimed.into_iter().map(|(object, peers)| async move {
-            for peer in peers {
-                if self.gives_a_block(peer, object).await {
-                    return Some((object, vec![peer]));
-                }
-            }
-            None
-        }));
-        let mut proven = BTreeMap::new();
-        let collect = async {
-            let mut outcomes = proofs.buffer_unordered(PROOFS_AT_ONCE);
-            while let Some(outcome) = outcomes.next().await {
-                proven.extend(outcome);
-            }
-        };
-        if tokio::time::timeout(PROOF_WITHIN, collect).await.is_err() {
-            tracing::warn!("not all holders proved in time what they hold");
+    /// Those that no connected member says to hold whole.
+    pub(super) async fn only_here(&self) -> Result<OnlyHereReport, ControlError> {
+        let mut named = self.all_here().await?;
+        let objects: Vec<Object> = named.keys().copied().collect();
+        let (elsewhere, _) = whole_holders(&self.net, &self.holders, &objects).await;
+        named.retain(|object, _| !elsewhere.contains_key(object));
+        Ok(totals(&named))
+    }
+
+    /// Those that would be lost, as far as is known, if this member went for good: a member's word is not enough, it must promise
+    /// to keep a content and give a block chosen at random.
+    pub(super) async fn lost_with_this(
+        self: &Arc<Self>,
+        running: &mut Running<'_>,
+    ) -> Result<(OnlyHereReport, BTreeMap<Object, Option<TreePath>>), ControlError> {
+        let mut named = self.all_here().await?;
+        let mut alone: BTreeSet<Object> = named.keys().copied().collect();
+        let asked = take_kept_elsewhere(self, &mut alone, running);
+        if tokio::time::timeout(PROOF_WITHIN, asked).await.is_err() {
+            tracing::warn!("not all members promised in time what they keep");
         }
-        proven
+        named.retain(|object, _| alone.contains(object));
+        Ok((totals(&named), named))
     }
 
     pub(super) async fn gives_a_block(&self, peer: PeerId, object: Object) -> bool {
@@ -283,6 +273,9 @@ impl Node {
             .build()
             .map_err(|error| ControlError::new(format_args!("{pattern:?} is no pattern: {error}")))?
             .compile_matcher();
+        if !self.namespace.has_head() {
+            return Err(ControlError::new(NamespaceError::NoHead));
+        }
         let whole_path = pattern.contains('/');
         let mut matches = Vec::new();
         for (path, shown) in self.everything().await? {

@@ -360,7 +360,8 @@ impl Executor {
     fn give_up(&mut self, id: WishId) {
         self.scheduler.handle_give_up(self.now(), id);
         if let Some((object, _)) = self.waiting.remove(&id) {
-            self.note_end(&object, None);
+            // Not to be taken for one that is done.
+            self.note_end(&object, Some("nobody waits for it any more".into()));
         }
     }
 

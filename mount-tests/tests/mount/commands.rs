@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use p2pfs_mount_tests::{Finished, LONG, Mount, SOON, eventually, hash, noise, until};
+use p2pfs_mount_tests::{Finished, LONG, Lab, Mount, SOON, eventually, hash, noise, until};
 use serde_json::Value;
 
 use super::pair;
@@ -520,4 +520,18 @@ fn two_members_that_evict_the_same_thing_at_once_do_not_both_succeed() {
             mount.shows(&name, noise(round, MIB));
         }
     }
+}
+
+#[test]
+fn find_tells_nothing_found_from_nothing_known() {
+    let lab = Lab::new();
+    let (a, b) = (lab.host("a"), lab.host("b"));
+    let (id, _) = a.create("");
+    let a = a.mount("c", "");
+    let found = a.ask("find none");
+    assert_eq!(found.code(), Some(1));
+    assert_eq!(found.stderr, "Nothing in the cluster is called \"none\".\n");
+    let b = b.mount(&id, "");
+    let said = b.ask("find none").fails(1).to_owned();
+    assert!(said.contains("no state of the cluster"), "{said}");
 }

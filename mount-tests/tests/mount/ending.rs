@@ -1,6 +1,6 @@
 //! The end of a mount, whichever way it comes, and leaving for good.
 
-use std::{fs, time::Duration};
+use std::{fs, io::Write, time::Duration};
 
 use p2pfs_mount_tests::{Host, LONG, Lab, SOON, files_below, hash, noise, runs, until};
 use rustix::process::{Pid, Signal, kill_process};
@@ -122,6 +122,44 @@ fn a_busy_mount_is_not_unmounted_and_its_users_are_named() {
 }
 
 #[test]
+fn who_has_files_open_goes_on_with_them_after_a_lazy_unmount() {
+    for options in ["", "--no-passthrough"] {
+        let lab = Lab::new();
+        let a = lab.host("a");
+        a.create("");
+        let mount = a.mount("c", options);
+        let pid = mount.pid();
+        let mut file = fs::File::create(mount.path("file")).unwrap();
+        file.write_all(b"one\n").unwrap();
+        let lazily = a.p2pfs("unmount --lazy mnt");
+        lazily.ok();
+        assert_eq!(fs::read_dir(mount.dir()).unwrap().count(), 0, "detached");
+        file.write_all(b"two\n").unwrap();
+        drop(file);
+        mount.is_gone(pid);
+        let again = a.mount("c", options);
+        assert_eq!(again.read("file").unwrap(), b"one\ntwo\n");
+    }
+}
+
+#[test]
+fn a_name_in_a_mount_that_nothing_has_unmounts_and_leaves_nothing() {
+    let lab = Lab::new();
+    let a = lab.host("a");
+    a.create("");
+    let mount = a.mount("c", "");
+    mount.write("file", "x");
+    for words in [
+        "unmount mnt/typo",
+        "unmount mnt/file",
+        "leave -C mnt/typo --force",
+    ] {
+        a.p2pfs(words).fails(1);
+        assert_eq!(mount.read("file").unwrap(), b"x", "{words}");
+    }
+}
+
+#[test]
 fn leaving_shows_what_exists_only_here_and_needs_force_then() {
     let pair = pair();
     let both = noise(1, 100_000);
@@ -172,6 +210,9 @@ fn leaving_needs_no_force_where_others_hold_everything_and_purge_drops_the_cache
     pair.a.ask("leave --purge").ok();
     assert!(!state.exists());
     assert_eq!(hash(&pair.b.read("file").unwrap()), hash(&bytes));
+    // It has promised to keep it: nothing takes the last copy now.
+    let kept = pair.b.ask("evict file").to_string();
+    assert!(kept.contains("was promised that it stays here"), "{kept}");
 }
 
 #[test]
@@ -302,7 +343,7 @@ fn a_mount_ends_whichever_way_while_programs_wait_for_the_network_and_write() {
             !b.status()["transfers"].as_array().unwrap().is_empty()
         });
         end(&host, pid);
-        if ["umount -l", "fusermount3 -uz"].contains(way) {
+        if ["p2pfs unmount --lazy", "umount -l", "fusermount3 -uz"].contains(way) {
             reader.signal(Signal::KILL);
             writer.signal(Signal::KILL);
         }

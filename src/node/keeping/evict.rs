@@ -9,7 +9,7 @@
 //! recorded too, so a content is never promised and dropped.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -86,6 +86,14 @@ impl Evictions {
         Ok(true)
     }
 
+    /// The same for who goes for good, whatever was promised to whom.
+    fn begin_leaving(&self, object: Object) -> bool {
+        let mut phases = self.phases.lock();
+        let is_new = !phases.contains_key(&object);
+        phases.entry(object).or_insert(Phase::Asking);
+        is_new
+    }
+
     /// Whether it may be dropped now. From now on it is promised to nobody.
     pub(super) fn commit(&self, object: &Object) -> bool {
         match self.phases.lock().get_mut(object) {
@@ -151,9 +159,9 @@ pub(super) fn now_s() -> u64 {
 }
 
 /// The contents of a batch; whatever happens to the eviction, they are given free at its end.
-pub(super) struct Running<'a> {
-    pub(super) evictions: &'a Evictions,
-    pub(super) objects: Vec<Object>,
+pub(in crate::node) struct Running<'a> {
+    pub(in crate::node) evictions: &'a Evictions,
+    pub(in crate::node) objects: Vec<Object>,
 }
 
 impl Drop for Running<'_> {
@@ -274,6 +282,28 @@ async fn evict_batch(
         }
     }
     Ok(())
+}
+
+/// Takes out of `alone`, contents that are whole here, those that another member promised to keep, and proved to have. They are
+/// promised to nobody as long as `running` is there.
+pub(in crate::node) async fn take_kept_elsewhere(
+    node: &Arc<Node>,
+    alone: &mut BTreeSet<Object>,
+    running: &mut Running<'_>,
+) {
+    let objects: Vec<Object> = alone.iter().copied().collect();
+    for batch in objects.chunks(KEPT_MAX) {
+        let begun = batch.iter().copied();
+        let begun: Vec<Object> = begun
+            .filter(|object| node.evictions.begin_leaving(*object))
+            .collect();
+        running.objects.extend(&begun);
+        for object in held_elsewhere(node, &begun, PROMISED_WITHIN, &|_| true).await {
+            if node.evictions.commit(&object) {
+                alone.remove(&object);
+            }
+        }
+    }
 }
 
 /// Drops a content. One that was published a moment ago still has its staging file, which is waited for.

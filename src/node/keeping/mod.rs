@@ -30,7 +30,7 @@ use crate::{
 use super::Node;
 
 pub(super) use {
-    evict::{Evictions, evict},
+    evict::{Evictions, Running, evict, take_kept_elsewhere},
     fetch::fetch,
     verify::verify,
     wait::wait,

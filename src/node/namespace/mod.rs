@@ -356,6 +356,11 @@ impl Namespace {
         self.shared.replica.create(Moment::now())
     }
 
+    /// Number of the latest change that was made here.
+    pub fn made(&self) -> u64 {
+        self.shared.replica.state.read().overlay.generation()
+    }
+
     /// Whether any head is known.
     pub fn has_head(&self) -> bool {
         *self.shared.signals.head_known.borrow()
