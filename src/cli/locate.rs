@@ -186,16 +186,21 @@ pub(crate) fn behind(path: &Path) -> Option<PathBuf> {
 
 /// The same with the path inside the cluster. What stands there need not be there, nor is a link there followed.
 fn place(path: &Path) -> Option<(PathBuf, Vec<u8>)> {
-    let inside = |path: &Path| {
-        let (dir, root) = named_by_ancestor(path)?;
+    let inside = |path: &Path, folder: &Path| {
+        let (dir, root) = named_by_ancestor(folder)?;
         let below = path.strip_prefix(&root).ok()?;
         Some((dir, below.as_os_str().as_bytes().to_vec()))
     };
     let absolute = std::path::absolute(path).ok()?;
-    inside(&absolute).or_else(|| {
+    let in_folder = || {
         let folder = absolute.parent()?.canonicalize().ok()?;
-        inside(&folder.join(absolute.file_name()?))
-    })
+        inside(&folder.join(absolute.file_name()?), &folder)
+    };
+    // A link in a mount is what is meant, be it one to the mount's folder.
+    let is_link = |path: &Path| path.symlink_metadata().is_ok_and(|seen| seen.is_symlink());
+    let link = is_link(&absolute).then(in_folder).flatten();
+    link.or_else(|| inside(&absolute, &absolute))
+        .or_else(in_folder)
 }
 
 /// The mount whose path is given, and the path inside the cluster. With `-C` a path that is in no mount is taken for one

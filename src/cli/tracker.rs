@@ -1,6 +1,6 @@
 //! `tracker`.
 
-use std::{io::Write, process::ExitCode};
+use std::{io::Write, process::ExitCode, time::Duration};
 
 use p2pfs_tracker::server::{self, ServerConfig};
 
@@ -13,9 +13,17 @@ use super::{
 };
 use crate::node::address;
 
+/// The shortest lease that peers can renew in time.
+const LEASE_MIN: Duration = Duration::from_secs(1);
+
 pub(crate) fn run(common: &Common, options: TrackerArgs) -> Outcome {
     logging::story_to_stderr(common);
     let listen = address::socket(&options.listen).map_err(Failure::usage)?;
+    if options.lease < LEASE_MIN {
+        return Err(Failure::usage(
+            "a lease of less than a second is too short: peers renew theirs within it",
+        ));
+    }
     // A tracker given its own state folder keeps its state right there; by default it stands beside the clusters.
     let state_dir = match &common.state_dir {
         Some(dir) => dir.clone(),

@@ -678,8 +678,8 @@ impl Filesystem for Shell {
                     space.blocks,
                     space.free,
                     space.available,
-                    space.files,
                     // Entries are limited by nothing but the disk.
+                    space.files.saturating_add(u64::from(u32::MAX)),
                     u64::from(u32::MAX),
                     space.block_bytes,
                     255,

@@ -421,7 +421,7 @@ fn refused(dir: &Path, config: &Config, error: io::Error) -> MountError {
     {
         "mount as root, or with fusermount3 installed and access to /dev/fuse (a container needs --device /dev/fuse --cap-add SYS_ADMIN)"
     } else {
-        "p2pfs doctor looks for what is missing on this machine"
+        "it takes /dev/fuse, and for who is not root fusermount3 (package fuse3)"
     };
     MountError::Refused {
         what: format!("the system refused to mount on {}: {said}", dir.display()),

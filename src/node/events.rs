@@ -18,7 +18,7 @@ use crate::{
     content::Object,
     control::types::{ChangeKind, ChangeReport, Event, Happened, TransferReport},
     manifest::{
-        Change, ConflictVersion, Kind, NodeHash, Shown, TreePath, Versions, WriterNumber,
+        Change, ConflictVersion, InternalKey, NodeHash, Shown, TreePath, Versions, WriterNumber,
         empty_root, shown,
     },
     net::{NetEvent, proto::Push},
@@ -146,12 +146,7 @@ impl Node {
         for change in changes {
             let Some(path) = change.key.path() else {
                 // The names that share a file are not known from its record.
-                let of_writer = |versions: &Option<Versions>| {
-                    versions.as_ref().is_some_and(|versions| {
-                        matches!(shown(versions).0.entry.kind, Kind::Writer { .. })
-                    })
-                };
-                all |= !of_writer(&change.new) && !of_writer(&change.old);
+                all |= matches!(change.key.internal(), Some(InternalKey::File(_)));
                 continue;
             };
             let (path, path_hex) = path_text(&path);

@@ -316,10 +316,11 @@ impl Core {
             data,
             tree: TreeFile(tree),
         };
-        let ranges = allocated(&files.data, object);
-        let (found, readable) = proven(&files, object, &ranges);
+        let mut ranges = allocated(&files.data, object);
         let all = 0..object.blocks();
         let whole = ranges == [all.clone()];
+        ranges.extend(known_holes(&files, object, &ranges));
+        let (found, readable) = proven(&files, object, &ranges);
         if whole && !found.contains(all.clone()) {
             match self.remake_tree(object, &files.data) {
                 Ok(true) => return Some(BlockSet::of(all)),
@@ -412,6 +413,30 @@ fn allocated(data: &File, object: &Object) -> Vec<Range<u64>> {
         at = end.max(start + 1);
     }
     blocks.ranges().to_vec()
+}
+
+/// The other blocks whose hashes are here: zeros, unless they are not here.
+fn known_holes(files: &Files, object: &Object, allocated: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut holes = BlockSet::of(0..object.blocks());
+    allocated
+        .iter()
+        .for_each(|range| holes.remove(range.clone()));
+    // A single block has no tree: its hash is the content's.
+    let is_known = |blocks: &Range<u64>| {
+        object.blocks() == 1 || content::leaves_of(&files.tree, *object, blocks.clone()).is_ok()
+    };
+    let mut known = BlockSet::default();
+    for step in holes.ranges().iter().flat_map(steps) {
+        if is_known(&step) {
+            known.insert(step);
+            continue;
+        }
+        let blocks = step.map(|block| block..block + 1);
+        blocks
+            .filter(is_known)
+            .for_each(|block| known.insert(block));
+    }
+    known.ranges().to_vec()
 }
 
 /// Whether a backing file has all its bytes, be they right or wrong.

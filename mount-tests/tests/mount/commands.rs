@@ -523,6 +523,23 @@ fn two_members_that_evict_the_same_thing_at_once_do_not_both_succeed() {
 }
 
 #[test]
+fn a_link_to_the_folder_of_a_mount_is_followed_outside_of_it_and_not_in_it() {
+    let pair = pair();
+    pair.a.write("file", noise(1, MIB));
+    pair.a.publishes();
+    pair.b.shows("file", noise(1, MIB));
+    pair.b
+        .with("", |root| std::os::unix::fs::symlink(".", root.join("up")))
+        .unwrap();
+    let host = pair.b.host();
+    host.sh("ln -s mnt link");
+    let report = |path: &str| told(&host.p2pfs(&format!("evict --json {path}")));
+    assert_eq!(report("mnt/up")["files"], 0);
+    assert_eq!(report("link/up")["files"], 0);
+    assert_eq!(report("link")["freed_files"], 1);
+}
+
+#[test]
 fn find_tells_nothing_found_from_nothing_known() {
     let lab = Lab::new();
     let (a, b) = (lab.host("a"), lab.host("b"));

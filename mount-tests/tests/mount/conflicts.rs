@@ -411,6 +411,7 @@ fn events_tell_what_happens_and_end_with_reader_signal_and_mount() {
         !event["changes"].as_array().unwrap().is_empty()
     });
     assert_eq!(published["changes"][0]["node"], "a", "{published}");
+    assert_eq!(published["all"], false, "{published}");
     tells(&told_b, "changed", |event| {
         event["changes"][0]["change"] == "created"
     });

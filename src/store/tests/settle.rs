@@ -144,3 +144,43 @@ fn a_content_that_is_spoiled_is_replaced_when_it_is_written_again() {
     assert_eq!(read, sample.data);
     assert_eq!(damage(&store), []);
 }
+
+#[test]
+fn a_content_with_holes_is_whole_after_the_index_was_lost() {
+    let (dir, store) = new_store();
+    let mut data = vec![0; 16 * BLOCK_BYTES as usize];
+    blake3::Hasher::new()
+        .finalize_xof()
+        .fill(&mut data[..5 * BLOCK_BYTES as usize]);
+    data[12 * BLOCK_BYTES as usize] = 1;
+    let mut imported = Vec::new();
+    for size in [data.len() as u64, BLOCK_BYTES / 2] {
+        let bytes = if size == BLOCK_BYTES / 2 {
+            &[][..]
+        } else {
+            &data[..]
+        };
+        let (id, file) = store.stage().unwrap();
+        for (at, block) in bytes.chunks(BLOCK_BYTES as usize).enumerate() {
+            if block.iter().any(|byte| *byte != 0) {
+                file.write_all_at(block, at as u64 * BLOCK_BYTES).unwrap();
+            }
+        }
+        imported.push(store.import(id, size, &Leaves::default()).unwrap());
+        store.unstage(id).unwrap();
+    }
+    let fetched = Sample::new(40 * BLOCK_BYTES, 3);
+    store.insert(&fetched.range(3..7)).unwrap();
+    store.settle().unwrap();
+    drop(store);
+    fs::remove_dir_all(dir.path().join("state/index")).unwrap();
+
+    let store = open(&dir.path().join("state")).unwrap();
+    for object in &imported {
+        assert_eq!(store.presence(object).unwrap(), Presence::Complete);
+    }
+    let read = read_blocks(&store, &imported[0], 0..16).unwrap();
+    assert!(read == data);
+    let some = Presence::Partial(BlockSet::of(3..7));
+    assert_eq!(store.presence(&fetched.object).unwrap(), some);
+}
