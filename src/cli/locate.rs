@@ -24,6 +24,10 @@ const STATE_DIR_ATTRIBUTE: &str = "user.p2pfs.state-dir";
 /// How long the process behind a mount has to answer the kernel.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
+/// What to do with a process that does not answer.
+const STOPPED: &str =
+    "it may be stopped (kill -CONT it); if you end it (kill -9), `p2pfs unmount` clears its mount";
+
 /// A mount that runs.
 pub(crate) struct Found {
     pub(crate) dir: PathBuf,
@@ -47,6 +51,9 @@ impl Found {
                     );
                 }
                 Ok(self)
+            }
+            Err(error @ ClientError::TimedOut(_)) => {
+                Err(Failure::new(format_args!("{named}: {error}")).hint(STOPPED))
             }
             Err(error) => Err(Failure::new(format_args!("{named}: {error}"))
                 .hint(format_args!("mount it first: p2pfs mount {named} DIR"))),
@@ -88,7 +95,7 @@ pub(crate) async fn find(common: &Common, which: &Which) -> Result<Found, Failur
     }
 }
 
-/// All mounts under the state folder that answer.
+/// All mounts under the state folder that answer; a warning of those that are there and don't.
 pub(crate) async fn running(common: &Common) -> Result<Vec<Found>, Failure> {
     let mut running = Vec::new();
     for saved in state_base(common)?
@@ -96,8 +103,12 @@ pub(crate) async fn running(common: &Common) -> Result<Vec<Found>, Failure> {
         .what("the state folder cannot be read")?
     {
         let found = Found::at(saved.dir);
-        if found.client.is_running().await {
-            running.push(found);
+        match found.client.version().await {
+            Ok(_) => running.push(found),
+            Err(error @ ClientError::TimedOut(_)) => {
+                eprintln!("p2pfs: warning: {}: {error}; {STOPPED}", saved.name);
+            }
+            Err(_) => {}
         }
     }
     Ok(running)
@@ -173,7 +184,7 @@ pub(crate) fn answers(path: &Path) -> Result<(), Failure> {
     Err(Failure::new(format_args!(
         "{path}: the process behind the mount does not answer within {seconds} s"
     ))
-    .hint("it may be stopped (kill -CONT it); if you end it (kill -9), `p2pfs unmount` clears its mount"))
+    .hint(STOPPED))
 }
 
 /// The state folder of the mount that a path is in: its root says so. The path may lead there through links.

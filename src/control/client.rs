@@ -56,11 +56,6 @@ impl ControlClient {
         }
     }
 
-    /// Whether a process answers.
-    pub async fn is_running(&self) -> bool {
-        self.version().await.is_ok()
-    }
-
     /// The version of the running mount.
     pub async fn version(&self) -> Result<String, ClientError> {
         let text = self

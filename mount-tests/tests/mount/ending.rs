@@ -292,6 +292,8 @@ fn a_fetch_and_a_verification_whose_mount_is_stopped_meanwhile_end_and_say_so() 
         assert_eq!(status.code(), Some(1), "{said}");
         assert!(said.contains("did not answer"), "{said}");
     }
+    let all = b.host().p2pfs("status --all");
+    assert!(all.stderr.contains("did not answer"), "{all}");
     kill_process(pid, Signal::CONT).unwrap();
     b.write("after", "x");
 }
