@@ -152,7 +152,7 @@ pub(crate) fn parse_trackers(
 
 /// How long `leave` and `leave --hand-over` wait between looks.
 const HAND_OVER_EVERY: Duration = Duration::from_secs(2);
-const LEAVE_WITHIN: Duration = Duration::from_secs(120);
+const LEAVE_WITHIN: Duration = Duration::from_secs(300);
 
 pub(crate) async fn leave(common: &Common, options: LeaveArgs) -> Outcome {
     let mount = locate::find(common, &options.which).await;
@@ -204,8 +204,10 @@ pub(crate) async fn leave(common: &Common, options: LeaveArgs) -> Outcome {
         size(report.totals.bytes)
     );
     if !report.left {
-        return Err(Failure::new(format_args!("leaving was not done: {lost}"))
-            .hint("wait until others hold them with --hand-over, or go anyway with --force"));
+        return Err(Failure::new(format_args!(
+            "leaving was not done: {lost}, or no other member promises to keep what it has of them"
+        ))
+        .hint("wait until others hold them with --hand-over, or go anyway with --force"));
     }
     if !common.quiet {
         eprintln!("Left the cluster {}; its keys are forgotten.", saved.name);

@@ -40,6 +40,8 @@ pub(crate) struct Staging {
     pub(crate) file: Arc<File>,
     /// It is in memory, and holds [`INLINE_BYTES_MAX`] bytes at most.
     pub(crate) is_small: bool,
+    /// It may be an object's file as well by now, so that it must not change.
+    pub(crate) is_shared: bool,
 }
 
 /// What changes about it. Invariant: `base` and `overlay` (and the staging file for written ranges) give every byte.
@@ -179,6 +181,17 @@ impl LiveState {
     /// The staging file, made where there is none yet.
     pub(crate) fn staging(&mut self, store: &Store) -> Result<Arc<File>, StoreError> {
         let (id, file) = match &self.staging {
+            Some(Staging {
+                id: Some(id),
+                is_shared: true,
+                ..
+            }) => (*id, store.staged(*id)?),
+            // Its name was removed, and the disk was full just now.
+            Some(Staging {
+                id: None,
+                is_shared: true,
+                ..
+            }) => return Err(StoreError::Full),
             Some(staging) if !staging.is_small => return Ok(staging.file.clone()),
             Some(Staging { id: Some(id), .. }) => (*id, store.unfold(*id)?),
             Some(Staging { id: None, file, .. }) => {
@@ -204,8 +217,17 @@ impl LiveState {
             id: Some(id),
             file: file.clone(),
             is_small: false,
+            is_shared: false,
         });
         Ok(file)
+    }
+
+    /// Has what is in the staging file be nobody else's, before it changes.
+    pub(crate) fn unshare(&mut self, store: &Store) -> Result<(), StoreError> {
+        match &self.staging {
+            Some(staging) if staging.is_shared => self.staging(store).map(drop),
+            _ => Ok(()),
+        }
     }
 
     /// The same, where it is to hold nothing from `end` on so far.
@@ -213,8 +235,11 @@ impl LiveState {
         if end > INLINE_BYTES_MAX {
             return self.staging(store);
         }
-        if let Some(staging) = &self.staging {
+        if let Some(staging) = self.staging.as_ref().filter(|staging| !staging.is_shared) {
             return Ok(staging.file.clone());
+        }
+        if self.staging.is_some() {
+            return self.staging(store);
         }
         let Some((id, file)) = store.stage_small()? else {
             return self.staging(store);
@@ -223,6 +248,7 @@ impl LiveState {
             id: Some(id),
             file: file.clone(),
             is_small: true,
+            is_shared: false,
         });
         Ok(file)
     }

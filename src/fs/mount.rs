@@ -6,7 +6,10 @@ use std::{
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -100,6 +103,8 @@ impl std::fmt::Debug for Mounted {
 pub struct Mounted {
     core: Arc<Core>,
     mountpoint: PathBuf,
+    /// It was unmounted from here, though somebody may still use it.
+    is_detached: AtomicBool,
     ended: watch::Receiver<bool>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -206,6 +211,7 @@ pub(super) fn mount_parts(
     Ok(Mounted {
         core,
         mountpoint,
+        is_detached: AtomicBool::new(false),
         ended,
         tasks,
     })
@@ -223,7 +229,13 @@ impl Mounted {
         if *self.ended.borrow() {
             return Ok(());
         }
-        detach(&self.mountpoint, lazy)
+        if self.is_detached.load(Ordering::Acquire) {
+            // Another mount may be there by now.
+            return Ok(());
+        }
+        detach(&self.mountpoint, lazy)?;
+        self.is_detached.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Publishes every file with something unpublished, and puts it on disk. What isn't done within the time is put on disk

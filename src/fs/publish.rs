@@ -408,6 +408,11 @@ impl Core {
             state = live.state.lock();
             state.importing = false;
             self.published.send_modify(|steps| *steps += 1);
+            if imported.is_err()
+                && let Some(staging) = &mut state.staging
+            {
+                staging.is_shared = !staging.is_small;
+            }
             imported?
         };
         state.base = object;

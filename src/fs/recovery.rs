@@ -236,6 +236,7 @@ impl Core {
             id: Some(id),
             file,
             is_small: false,
+            is_shared: false,
         });
         state.imported.clone_from(older);
         state.replaced.clone_from(replaced);

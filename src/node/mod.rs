@@ -741,12 +741,16 @@ impl Node {
     ) -> Result<types::LeaveReport, ControlError> {
         Control::publish(self.clone()).await?;
         let made = self.namespace.made();
+        let mut named = self.only_here(true).await?;
         // Until the end: what others were asked to keep is not promised to them meanwhile.
         let mut running = Running {
             evictions: &self.evictions,
             objects: Vec::new(),
         };
-        let (totals, named) = self.lost_with_this(&mut running).await?;
+        if named.is_empty() && !request.force {
+            named = self.kept_by_nobody(&mut running).await?;
+        }
+        let totals = reports::totals(&named);
         let report = types::LeaveReport {
             left: false,
             only_here: named
@@ -764,10 +768,11 @@ impl Node {
             return Ok(report);
         }
         Control::unmount(self.clone(), types::UnmountRequest { lazy: false }).await?;
-        if !request.force && self.namespace.made() != made {
+        let is_unpublished = self.is_unpublished(&crate::manifest::TreePath::root());
+        if !request.force && (is_unpublished || self.namespace.made() != made) {
             return Err(ControlError::new(
-                "something was changed meanwhile, which may exist only here: it is published and unmounted, but nothing is \
-                 forgotten; mount it again to have it handed over, or leave with --force",
+                "something was changed meanwhile, or could not be published, and may exist only here: it is unmounted, but \
+                 nothing is forgotten; mount it again to have it handed over, or leave with --force",
             ));
         }
         self.saved.forget().map_err(ControlError::new)?;

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures::StreamExt;
 use libp2p::PeerId;
 
 use super::{
@@ -33,11 +34,16 @@ use crate::{
 
 /// How long a report waits for manifest nodes that are not here.
 const NODES_WITHIN: Duration = Duration::from_secs(20);
-/// How long members are given to promise and to prove what they keep, all together, and for each block.
+/// How long members are given to prove, or to promise, what they hold, all together, and for each block.
 const PROOF_WITHIN: Duration = Duration::from_secs(60);
 const BLOCK_WITHIN: Duration = Duration::from_secs(5);
+/// Proofs asked for at once.
+const PROOFS_AT_ONCE: usize = 16;
+/// Contents with a path at which they stand, where one is known.
+pub(super) type Named = BTreeMap<Object, Option<TreePath>>;
+
 /// How much that is.
-fn totals(named: &BTreeMap<Object, Option<TreePath>>) -> OnlyHereReport {
+pub(super) fn totals(named: &Named) -> OnlyHereReport {
     OnlyHereReport {
         files: named.len() as u64,
         bytes: named.keys().map(|object| object.size).sum(),
@@ -50,7 +56,7 @@ impl Node {
         let summary = namespace.summary.unwrap_or_default();
         let usage = self.store.usage().map_err(ControlError::new)?;
         let counters = self.net.counters();
-        let only_here = self.only_here().await?;
+        let only_here = totals(&self.only_here(false).await?);
         let live = self
             .mounted()
             .map(|mounted| mounted.status())
@@ -220,7 +226,7 @@ impl Node {
 
     /// Contents that are whole here. Those of the folder's present state come with a path; without it (nodes that nobody can
     /// give) everything that was written here counts.
-    async fn all_here(&self) -> Result<BTreeMap<Object, Option<TreePath>>, ControlError> {
+    async fn all_here(&self) -> Result<Named, ControlError> {
         let (store, namespace) = (self.store.clone(), self.namespace.clone());
         let mut named = run_blocking(move || whole_here(&store, &namespace)).await?;
         named.retain(|object, _| object.size > 0);
@@ -228,20 +234,50 @@ impl Node {
     }
 
     /// Those that no connected member says to hold whole.
-    pub(super) async fn only_here(&self) -> Result<OnlyHereReport, ControlError> {
+    ///
+    /// With `proof`, before data is given up for good, a member's word is not enough: it must give a block chosen at random.
+    pub(super) async fn only_here(&self, proof: bool) -> Result<Named, ControlError> {
         let mut named = self.all_here().await?;
         let objects: Vec<Object> = named.keys().copied().collect();
-        let (elsewhere, _) = whole_holders(&self.net, &self.holders, &objects).await;
+        let (mut elsewhere, _) = whole_holders(&self.net, &self.holders, &objects).await;
+        if proof {
+            elsewhere = self.proven(elsewhere).await;
+        }
         named.retain(|object, _| !elsewhere.contains_key(object));
-        Ok(totals(&named))
+        Ok(named)
     }
 
-    /// Those that would be lost, as far as is known, if this member went for good: a member's word is not enough, it must promise
-    /// to keep a content and give a block chosen at random.
-    pub(super) async fn lost_with_this(
+    /// Those of the objects of which a claimed holder gave a random block within [`PROOF_WITHIN`].
+    async fn proven(
+        &self,
+        claimed: BTreeMap<Object, Vec<PeerId>>,
+    ) -> BTreeMap<Object, Vec<PeerId>> {
+        let proofs = futures::stream::iter(claimed.into_iter().map(|(object, peers)| async move {
+            for peer in peers {
+                if self.gives_a_block(peer, object).await {
+                    return Some((object, vec![peer]));
+                }
+            }
+            None
+        }));
+        let mut proven = BTreeMap::new();
+        let collect = async {
+            let mut outcomes = proofs.buffer_unordered(PROOFS_AT_ONCE);
+            while let Some(outcome) = outcomes.next().await {
+                proven.extend(outcome);
+            }
+        };
+        if tokio::time::timeout(PROOF_WITHIN, collect).await.is_err() {
+            tracing::warn!("not all holders proved in time what they hold");
+        }
+        proven
+    }
+
+    /// Those that no other member promises to keep. Who promises is bound for a month: to be asked by who goes.
+    pub(super) async fn kept_by_nobody(
         self: &Arc<Self>,
         running: &mut Running<'_>,
-    ) -> Result<(OnlyHereReport, BTreeMap<Object, Option<TreePath>>), ControlError> {
+    ) -> Result<Named, ControlError> {
         let mut named = self.all_here().await?;
         let mut alone: BTreeSet<Object> = named.keys().copied().collect();
         let asked = take_kept_elsewhere(self, &mut alone, running);
@@ -249,7 +285,7 @@ impl Node {
             tracing::warn!("not all members promised in time what they keep");
         }
         named.retain(|object, _| alone.contains(object));
-        Ok((totals(&named), named))
+        Ok(named)
     }
 
     pub(super) async fn gives_a_block(&self, peer: PeerId, object: Object) -> bool {

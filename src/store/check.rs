@@ -96,6 +96,7 @@ impl Core {
             self.adopt_orphans(Moment::Opening { rebooted })?;
         }
         self.recover_staging(rebooted)?;
+        self.recover_unsettled()?;
         self.recover_origin()?;
         self.recover_promises()?;
         self.count_now_and_then()?;
@@ -400,7 +401,7 @@ fn parse_file_name(path: &Path) -> Option<Object> {
 }
 
 /// The blocks that have bytes on disk, at least in part.
-fn allocated(data: &File, object: &Object) -> Vec<Range<u64>> {
+pub(super) fn allocated(data: &File, object: &Object) -> Vec<Range<u64>> {
     let mut blocks = BlockSet::default();
     let mut at = 0;
     while at < object.size {

@@ -811,6 +811,13 @@ impl Store {
         self.inner.core.journal(id, record, durable)
     }
 
+    /// The index takes nothing any more, or does again.
+    #[cfg(test)]
+    pub(crate) fn refuse(&self, all: bool) {
+        let refuses = &self.inner.core.index_files.refuses;
+        refuses.store(all, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Whoever comes there waits until what this returns is dropped.
     #[cfg(test)]
     pub(crate) fn hold(&self, moment: moments::Moment) -> moments::Held<'_> {

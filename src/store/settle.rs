@@ -2,9 +2,9 @@
 
 use std::{
     collections::HashSet,
-    fs::{self, File},
+    fs::File,
     io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,18 +13,21 @@ use std::{
 
 use super::{
     Origin, StoreError,
-    cache::{Core, Files, Hot, State, TreeFile, remove_file},
+    cache::{Core, Hot, State},
+    check::{allocated, steps},
     failed,
     folder::sync_dir,
-    policy::Want,
-    room::estimate,
-    staging::{PART_BLOCKS, copy_over, new_file},
+    objects::is_of_the_block,
+    staging::copy_over,
 };
 use crate::{
     buffers::Buffer,
     content::{self, BlockSet, Object},
     linux,
 };
+
+/// There while some objects could not be synced.
+const UNSETTLED_KEY: &str = "unsettled";
 
 /// Objects that are in hand at a time: bounds open files.
 const OBJECTS_MAX: usize = 64;
@@ -93,9 +96,10 @@ impl Core {
         }
         self.renew_unsettled(|unsettled| unsettled == object)?;
         self.settle_objects(&[*object])?;
+        let is_unsettled = self.unsettled.lock().contains(object);
         match self.look(object, is_loose)? {
             // Of a partial one, more blocks may have come meanwhile.
-            Some((true, true)) => Err(StoreError::Io {
+            Some((true, is_whole)) if is_whole || is_unsettled => Err(StoreError::Io {
                 what: format!("syncing {}", self.data_path(object).display()),
                 source: io::Error::from_raw_os_error(libc::EIO),
             }),
@@ -128,22 +132,29 @@ impl Core {
         renewed.and(self.settle_files(&written)).and(packed)
     }
 
-    /// Puts on disk those of the objects that could not be synced: in new files, after their blocks were proven, since of the old
-    /// ones the kernel may have given up what it could not write.
+    /// Puts on disk those of the objects that could not be synced. Of what could not be written the kernel may have given up the
+    /// pages or keep them for written, so all that is here is written once more, after it was proven.
     fn renew_unsettled(&self, is_due: impl Fn(&Object) -> bool) -> Result<(), StoreError> {
         let unsettled: Vec<_> = self.unsettled.lock().iter().copied().collect();
         let mut outcome = Ok(());
         for object in unsettled.into_iter().filter(is_due) {
             let _one = self.settling.lock();
-            let renewed = self.renew(&object);
-            if matches!(renewed, Ok(()) | Err(StoreError::Damaged(_))) {
-                self.unsettled.lock().remove(&object);
+            let mut renewed = self.renew(&object);
+            if let Err(error) = &renewed
+                && (matches!(error, StoreError::Damaged(_)) || is_of_the_block(error))
+            {
+                // What is wrong of it, or can't be read, is here no more; the rest is.
+                self.reprove(&object, 0..object.blocks())?;
+                renewed = self.renew(&object);
             }
-            if let Err(error) = renewed {
-                if matches!(error, StoreError::Damaged(_)) {
-                    self.reprove(&object, 0..object.blocks())?;
+            let origin = self.look(&object, |state| state.record.origin)?;
+            match renewed {
+                Ok(()) => self.note_unsettled(&object, false)?,
+                // Others have it, or it is proven after the next boot: nobody's confirmation depends on that.
+                Err(error) if origin == Some(Origin::Fetched) => {
+                    tracing::warn!(content = %object.content, %error, "what was fetched can't be put on the disk");
                 }
-                outcome = Err(error);
+                Err(error) => outcome = Err(error),
             }
         }
         outcome
@@ -154,91 +165,84 @@ impl Core {
         let Some(hot) = self.hot(object)? else {
             return Ok(());
         };
-        let room = estimate(object, &hot.state.read().record.present);
-        let _reserved = self.reserve(Want::Files(room))?;
         let change = hot.change.lock();
         let present = {
             let state = hot.state.read();
             if state.record.loose.is_empty() {
-                // Gone, or written anew.
+                // Gone.
                 return Ok(());
             }
             state.record.present.clone()
         };
-        let old = self.files(&hot, false)?;
-        let id = self.next_staging_id(&mut self.staging.lock())?;
-        let copies = (
-            self.temporary_path(id, "copy"),
-            self.temporary_path(id, "tree"),
-        );
-        let renewed = self.renew_files(object, &present, &old, &copies);
-        if renewed.is_err() {
-            remove_file(&copies.0)?;
-            remove_file(&copies.1)?;
+        let path = self.data_path(object);
+        let files = self.files(&hot, false)?;
+        for blocks in allocated(&files.data, object) {
+            let mut here = present.clone();
+            here.remove(0..blocks.start);
+            here.remove(blocks.end..object.blocks().max(blocks.end));
+            for step in here.ranges().iter().flat_map(steps) {
+                let length = content::encoded_bytes(*object, step.clone());
+                // At most a MiB and its nodes.
+                let mut encoded = Buffer::new(length as usize);
+                content::encode_range(
+                    &*files.data,
+                    &files.tree,
+                    *object,
+                    step.clone(),
+                    &mut encoded,
+                )
+                .map_err(failed("reading", &path))?;
+                let range = content::verify_range(*object, step.clone(), &encoded)
+                    .map_err(|error| StoreError::Damaged(error.to_string()))?;
+                let at = object.bytes_of(step).start;
+                linux::write_all_at(&files.data, &range.data.concat(), at)
+                    .map_err(failed("writing", &path))?;
+            }
         }
-        let files = renewed?;
-        let mut state = hot.state.write();
-        state.record.loose = BlockSet::default();
-        state.files = Some(files.clone());
-        state.dirty = true;
-        drop(state);
+        if let Some(tree) = &files.tree.0 {
+            copy_over(tree, tree).map_err(failed("writing", &self.tree_path(object)))?;
+            tree.sync_data().map_err(failed("syncing", &path))?;
+        }
+        files.data.sync_data().map_err(failed("syncing", &path))?;
+        if let Some(folder) = path.parent() {
+            sync_dir(folder)?;
+        }
+        {
+            let mut state = hot.state.write();
+            state.record.loose = BlockSet::default();
+            state.dirty = true;
+        }
         self.loose.lock().remove(object);
-        self.measure(&hot, &files);
         self.write_record(&hot, &change)
     }
 
-    /// Copies of the files of an object, synced and in their place; of the data the present blocks, each proven.
-    fn renew_files(
-        &self,
-        object: &Object,
-        present: &BlockSet,
-        old: &Files,
-        (data_copy, tree_copy): &(PathBuf, PathBuf),
-    ) -> Result<Files, StoreError> {
-        let data_path = self.data_path(object);
-        let data = new_file(data_copy)?;
-        data.set_len(object.size)
-            .map_err(failed("extending", data_copy))?;
-        for run in present.ranges() {
-            let mut at = run.start;
-            while at < run.end {
-                let part = at..(at + PART_BLOCKS).min(run.end);
-                at = part.end;
-                let length = content::encoded_bytes(*object, part.clone());
-                // At most a MiB and its nodes.
-                let mut encoded = Buffer::new(length as usize);
-                content::encode_range(&*old.data, &old.tree, *object, part.clone(), &mut encoded)
-                    .map_err(failed("reading", &data_path))?;
-                let range = content::verify_range(*object, part.clone(), &encoded)
-                    .map_err(|error| StoreError::Damaged(error.to_string()))?;
-                let bytes = range.data.concat();
-                // Holes stay holes.
-                if bytes.iter().any(|byte| *byte != 0) {
-                    linux::write_all_at(&data, &bytes, object.bytes_of(part).start)
-                        .map_err(failed("writing", data_copy))?;
-                }
+    /// Notes an object that could not be synced, or that it is on the disk now; the next process is told that there are any.
+    fn note_unsettled(&self, object: &Object, is_so: bool) -> Result<(), StoreError> {
+        let mut unsettled = self.unsettled.lock();
+        let had_any = !unsettled.is_empty();
+        if is_so {
+            unsettled.insert(*object);
+        } else {
+            unsettled.remove(object);
+        }
+        match (had_any, !unsettled.is_empty()) {
+            (false, true) => drop(self.meta.insert(UNSETTLED_KEY, &[])?),
+            (true, false) => drop(self.meta.remove(UNSETTLED_KEY)?),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Takes all that is loose for what could not be synced, where the last process left any of that.
+    pub(super) fn recover_unsettled(&self) -> Result<(), StoreError> {
+        if self.meta.contains_key(UNSETTLED_KEY)? {
+            let loose: Vec<_> = self.loose.lock().iter().copied().collect();
+            self.unsettled.lock().extend(&loose);
+            if loose.is_empty() {
+                self.meta.remove(UNSETTLED_KEY)?;
             }
         }
-        data.sync_data().map_err(failed("syncing", data_copy))?;
-        let tree = match &old.tree.0 {
-            Some(old) => {
-                let tree = new_file(tree_copy)?;
-                copy_over(old, &tree).map_err(failed("copying to", tree_copy))?;
-                tree.sync_data().map_err(failed("syncing", tree_copy))?;
-                let path = self.tree_path(object);
-                fs::rename(tree_copy, &path).map_err(failed("placing", &path))?;
-                Some(Arc::new(tree))
-            }
-            None => None,
-        };
-        fs::rename(data_copy, &data_path).map_err(failed("placing", &data_path))?;
-        if let Some(folder) = data_path.parent() {
-            sync_dir(folder)?;
-        }
-        Ok(Files {
-            data: Arc::new(data),
-            tree: TreeFile(tree),
-        })
+        Ok(())
     }
 
     fn settle_files(&self, objects: &[Object]) -> Result<(), StoreError> {
@@ -291,6 +295,10 @@ impl Core {
     /// Takes an object whose blocks are to be synced; `None` if nothing of it is loose. Taken out first: blocks that come
     /// while syncing put it in again.
     fn take_loose(&self, object: &Object) -> Result<Option<Arc<Hot>>, StoreError> {
+        if self.unsettled.lock().contains(object) {
+            // It takes more than that.
+            return Ok(None);
+        }
         if !self.loose.lock().remove(object) {
             return Ok(None);
         }
@@ -324,7 +332,7 @@ impl Core {
         let mut outcome = Ok(());
         for object in objects {
             // One that fails is not synced again, since a second fdatasync may succeed without having written anything: its
-            // blocks stay loose until it is renewed, or proven after the next boot.
+            // blocks stay loose until it is written once more, or proven after the next boot.
             let hot = match self.take_loose(object) {
                 Ok(Some(hot)) => hot,
                 Ok(None) => continue,
@@ -351,8 +359,8 @@ impl Core {
                 }
                 Err(error) => {
                     unsettle(&hot);
-                    self.unsettled.lock().insert(*object);
                     outcome = Err(error);
+                    outcome = outcome.and(self.note_unsettled(object, true));
                 }
             }
         }
@@ -361,7 +369,7 @@ impl Core {
             if named.is_err() {
                 let _change = hot.change.lock();
                 unsettle(&hot);
-                self.unsettled.lock().insert(hot.object);
+                outcome = outcome.and(self.note_unsettled(&hot.object, true));
             } else {
                 outcome = outcome.and(self.note_settled(&hot));
             }

@@ -17,7 +17,6 @@ use super::{
     moments::Moment,
     policy::{Want, small_room},
     record::journal_key,
-    room::forget,
 };
 use crate::{
     buffers::Buffer,
@@ -36,7 +35,7 @@ const RESERVED_KEY: &str = "staging ids";
 pub(super) const STAT_BLOCK_BYTES: u64 = 512;
 
 /// Blocks that are proven at a time: 1 MiB.
-pub(super) const PART_BLOCKS: u64 = 16;
+const PART_BLOCKS: u64 = 16;
 
 /// What is known of staging files while the process runs.
 #[derive(Default)]
@@ -88,7 +87,7 @@ impl Core {
         self.staging_path(id).with_extension(extension)
     }
 
-    pub(super) fn next_staging_id(&self, staging: &mut Staging) -> Result<StagingId, StoreError> {
+    fn next_staging_id(&self, staging: &mut Staging) -> Result<StagingId, StoreError> {
         if staging.next == staging.reserved {
             let start = match self.meta.get(RESERVED_KEY)? {
                 Some(value) => u64::from_be_bytes(
@@ -494,15 +493,7 @@ impl Core {
             data: Arc::new(data),
             tree: TreeFile(tree.map(Arc::new)),
         };
-        let completed = self.complete(&hot, &change, files, known);
-        if completed.is_err() {
-            // What was to become of it is written to on, and must be nobody else's.
-            let freed = forget(&hot);
-            self.loose.lock().remove(object);
-            self.count_went(object, freed)?;
-            self.unlink(&hot)?;
-        }
-        completed
+        self.complete(&hot, &change, files, known)
     }
 
     /// Room taken by staging files; those that are objects by now are counted there.

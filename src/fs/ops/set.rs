@@ -84,6 +84,7 @@ impl Core {
         let live = self.live(number).ok_or(FsError::BadHandle)?;
         let _syncing = self.forget_cut(&live, size)?;
         self.alter(number, |live| {
+            live.unshare(&self.store)?;
             if let Some(staging) = &live.staging
                 && size < live.overlay.size()
             {

@@ -302,6 +302,41 @@ fn what_stands_on_a_small_content_that_was_just_published_survives_a_kill() {
 }
 
 #[test]
+fn what_is_written_on_after_it_was_almost_published_changes_no_other_file() {
+    let fixture = Fixture::new();
+    let content = vec![7; 200_000];
+    for cut in [false, true] {
+        let (name, other) = (format!("one{cut}"), format!("other{cut}"));
+        let handle = fixture.create(&name).unwrap();
+        fixture.write_at(handle, 0, &content).unwrap();
+        let number = fixture.walk(&name).unwrap();
+        fixture.store.refuse(true);
+        fixture.core.publish_now(number);
+        fixture.store.refuse(false);
+        let failed = |live: &Arc<Live>| live.state.lock().failures > 0;
+        assert!(fixture.core.live(number).as_ref().is_some_and(failed));
+        if cut {
+            let size = Changes {
+                size: Some(100_000),
+                ..Changes::default()
+            };
+            fixture
+                .act(move |core| core.setattr(number, &size))
+                .unwrap();
+        }
+        fixture.write_at(handle, 9, b"something else").unwrap();
+        fixture.put(&other, &content).unwrap();
+        fixture.core.release(handle);
+        fixture.settle();
+        assert!(fixture.content(&other).unwrap() == content);
+        let mut changed = content.clone();
+        changed[9..23].copy_from_slice(b"something else");
+        changed.truncate(if cut { 100_000 } else { 200_000 });
+        assert!(fixture.content(&name).unwrap() == changed);
+    }
+}
+
+#[test]
 fn a_crash_finds_names_and_unpublished_files_as_of_one_moment() {
     for case in CASES {
         let fixture = Fixture::new();

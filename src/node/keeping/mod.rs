@@ -58,7 +58,7 @@ pub(super) fn path_of(hex: &[String]) -> Result<TreePath, ControlError> {
 
 impl Node {
     /// Whether something at or below the path is in no signed head yet.
-    fn is_unpublished(&self, path: &TreePath) -> bool {
+    pub(super) fn is_unpublished(&self, path: &TreePath) -> bool {
         let is_open = self
             .mounted()
             .is_some_and(|mounted| mounted.is_unpublished(path));

@@ -1,6 +1,6 @@
 //! What becomes of contents that can't be put on the disk.
 
-use std::{io::Write, os::unix::fs::MetadataExt, sync::atomic::Ordering};
+use std::io::Write;
 
 use super::*;
 use crate::store::cache::{Files, State, TreeFile};
@@ -22,17 +22,13 @@ fn put_back(store: &Store, object: &Object, files: Files) {
     hot.state.write().files = Some(files);
 }
 
-fn inode(store: &Store, object: &Object) -> u64 {
-    fs::metadata(data_path(store, object)).unwrap().ino()
-}
-
 #[test]
 fn what_could_not_be_synced_is_not_said_to_be_on_disk_before_it_was_written_anew() {
     let (_dir, store) = new_store();
     let sample = Sample::new(20 * BLOCK_BYTES + 7, 1);
     let object = sample.object;
     publish(&store, &sample);
-    let (before, files) = (inode(&store, &object), unsyncable(&store, &object));
+    let files = unsyncable(&store, &object);
     store.settle().unwrap_err();
     // Nor by who asks next, for something else.
     store.settle_written().unwrap_err();
@@ -41,8 +37,11 @@ fn what_could_not_be_synced_is_not_said_to_be_on_disk_before_it_was_written_anew
     assert_eq!(store.inner.core.look(&object, loose).unwrap(), Some(true));
 
     put_back(&store, &object, files);
+    // What came of it since changes nothing, nor does who asks in whose name.
+    store.inner.core.loose.lock().insert(object);
+    assert!(store.inner.core.settle_objects(&[object]).is_ok());
+    assert_eq!(store.inner.core.look(&object, loose).unwrap(), Some(true));
     store.settle_written().unwrap();
-    assert_ne!(inode(&store, &object), before);
     assert_eq!(store.inner.core.look(&object, loose).unwrap(), Some(false));
     assert_eq!(
         read_blocks(&store, &object, 0..object.blocks()).unwrap(),
@@ -71,11 +70,32 @@ fn what_the_kernel_has_given_up_is_found_to_be_damaged() {
         .open(data_path(&store, &object));
     file.unwrap().write_all(b"old").unwrap();
 
-    store.settle().unwrap_err();
+    // What is left of it is put on the disk, and others go on.
+    store.settle().unwrap();
     let rest = BlockSet::of(1..3);
     assert_eq!(store.presence(&object).unwrap(), Presence::Partial(rest));
-    // The others go on.
+    let loose = |state: &State| !state.record.loose.is_empty();
+    assert_eq!(store.inner.core.look(&object, loose).unwrap(), Some(false));
+}
+
+#[test]
+fn what_could_not_be_synced_is_written_once_more_by_the_next_process() {
+    let (dir, store) = new_store();
+    let sample = Sample::new(3 * BLOCK_BYTES, 1);
+    publish(&store, &sample);
+    let _files = unsyncable(&store, &sample.object);
+    store.settle().unwrap_err();
+    store.flush().unwrap();
+    let copy = dir.path().join("killed");
+    copy_folder(store.dir(), &copy);
+    drop(store);
+    let store = open(&copy).unwrap();
+    assert!(store.inner.core.unsettled.lock().contains(&sample.object));
     store.settle().unwrap();
+    assert!(store.inner.core.unsettled.lock().is_empty());
+    let store = reopen(store);
+    assert!(store.inner.core.unsettled.lock().is_empty());
+    assert_eq!(store.presence(&sample.object).unwrap(), Presence::Complete);
 }
 
 #[test]
@@ -85,13 +105,14 @@ fn what_was_almost_a_content_and_is_written_on_is_none() {
     let object = sample.object;
     let (id, file) = store.stage().unwrap();
     file.write_all_at(&sample.data, 0).unwrap();
-    let refuses = &store.inner.core.index_files.refuses;
-    refuses.store(true, Ordering::Relaxed);
+    store.refuse(true);
     let size = object.size;
     let imported = store.import(id, size, &Leaves::default());
     assert!(matches!(imported, Err(StoreError::Full)), "{imported:?}");
-    refuses.store(false, Ordering::Relaxed);
-    assert_eq!(store.presence(&object).unwrap(), Presence::Absent);
+    store.refuse(false);
+    drop(file);
+    // What is to be written on is had anew.
+    let file = store.staged(id).unwrap();
     file.write_all_at(b"something else", 9).unwrap();
 
     publish(&store, &sample);
