@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     content::{INLINE_BYTES_MAX, Object},
+    linux::PIECE_BYTES,
     manifest::{Dot, Entry, Few, FileId, HybridTime, Kind, Linked, TreePath},
     store::{JournalRecord, StagingId, Store, StoreError},
 };
@@ -186,22 +187,14 @@ impl LiveState {
                 is_shared: true,
                 ..
             }) => (*id, store.staged(*id)?),
-            // Its name was removed, and the disk was full just now.
-            Some(Staging {
-                id: None,
-                is_shared: true,
-                ..
-            }) => return Err(StoreError::Full),
-            Some(staging) if !staging.is_small => return Ok(staging.file.clone()),
+            Some(staging) if !staging.is_small && !staging.is_shared => {
+                return Ok(staging.file.clone());
+            }
             Some(Staging { id: Some(id), .. }) => (*id, store.unfold(*id)?),
             Some(Staging { id: None, file, .. }) => {
                 // Its name was removed: nothing is known of it any more but here.
                 let (id, larger) = store.stage()?;
-                let mut bytes = [0; INLINE_BYTES_MAX as usize];
-                let copied = file
-                    .read_at(&mut bytes, 0)
-                    .and_then(|read| larger.write_all_at(bytes.get(..read).unwrap_or_default(), 0));
-                if let Err(error) = copied {
+                if let Err(error) = copy_all(file, &larger) {
                     store.unstage(id)?;
                     return Err(StoreError::Io {
                         what: "making a staging file".into(),
@@ -220,6 +213,14 @@ impl LiveState {
             is_shared: false,
         });
         Ok(file)
+    }
+
+    /// Makes the staging file where there is none yet that a file of this size can be in; changes nothing else.
+    pub(crate) fn make_staging(&mut self, store: &Store, size: u64) -> Result<(), StoreError> {
+        match &self.staging {
+            Some(staging) if !staging.is_small || size <= INLINE_BYTES_MAX => Ok(()),
+            _ => self.staging_to(store, size).map(drop),
+        }
     }
 
     /// Has what is in the staging file be nobody else's, before it changes.
@@ -380,6 +381,20 @@ impl LiveState {
             kind: Kind::File(object),
             ..self.entry.clone()
         }
+    }
+}
+
+/// Writes all of a file to an empty one.
+fn copy_all(from: &File, to: &File) -> std::io::Result<()> {
+    let mut bytes = vec![0; PIECE_BYTES];
+    let mut at = 0;
+    loop {
+        let read = from.read_at(&mut bytes, at)?;
+        let Some(piece) = bytes.get(..read).filter(|piece| !piece.is_empty()) else {
+            return Ok(());
+        };
+        to.write_all_at(piece, at)?;
+        at += read as u64;
     }
 }
 

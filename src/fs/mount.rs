@@ -231,7 +231,10 @@ impl Mounted {
         }
         if self.is_detached.load(Ordering::Acquire) {
             // Another mount may be there by now.
-            return Ok(());
+            return match lazy {
+                true => Ok(()),
+                false => Err(busy(&self.mountpoint)),
+            };
         }
         detach(&self.mountpoint, lazy)?;
         self.is_detached.store(true, Ordering::Release);

@@ -397,7 +397,7 @@ impl Core {
         let object = if size == 0 {
             Object::empty()
         } else {
-            state.staging_to(&self.store, size)?;
+            state.make_staging(&self.store, size)?;
             self.journal_soon(live.number, &mut state)?;
             let id = state.staging.as_ref().and_then(|staging| staging.id);
             let id = id.ok_or(FsError::Stuck)?;

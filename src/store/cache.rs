@@ -78,6 +78,9 @@ pub(super) struct Core {
     pub(super) loose: Mutex<HashSet<Object>>,
     /// Those that could not be synced: a second try would succeed without proving anything.
     pub(super) unsettled: Mutex<HashSet<Object>>,
+    /// A test has the disk sync nothing of them.
+    #[cfg(test)]
+    pub(super) fails_to_sync: AtomicBool,
     /// One writing of all records at a time.
     recording: Mutex<()>,
     /// One settling at a time.
@@ -293,6 +296,8 @@ impl Core {
             dirty: Mutex::default(),
             loose: Mutex::default(),
             unsettled: Mutex::default(),
+            #[cfg(test)]
+            fails_to_sync: AtomicBool::new(false),
             recording: Mutex::new(()),
             settling: Mutex::new(()),
             #[cfg(test)]

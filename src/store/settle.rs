@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     fs::File,
     io,
+    ops::Range,
     path::Path,
     sync::{
         Arc,
@@ -13,7 +14,7 @@ use std::{
 
 use super::{
     Origin, StoreError,
-    cache::{Core, Hot, State},
+    cache::{Core, Files, Hot, State},
     check::{allocated, steps},
     failed,
     folder::sync_dir,
@@ -144,14 +145,14 @@ impl Core {
                 && (matches!(error, StoreError::Damaged(_)) || is_of_the_block(error))
             {
                 // What is wrong of it, or can't be read, is here no more; the rest is.
-                self.reprove(&object, 0..object.blocks())?;
-                renewed = self.renew(&object);
+                let reproven = self.reprove(&object, 0..object.blocks());
+                renewed = reproven.and_then(|()| self.renew(&object));
             }
-            let origin = self.look(&object, |state| state.record.origin)?;
+            let origin = self.look(&object, |state| state.record.origin);
             match renewed {
-                Ok(()) => self.note_unsettled(&object, false)?,
+                Ok(()) => outcome = outcome.and(self.note_unsettled(&object, false)),
                 // Others have it, or it is proven after the next boot: nobody's confirmation depends on that.
-                Err(error) if origin == Some(Origin::Fetched) => {
+                Err(error) if matches!(origin, Ok(Some(Origin::Fetched))) => {
                     tracing::warn!(content = %object.content, %error, "what was fetched can't be put on the disk");
                 }
                 Err(error) => outcome = Err(error),
@@ -176,24 +177,24 @@ impl Core {
         };
         let path = self.data_path(object);
         let files = self.files(&hot, false)?;
-        for blocks in allocated(&files.data, object) {
-            let mut here = present.clone();
-            here.remove(0..blocks.start);
-            here.remove(blocks.end..object.blocks().max(blocks.end));
-            for step in here.ranges().iter().flat_map(steps) {
-                let length = content::encoded_bytes(*object, step.clone());
-                // At most a MiB and its nodes.
-                let mut encoded = Buffer::new(length as usize);
-                content::encode_range(
-                    &*files.data,
-                    &files.tree,
-                    *object,
-                    step.clone(),
-                    &mut encoded,
-                )
-                .map_err(failed("reading", &path))?;
-                let range = content::verify_range(*object, step.clone(), &encoded)
-                    .map_err(|error| StoreError::Damaged(error.to_string()))?;
+        let allocated = allocated(&files.data, object);
+        for step in present.ranges().iter().flat_map(steps) {
+            let length = content::encoded_bytes(*object, step.clone());
+            // At most a MiB and its nodes.
+            let mut encoded = Buffer::new(length as usize);
+            content::encode_range(
+                &*files.data,
+                &files.tree,
+                *object,
+                step.clone(),
+                &mut encoded,
+            )
+            .map_err(failed("reading", &path))?;
+            let range = content::verify_range(*object, step.clone(), &encoded)
+                .map_err(|error| StoreError::Damaged(error.to_string()))?;
+            let meets = |run: &Range<u64>| run.start < step.end && step.start < run.end;
+            // Zeros that are a hole stay one.
+            if allocated.iter().any(meets) {
                 let at = object.bytes_of(step).start;
                 linux::write_all_at(&files.data, &range.data.concat(), at)
                     .map_err(failed("writing", &path))?;
@@ -201,9 +202,8 @@ impl Core {
         }
         if let Some(tree) = &files.tree.0 {
             copy_over(tree, tree).map_err(failed("writing", &self.tree_path(object)))?;
-            tree.sync_data().map_err(failed("syncing", &path))?;
         }
-        files.data.sync_data().map_err(failed("syncing", &path))?;
+        self.sync_data(&files).map_err(failed("syncing", &path))?;
         if let Some(folder) = path.parent() {
             sync_dir(folder)?;
         }
@@ -216,6 +216,15 @@ impl Core {
         self.write_record(&hot, &change)
     }
 
+    fn sync_data(&self, files: &Files) -> io::Result<()> {
+        #[cfg(test)]
+        if self.fails_to_sync.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        files.data.sync_data()?;
+        files.tree.0.iter().try_for_each(|tree| tree.sync_data())
+    }
+
     /// Notes an object that could not be synced, or that it is on the disk now; the next process is told that there are any.
     fn note_unsettled(&self, object: &Object, is_so: bool) -> Result<(), StoreError> {
         let mut unsettled = self.unsettled.lock();
@@ -226,7 +235,10 @@ impl Core {
             unsettled.remove(object);
         }
         match (had_any, !unsettled.is_empty()) {
-            (false, true) => drop(self.meta.insert(UNSETTLED_KEY, &[])?),
+            (false, true) => {
+                self.meta.insert(UNSETTLED_KEY, &[])?;
+                self.flush_index()?;
+            }
             (true, false) => drop(self.meta.remove(UNSETTLED_KEY)?),
             _ => {}
         }
@@ -343,14 +355,8 @@ impl Core {
             };
             let data_path = self.data_path(object);
             let sync = self.files(&hot, false).and_then(|files| {
-                files
-                    .data
-                    .sync_data()
-                    .map_err(failed("syncing", &data_path))?;
-                match &files.tree.0 {
-                    Some(tree) => tree.sync_data().map_err(failed("syncing", &data_path)),
-                    None => Ok(()),
-                }
+                self.sync_data(&files)
+                    .map_err(failed("syncing", &data_path))
             });
             match sync {
                 Ok(()) => {

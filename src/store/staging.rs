@@ -196,7 +196,10 @@ impl Core {
         };
         let copy_path = self.temporary_path(id, "copy");
         let copy = copy_file(&file, u64::MAX, &copy_path)?;
-        copy.sync_data().map_err(failed("syncing", &copy_path))?;
+        if let Err(error) = copy.sync_data() {
+            remove_file(&copy_path)?;
+            return Err(failed("syncing", &copy_path)(error));
+        }
         fs::rename(&copy_path, &path).map_err(failed("replacing", &path))?;
         self.staging.lock().unsynced.insert(id);
         Ok(copy)

@@ -646,7 +646,7 @@ impl Core {
                 return Ok(false);
             }
             self.names_are_settled(number, &state.path)?;
-            state.staging_to(&self.store, 0)?;
+            state.make_staging(&self.store, 0)?;
             let staging = state.staging.as_ref().and_then(|staging| staging.id);
             let id = staging.ok_or(FsError::Stuck)?;
             // Before the durable record, and under the lock as by everybody else: the latest is never the older one.

@@ -1,25 +1,18 @@
 //! What becomes of contents that can't be put on the disk.
 
-use std::io::Write;
+use std::{io::Write, sync::atomic::Ordering};
 
 use super::*;
-use crate::store::cache::{Files, State, TreeFile};
+use crate::store::cache::State;
 
-/// Has the files of a content be ones that can't be synced; gives those that it had.
-fn unsyncable(store: &Store, object: &Object) -> Files {
-    let hot = store.inner.core.hot(object).unwrap().unwrap();
-    let (reader, _writer) = std::io::pipe().unwrap();
-    let broken = Files {
-        data: Arc::new(std::os::fd::OwnedFd::from(reader).into()),
-        tree: TreeFile(None),
-    };
-    let mut state = hot.state.write();
-    state.files.replace(broken).unwrap()
+fn fails_to_sync(store: &Store, fails: bool) {
+    let core = &store.inner.core;
+    core.fails_to_sync.store(fails, Ordering::Relaxed);
 }
 
-fn put_back(store: &Store, object: &Object, files: Files) {
-    let hot = store.inner.core.hot(object).unwrap().unwrap();
-    hot.state.write().files = Some(files);
+fn is_loose(store: &Store, object: &Object) -> bool {
+    let loose = |state: &State| !state.record.loose.is_empty();
+    store.inner.core.look(object, loose).unwrap().unwrap()
 }
 
 #[test]
@@ -28,21 +21,18 @@ fn what_could_not_be_synced_is_not_said_to_be_on_disk_before_it_was_written_anew
     let sample = Sample::new(20 * BLOCK_BYTES + 7, 1);
     let object = sample.object;
     publish(&store, &sample);
-    let files = unsyncable(&store, &object);
+    fails_to_sync(&store, true);
     store.settle().unwrap_err();
     // Nor by who asks next, for something else.
     store.settle_written().unwrap_err();
     store.settle().unwrap_err();
-    let loose = |state: &State| !state.record.loose.is_empty();
-    assert_eq!(store.inner.core.look(&object, loose).unwrap(), Some(true));
+    assert!(is_loose(&store, &object));
 
-    put_back(&store, &object, files);
-    // What came of it since changes nothing, nor does who asks in whose name.
-    store.inner.core.loose.lock().insert(object);
-    assert!(store.inner.core.settle_objects(&[object]).is_ok());
-    assert_eq!(store.inner.core.look(&object, loose).unwrap(), Some(true));
+    assert!(store.make_durable(&[object]).unwrap() == [false]);
+    fails_to_sync(&store, false);
     store.settle_written().unwrap();
-    assert_eq!(store.inner.core.look(&object, loose).unwrap(), Some(false));
+    assert!(!is_loose(&store, &object));
+    assert!(store.inner.core.unsettled.lock().is_empty());
     assert_eq!(
         read_blocks(&store, &object, 0..object.blocks()).unwrap(),
         sample.data
@@ -62,20 +52,40 @@ fn what_the_kernel_has_given_up_is_found_to_be_damaged() {
     let sample = Sample::new(3 * BLOCK_BYTES, 1);
     let object = sample.object;
     publish(&store, &sample);
-    let files = unsyncable(&store, &object);
+    fails_to_sync(&store, true);
     store.settle().unwrap_err();
-    put_back(&store, &object, files);
     let file = OpenOptions::new()
         .write(true)
         .open(data_path(&store, &object));
     file.unwrap().write_all(b"old").unwrap();
+    fails_to_sync(&store, false);
 
     // What is left of it is put on the disk, and others go on.
     store.settle().unwrap();
     let rest = BlockSet::of(1..3);
     assert_eq!(store.presence(&object).unwrap(), Presence::Partial(rest));
-    let loose = |state: &State| !state.record.loose.is_empty();
-    assert_eq!(store.inner.core.look(&object, loose).unwrap(), Some(false));
+    assert!(!is_loose(&store, &object));
+}
+
+#[test]
+fn what_the_kernel_has_dropped_is_no_zeros() {
+    let (_dir, store) = new_store();
+    let sample = Sample::new(3 * BLOCK_BYTES, 1);
+    publish(&store, &sample);
+    fails_to_sync(&store, true);
+    store.settle().unwrap_err();
+    let flags = rustix::fs::FallocateFlags::KEEP_SIZE | rustix::fs::FallocateFlags::PUNCH_HOLE;
+    let file = OpenOptions::new()
+        .write(true)
+        .open(data_path(&store, &sample.object))
+        .unwrap();
+    rustix::fs::fallocate(file, flags, BLOCK_BYTES, BLOCK_BYTES).unwrap();
+    fails_to_sync(&store, false);
+    store.settle().unwrap();
+    let mut rest = BlockSet::of(0..3);
+    rest.remove(1..2);
+    let presence = store.presence(&sample.object).unwrap();
+    assert_eq!(presence, Presence::Partial(rest));
 }
 
 #[test]
@@ -83,7 +93,7 @@ fn what_could_not_be_synced_is_written_once_more_by_the_next_process() {
     let (dir, store) = new_store();
     let sample = Sample::new(3 * BLOCK_BYTES, 1);
     publish(&store, &sample);
-    let _files = unsyncable(&store, &sample.object);
+    fails_to_sync(&store, true);
     store.settle().unwrap_err();
     store.flush().unwrap();
     let copy = dir.path().join("killed");
