@@ -183,8 +183,13 @@ pub(super) fn mount_parts(
     std::thread::Builder::new()
         .name("p2pfs-session".into())
         .spawn(move || {
-            if let Err(error) = session.run() {
-                tracing::error!(%error, "the connection to the kernel broke");
+            match session.run() {
+                Ok(()) => {}
+                // So it ends, too, with the last program that used what was detached.
+                Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => {
+                    tracing::info!("the kernel has ended the connection");
+                }
+                Err(error) => tracing::error!(%error, "the connection to the kernel broke"),
             }
             ends.send_replace(true);
         })
