@@ -14,7 +14,7 @@ pub const BACKOFF_MAX_MS: u64 = 30_000;
 /// Longest time between two renewals; a shorter lease is renewed after a third of it.
 pub const RENEW_MS: u64 = 30_000;
 /// And not sooner than this, whatever lease the tracker says.
-const RENEW_MIN_MS: u64 = 1_000;
+const RENEW_MIN_MS: u64 = 200;
 /// Time between two polls for heads.
 pub const POLL_HEADS_MS: u64 = 30_000;
 /// Changes of what is held are gathered for so long: a running download verifies hundreds of contents a second.
