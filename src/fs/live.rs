@@ -231,7 +231,7 @@ impl LiveState {
         }
     }
 
-    /// The same, where it is to hold nothing from `end` on so far.
+    /// The staging file, where it is to hold nothing from `end` on so far.
     pub(crate) fn staging_to(&mut self, store: &Store, end: u64) -> Result<Arc<File>, StoreError> {
         if end > INLINE_BYTES_MAX {
             return self.staging(store);

@@ -87,6 +87,9 @@ impl Core {
     }
 
     /// Returns when what is here of one object is on disk.
+    ///
+    /// # Errors
+    /// Also when it could not be synced, now or before, nor written once more.
     pub(super) fn make_durable(&self, object: &Object) -> Result<(), StoreError> {
         let is_loose = |state: &State| {
             let loose = !state.record.loose.is_empty() || !state.settling.is_empty();
