@@ -21,6 +21,20 @@ pub(crate) fn write_all_at(file: &File, data: &[u8], mut offset: u64) -> io::Res
     Ok(())
 }
 
+/// Writes all of a file over the start of another, or of itself.
+pub(crate) fn copy_over(from: &File, to: &File) -> io::Result<()> {
+    let mut buffer = vec![0; PIECE_BYTES];
+    let mut at = 0;
+    loop {
+        let read = from.read_at(&mut buffer, at)?;
+        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else {
+            return Ok(());
+        };
+        to.write_all_at(bytes, at)?;
+        at += read as u64;
+    }
+}
+
 /// Its version; 0.0 where that can't be told.
 pub(crate) fn version() -> (u32, u32) {
     let system = rustix::system::uname();

@@ -188,6 +188,11 @@ pub(crate) async fn peers(common: &Common, options: ReportArgs) -> Outcome {
         print_json(&peers)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if peers.is_empty() && !common.quiet {
+        eprintln!(
+            "No other peer of this cluster is known yet; `p2pfs status` says how its trackers are."
+        );
+    }
     for peer in peers {
         let rtt = peer
             .rtt_s

@@ -1,6 +1,7 @@
 //! `share`: copies files and trees into a mount, as `cp -r` would, and waits until they are published.
 //!
-//! A rerun resumes: a file whose copy has the same length and modification time is passed over.
+//! A rerun resumes: a file whose copy has the same length and modification time is passed over. A file that fails is told of
+//! and left out, and the rest is copied; where the mount takes nothing any more, that ends it.
 
 use std::{
     fs::{self, File},
@@ -42,7 +43,7 @@ pub(crate) async fn run(common: &Common, options: ShareArgs) -> Outcome {
                 .hint("the last word names the folder inside the mount to copy into"),
         );
     }
-    let mut copier = Copier::new(!common.quiet);
+    let mut pairs = Vec::new();
     for source in &options.sources {
         let name = name_of(source).what(source.display())?.ok_or_else(|| {
             Failure::usage(format_args!(
@@ -62,9 +63,18 @@ pub(crate) async fn run(common: &Common, options: ShareArgs) -> Outcome {
                 options.dir.display()
             )));
         }
-        tokio::task::block_in_place(|| copier.copy(source, &target))?;
+        pairs.push((source, target));
     }
-    copier.finish();
+    let mut copier = Copier::new(!common.quiet);
+    for (source, target) in pairs {
+        let went = tokio::task::block_in_place(|| copier.copy(source, &target));
+        if let Err(failure) = went {
+            copier.end_line();
+            return Err(failure);
+        }
+    }
+    copier.end_line();
+    let failed = copier.failed;
     mount
         .client
         .post::<()>("/publish", &(), PUBLISH_WITHIN)
@@ -91,7 +101,11 @@ pub(crate) async fn run(common: &Common, options: ShareArgs) -> Outcome {
                 .what("the report could not be written")?
         );
     }
-    Ok(ExitCode::SUCCESS)
+    // Each was told of.
+    Ok(match failed {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
 }
 
 /// The name that a copy gets: a link's own, as `cp -r` has it; for `.` and `..` that of the folder meant.
@@ -132,8 +146,21 @@ async fn hash_of(path: &Path) -> Result<String, Failure> {
     }
 }
 
+/// Whether what failed so is the mount: there is no room, it can't be written, or it is gone.
+fn takes_nothing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::NotConnected
+            | io::ErrorKind::ConnectionAborted
+    )
+}
+
 struct Copier {
     files: Vec<(PathBuf, u64)>,
+    failed: u64,
     done_bytes: u64,
     begun: Instant,
     shown: Instant,
@@ -145,6 +172,7 @@ impl Copier {
         use io::IsTerminal;
         Self {
             files: Vec::new(),
+            failed: 0,
             done_bytes: 0,
             begun: Instant::now(),
             shown: Instant::now(),
@@ -152,49 +180,74 @@ impl Copier {
         }
     }
 
+    /// Fails where nothing else can be copied either; what fails alone is told of and counted.
     fn copy(&mut self, source: &Path, target: &Path) -> Result<(), Failure> {
-        let walk = walkdir::WalkDir::new(source)
+        let mut walk = walkdir::WalkDir::new(source)
             .follow_root_links(false)
-            .sort_by_file_name();
-        for entry in walk {
-            let entry = entry.what("reading failed")?;
+            .sort_by_file_name()
+            .into_iter();
+        while let Some(entry) = walk.next() {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => {
+                    self.leave_out(&format_args!("{error}"));
+                    continue;
+                }
+            };
             let below = entry.path().strip_prefix(source).what(source.display())?;
             let to = if below.as_os_str().is_empty() {
                 target.to_path_buf()
             } else {
                 target.join(below)
             };
-            let kind = entry.file_type();
-            let what = || format!("{} could not be copied", entry.path().display());
-            if kind.is_dir() {
-                match fs::create_dir(&to) {
-                    // A link that somebody else put there would lead out of the mount.
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                        if !fs::symlink_metadata(&to).what(what())?.is_dir() {
-                            return Err(Failure::new(format_args!(
-                                "{}: {} is not a folder",
-                                what(),
-                                to.display()
-                            )));
-                        }
-                    }
-                    made => made.what(what())?,
+            if let Err(error) = self.copy_entry(&entry, &to) {
+                let what = format!("{} could not be copied", entry.path().display());
+                if takes_nothing(&error) {
+                    return Err(error).what(what);
                 }
-            } else if kind.is_symlink() {
-                let link = fs::read_link(entry.path()).what(what())?;
-                if fs::read_link(&to).ok().as_deref() != Some(&link) {
-                    symlink(&link, &to).what(what())?;
+                self.leave_out(&format_args!("{what}: {error}"));
+                if entry.file_type().is_dir() {
+                    walk.skip_current_dir();
                 }
-            } else if kind.is_file() {
-                self.copy_file(entry.path(), &to).what(what())?;
-            } else {
-                eprintln!(
-                    "p2pfs: warning: {} is no file, folder or link; it was left out",
-                    entry.path().display()
-                );
             }
         }
         Ok(())
+    }
+
+    fn copy_entry(&mut self, entry: &walkdir::DirEntry, to: &Path) -> io::Result<()> {
+        let kind = entry.file_type();
+        if kind.is_dir() {
+            match fs::create_dir(to) {
+                // A link that somebody else put there would lead out of the mount.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    if !fs::symlink_metadata(to)?.is_dir() {
+                        let message = format!("{} is not a folder", to.display());
+                        return Err(io::Error::new(io::ErrorKind::NotADirectory, message));
+                    }
+                }
+                made => made?,
+            }
+        } else if kind.is_symlink() {
+            let link = fs::read_link(entry.path())?;
+            if fs::read_link(to).ok().as_deref() != Some(&link) {
+                symlink(&link, to)?;
+            }
+        } else if kind.is_file() {
+            self.copy_file(entry.path(), to)?;
+        } else {
+            self.end_line();
+            eprintln!(
+                "p2pfs: warning: {} is no file, folder or link; it was left out",
+                entry.path().display()
+            );
+        }
+        Ok(())
+    }
+
+    fn leave_out(&mut self, message: &std::fmt::Arguments<'_>) {
+        self.end_line();
+        eprintln!("p2pfs: {message}");
+        self.failed += 1;
     }
 
     fn copy_file(&mut self, from: &Path, to: &Path) -> io::Result<()> {
@@ -253,7 +306,8 @@ impl Copier {
         );
     }
 
-    fn finish(&mut self) {
+    /// What is told next begins a line.
+    fn end_line(&mut self) {
         if self.progress {
             self.show();
             eprintln!();

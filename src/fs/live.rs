@@ -4,9 +4,7 @@
 //! was written is published. Bytes go to a staging file, made at the first write, on the disk where it grows beyond 4 KiB;
 //! [`Overlay`] knows which of them count.
 
-use std::{
-    collections::BTreeSet, fs::File, ops::Range, os::unix::fs::FileExt, sync::Arc, time::Instant,
-};
+use std::{collections::BTreeSet, fs::File, ops::Range, sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
@@ -17,7 +15,7 @@ use super::{
 };
 use crate::{
     content::{INLINE_BYTES_MAX, Object},
-    linux::PIECE_BYTES,
+    linux,
     manifest::{Dot, Entry, Few, FileId, HybridTime, Kind, Linked, TreePath},
     store::{JournalRecord, StagingId, Store, StoreError},
 };
@@ -194,7 +192,7 @@ impl LiveState {
             Some(Staging { id: None, file, .. }) => {
                 // Its name was removed: nothing is known of it any more but here.
                 let (id, larger) = store.stage()?;
-                if let Err(error) = copy_all(file, &larger) {
+                if let Err(error) = linux::copy_over(file, &larger) {
                     store.unstage(id)?;
                     return Err(StoreError::Io {
                         what: "making a staging file".into(),
@@ -384,20 +382,6 @@ impl LiveState {
     }
 }
 
-/// Writes all of a file to an empty one.
-fn copy_all(from: &File, to: &File) -> std::io::Result<()> {
-    let mut bytes = vec![0; PIECE_BYTES];
-    let mut at = 0;
-    loop {
-        let read = from.read_at(&mut bytes, at)?;
-        let Some(piece) = bytes.get(..read).filter(|piece| !piece.is_empty()) else {
-            return Ok(());
-        };
-        to.write_all_at(piece, at)?;
-        at += read as u64;
-    }
-}
-
 /// An entry of the given kind with nothing special about it.
 pub(crate) fn plain_entry(
     kind: Kind,
@@ -419,6 +403,8 @@ pub(crate) fn plain_entry(
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
     use crate::manifest::Timestamp;
 

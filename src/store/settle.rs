@@ -19,7 +19,6 @@ use super::{
     failed,
     folder::sync_dir,
     objects::is_of_the_block,
-    staging::copy_over,
 };
 use crate::{
     buffers::Buffer,
@@ -204,7 +203,7 @@ impl Core {
             }
         }
         if let Some(tree) = &files.tree.0 {
-            copy_over(tree, tree).map_err(failed("writing", &self.tree_path(object)))?;
+            linux::copy_over(tree, tree).map_err(failed("writing", &self.tree_path(object)))?;
         }
         self.sync_data(&files).map_err(failed("syncing", &path))?;
         if let Some(folder) = path.parent() {
@@ -226,6 +225,13 @@ impl Core {
         }
         files.data.sync_data()?;
         files.tree.0.iter().try_for_each(|tree| tree.sync_data())
+    }
+
+    /// Notes an object that could not be synced, which its caller tells of. This process knows of it whatever the index takes.
+    fn remember_unsettled(&self, object: &Object) {
+        if let Err(error) = self.note_unsettled(object, true) {
+            tracing::error!(content = %object.content, %error, "the next mount can't be told that this is not on the disk");
+        }
     }
 
     /// Notes an object that could not be synced, or that it is on the disk now; the next process is told that there are any.
@@ -369,7 +375,7 @@ impl Core {
                 Err(error) => {
                     unsettle(&hot);
                     outcome = Err(error);
-                    outcome = outcome.and(self.note_unsettled(object, true));
+                    self.remember_unsettled(object);
                 }
             }
         }
@@ -378,7 +384,7 @@ impl Core {
             if named.is_err() {
                 let _change = hot.change.lock();
                 unsettle(&hot);
-                outcome = outcome.and(self.note_unsettled(&hot.object, true));
+                self.remember_unsettled(&hot.object);
             } else {
                 outcome = outcome.and(self.note_settled(&hot));
             }

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     buffers::Buffer,
     content::{self, BLOCK_BYTES, BlockSet, INLINE_BYTES_MAX, Leaves, Object},
+    linux,
 };
 
 /// Ids are taken from the index this many at a time, with one flush: no id is given out twice, whatever crashes.
@@ -384,7 +385,7 @@ impl Core {
         }
         let files = self.files(&hot, false)?;
         if let TreeFile(Some(target)) = &files.tree {
-            copy_over(tree, target).map_err(failed("writing", &self.tree_path(object)))?;
+            linux::copy_over(tree, target).map_err(failed("writing", &self.tree_path(object)))?;
         }
         self.measure(&hot, &files);
         Ok(())
@@ -529,20 +530,6 @@ fn bytes_of(file: &File, length: u64) -> io::Result<Vec<u8>> {
     }
     bytes.truncate(filled);
     Ok(bytes)
-}
-
-/// Writes all of a file over the start of another.
-pub(super) fn copy_over(from: &File, to: &File) -> io::Result<()> {
-    let mut buffer = vec![0; PART_BLOCKS as usize * BLOCK_BYTES as usize];
-    let mut at = 0;
-    loop {
-        let read = from.read_at(&mut buffer, at)?;
-        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else {
-            return Ok(());
-        };
-        to.write_all_at(bytes, at)?;
-        at += read as u64;
-    }
 }
 
 pub(super) fn new_file(path: &Path) -> Result<File, StoreError> {

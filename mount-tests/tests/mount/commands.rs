@@ -172,6 +172,29 @@ fn a_fetch_whose_client_goes_away_ends_and_transfers_show_it_while_it_runs() {
     assert!(here < 64 * MIB as u64, "{here} bytes came");
 }
 
+#[test]
+fn a_fetch_over_a_slow_link_shows_how_far_it_is_all_the_time() {
+    let pair = pair();
+    pair.a.write("large", noise(1, 6 * MIB));
+    pair.a.publishes();
+    until(SOON, "b sees it", || pair.b.has("large"));
+    pair.a.host().limit("16mbit");
+    // With a terminal of its own.
+    let shown = pair
+        .b
+        .host()
+        .sh(r#"script -qec "$P2PFS fetch mnt/large" /dev/null"#);
+    let done = |line: &str| {
+        line.split_once(" %  ")?
+            .1
+            .split_once(" MiB of 6.0")
+            .map(|(done, _)| done.to_owned())
+    };
+    let mut steps: Vec<_> = shown.split('\r').filter_map(done).collect();
+    steps.dedup();
+    assert!(steps.len() >= 3, "{steps:?} of {shown:?}");
+}
+
 /// The store follows what came by 200 ms or 64 MiB, and its index by 500 ms: at 160 Mbit/s that is less than this.
 const FORGOTTEN_MAX: u64 = 24 * MIB as u64;
 

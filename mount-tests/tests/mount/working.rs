@@ -309,6 +309,32 @@ fn share_prints_hash_and_path_and_a_rerun_changes_nothing() {
 }
 
 #[test]
+fn share_tells_of_what_fails_and_copies_the_rest() {
+    let pair = pair();
+    let host = pair.a.host();
+    host.sh("mkdir -p src/sub && echo a > src/a && echo b > src/b && echo c > src/sub/c && echo d > src/sub.d");
+    // Folders where files are to be, and the other way round.
+    host.sh("mkdir -p mnt/src/a && echo in the way > mnt/src/sub");
+    let shared = host.p2pfs("share src mnt");
+    assert_eq!(shared.code(), Some(1), "{shared}");
+    let errors = shared.to_string();
+    assert!(errors.contains("src/a could not be copied"), "{errors}");
+    assert!(errors.contains("src/sub could not be copied"), "{errors}");
+    assert!(!errors.contains("src/sub/c"), "{errors}");
+    assert_eq!(host.sh("cat mnt/src/b mnt/src/sub.d"), "b\nd");
+    pair.b.shows("src/b", b"b\n");
+    host.sh("rmdir mnt/src/a && rm mnt/src/sub");
+    host.p2pfs("share src mnt").ok();
+    pair.b.shows("src/sub/c", b"c\n");
+    let missing = host.p2pfs("share src/b nowhere mnt");
+    assert!(missing.fails(1).contains("nowhere"), "{missing}");
+    assert!(
+        !pair.a.has("b"),
+        "nothing is copied where a source is not there"
+    );
+}
+
+#[test]
 fn share_copies_links_as_links_and_writes_through_none() {
     let pair = pair();
     let host = pair.a.host();

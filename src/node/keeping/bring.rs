@@ -2,7 +2,7 @@
 //!
 //! What came stays: whoever brings a content again goes on where it stopped.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, pin::pin, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
 use tokio::sync::Semaphore;
@@ -20,6 +20,8 @@ const WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 const WINDOWS_AT_ONCE: usize = 4;
 /// Blocks that all that is brought for one purpose may have under way: 64 MiB.
 const BLOCKS_AT_ONCE: usize = 1024;
+/// How often it is looked how much of a window is here, which on a slow link takes a while.
+const LOOKED_EVERY: Duration = Duration::from_millis(500);
 /// How often a window is tried while a member is there that has it: what reads wait for may have taken all there was.
 const TRIES: usize = 5;
 
@@ -65,9 +67,21 @@ pub(super) async fn bring(
         let Ok(_room) = room.0.acquire_many(permits).await else {
             return Err(TransferError::Stopping);
         };
-        try_window(node, object, window, label).await?;
-        came(missing_bytes);
-        Ok(())
+        let mut told_bytes = 0;
+        let mut bringing = pin!(try_window(node, object, window, label));
+        loop {
+            if let Ok(outcome) = tokio::time::timeout(LOOKED_EVERY, &mut bringing).await {
+                outcome?;
+                came(missing_bytes - told_bytes);
+                return Ok(());
+            }
+            if let Ok(present) = here(node, &object) {
+                let left_bytes = missing_in(&object, &present, blocks.clone());
+                let come_bytes = missing_bytes.saturating_sub(left_bytes);
+                came(come_bytes.saturating_sub(told_bytes));
+                told_bytes = told_bytes.max(come_bytes);
+            }
+        }
     });
     let brought = stream::iter(brought);
     let mut brought = brought.buffer_unordered(WINDOWS_AT_ONCE);
@@ -121,13 +135,18 @@ fn windows(object: &Object, present: &BlockSet) -> impl Iterator<Item = (Range<u
     let starts = (0..object.blocks().div_ceil(blocks_each)).map(move |at| at * blocks_each);
     starts.filter_map(move |start| {
         let end = (start + blocks_each).min(object.blocks());
-        let mut missing = BlockSet::default();
-        for range in present.missing(start..end) {
-            missing.insert(range);
+        match missing_in(object, present, start..end) {
+            0 => None,
+            bytes => Some((object.bytes_of(start..end), bytes)),
         }
-        let bytes = object.bytes_of(start..end);
-        (!missing.is_empty()).then(|| (bytes, bytes_in(object, &missing)))
     })
+}
+
+/// Bytes of these blocks that are not here.
+fn missing_in(object: &Object, present: &BlockSet, blocks: Range<u64>) -> u64 {
+    let missing = present.missing(blocks);
+    let bytes = missing.map(|range| object.bytes_of(range));
+    bytes.map(|bytes| bytes.end - bytes.start).sum()
 }
 
 #[cfg(test)]
