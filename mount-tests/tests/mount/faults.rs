@@ -278,8 +278,6 @@ fn every_operation_ends_with_all_members_stopped_the_tracker_gone_and_the_disk_f
         c.has("far7") && c.has("deep")
     });
     c.write("here", "x");
-    // Without this, reading it was `EIO` once in seven runs, for a reason that is not known: see Gaps in docs/semantics.md.
-    c.publishes();
     let stopped = [&pair.a, &pair.b].map(Mount::pid);
     for pid in stopped {
         kill_process(pid, Signal::STOP).unwrap();

@@ -700,8 +700,8 @@ impl<D: Disk> Replica<D> {
         }
     }
 
-    /// The changes between two roots; `None` when telling them takes too much. What is here does not give way to what those who
-    /// could be asked lack.
+    /// The changes between two roots; `None` when telling them takes too much. What is here does not give way to what nobody
+    /// gives, whether those who were asked lack it or there is nobody to ask.
     fn difference(
         &self,
         old: NodeHash,
@@ -712,19 +712,19 @@ impl<D: Disk> Replica<D> {
             Ok(changes) => Ok((changes.len() <= NAMED_CHANGES_MAX).then_some(changes)),
             Err(TreeError::Missing(nodes)) => {
                 let is_bad = |node: &NodeHash| self.nodes.is_bad(node);
-                if effort.denied || nodes.iter().any(is_bad) {
+                if effort.unreachable || nodes.iter().any(is_bad) {
                     let looked = self.compared(old, new);
                     let theirs = |node: &&NodeHash| looked.is_theirs(node);
                     if nodes
                         .iter()
                         .filter(theirs)
-                        .any(|node| effort.denied || is_bad(node))
+                        .any(|node| effort.unreachable || is_bad(node))
                     {
                         return Err(TreeError::Missing(nodes));
                     }
                 }
+                // Of the state: it gives way.
                 let enough = effort.unreachable
-                    // Of the state: it gives way.
                     || nodes.iter().any(|node| self.nodes.is_bad(node))
                     || effort.late
                     || effort.rounds >= DIFFERENCE_ROUNDS_MAX

@@ -469,6 +469,37 @@ async fn what_is_here_stays_readable_while_nobody_has_the_nodes_of_a_new_head() 
     assert!(b.shows("x", 2).await && b.shows("y", 3).await);
 }
 
+/// As where the members go away while the nodes of what they have just announced are on their way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_here_stays_readable_where_a_new_head_came_in_part() {
+    let cluster = Cluster::new();
+    let a = with_many_files(&cluster).await;
+    let b = cluster.member("b");
+    b.reaches(&[&a]);
+    b.hears(&a).await;
+    b.merged().await;
+    assert_eq!(b.everything().await.len(), 1000);
+    a.write("0500", 7).await;
+    let root = a.root();
+    let encoded = a.ns.node(&root).unwrap().unwrap().to_vec();
+    b.reaches(&[]);
+    let replica = &b.ns.shared.replica;
+    replica.nodes.put(&[(root, encoded)]).unwrap();
+    b.hears(&a).await;
+    until("the head was tried", async || {
+        let state = replica.state.read();
+        let waits = state.heads.next_due(std::time::Instant::now());
+        waits.is_some() || state.heads.unmerged().count() == 0
+    })
+    .await;
+    assert_eq!(b.everything().await.len(), 1000);
+    assert!(b.shows("0500", 500).await);
+    b.reaches(&[&a]);
+    b.hears(&a).await;
+    b.merged().await;
+    assert!(b.shows("0500", 7).await);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_members_end_with_one_state_and_one_head() {
     let cluster = Cluster::new();
