@@ -19,7 +19,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -41,8 +41,6 @@ const AHEAD_BYTES: u64 = 2 * 1024 * 1024;
 const AHEAD_STEP_BYTES: u64 = 256 * 1024;
 /// …and what of it is left to what can't be refused: two of the segments that sled writes.
 const AHEAD_LEFT_BYTES: u64 = 1024 * 1024;
-/// How much is put into the index before that is looked at again.
-const LOOK_AFTER_BYTES: u64 = 128 * 1024;
 /// What putting something into the index makes sled write: so many times its bytes, and so much for each.
 const WRITTEN_FACTOR: u64 = 3;
 const WRITTEN_EACH: u64 = 512;
@@ -61,8 +59,6 @@ pub(super) struct IndexFiles {
     pub(super) blobs: Mutex<HashSet<OsString>>,
     /// Syncing failed: the next time it would succeed without proving anything.
     broken: AtomicBool,
-    /// Bytes that sled may have written since it was looked at what is set aside; much, if that was too little.
-    unseen: AtomicU64,
     /// The filesystem can't set room aside.
     without: AtomicBool,
     /// What was last to be put into the index was refused.
@@ -86,7 +82,6 @@ impl IndexFiles {
             blobs_dir: dir.join("blobs"),
             blobs: Mutex::default(),
             broken: AtomicBool::new(false),
-            unseen: AtomicU64::new(0),
             without: AtomicBool::new(false),
             short: AtomicBool::new(false),
             #[cfg(test)]
@@ -103,6 +98,9 @@ impl IndexFiles {
 
     /// To be called before something of so many bytes is put into the index. Bytes that the index takes more than before.
     ///
+    /// It looks each time what is set aside: where the end of its log is free, sled makes the file shorter, and with that what was
+    /// set aside behind its end is gone as well.
+    ///
     /// # Errors
     /// [`StoreError::Full`], when it is not to be put there.
     fn takes(&self, bytes: u64) -> Result<u64, StoreError> {
@@ -113,20 +111,11 @@ impl IndexFiles {
         let writes = bytes
             .saturating_mul(WRITTEN_FACTOR)
             .saturating_add(WRITTEN_EACH);
-        let before = self.unseen.fetch_add(writes, Ordering::Relaxed);
-        if before.saturating_add(writes) < LOOK_AFTER_BYTES {
-            return Ok(0);
-        }
-        self.unseen.store(0, Ordering::Relaxed);
         let outcome = self.set_aside(writes).and_then(|grown| match bytes {
             BLOB_BYTES_MIN.. => self.has_room_for_blobs(writes).map(|()| grown),
             _ => Ok(grown),
         });
         self.short.store(outcome.is_err(), Ordering::Relaxed);
-        if outcome.is_err() {
-            // The next one looks at once.
-            self.unseen.store(LOOK_AFTER_BYTES, Ordering::Relaxed);
-        }
         outcome
     }
 
@@ -277,4 +266,28 @@ fn give_back(log: &Path) -> Result<(), StoreError> {
     let file = OpenOptions::new().write(true).open(log);
     file.and_then(|file| file.set_len(file.metadata()?.len()))
         .map_err(failed("giving back room behind", log))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_sled_gives_back_behind_the_end_of_its_log_is_set_aside_before_the_next_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("index");
+        let _db = open_index(&path).unwrap();
+        let files = IndexFiles::open(&path).unwrap();
+        let ahead = || {
+            let log = files.log.metadata().unwrap();
+            log.blocks() * STAT_BLOCK_BYTES - log.len() / 4096 * 4096
+        };
+        files.takes(100).unwrap();
+        assert!(ahead() >= AHEAD_BYTES, "{} bytes", ahead());
+        // As sled does with the free end of it.
+        give_back(&path.join("db")).unwrap();
+        assert!(ahead() < AHEAD_STEP_BYTES, "{} bytes", ahead());
+        files.takes(100).unwrap();
+        assert!(ahead() >= AHEAD_BYTES, "{} bytes", ahead());
+    }
 }

@@ -457,10 +457,11 @@ fn nothing_counts_as_durable_that_the_index_could_not_sync() {
     let (pipe, _) = io::pipe().unwrap();
     core.index_files.log = std::os::fd::OwnedFd::from(pipe).into();
     let failed = |outcome: Result<(), StoreError>| assert!(outcome.is_err());
-    failed(core.journal(id, &entry(5), true));
+    failed(core.flush());
     // Once lost, it stays lost: another try would only seem to succeed.
     core.index_files.log = fs::File::open(state.join("index/db")).unwrap();
     failed(core.flush());
+    failed(core.journal(id, &entry(5), true));
     failed(core.settle());
     failed(core.settle_here());
     core.unstage(id).unwrap();
