@@ -43,6 +43,6 @@ pub use reach::Reach;
 pub(crate) use tree::testing::Memory;
 pub use tree::{
     Applied, Change, MISSING_MAX, NodeSource, TreeError, apply, diff, diff_after, empty_root, get,
-    range_summary, scan, summary,
+    outdated, range_summary, scan, summary,
 };
 pub use view::{Linked, Shown, children, find_copy, lookup, may_be_copy, node_name, shown, utc};

@@ -5,6 +5,7 @@
 
 mod diff;
 mod edit;
+mod outdated;
 #[cfg(test)]
 pub(super) mod testing;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use super::{
 pub(super) use diff::here;
 pub use diff::{diff, diff_after};
 pub use edit::apply;
+pub use outdated::outdated;
 
 /// Most missing nodes that are named at once.
 pub const MISSING_MAX: usize = 1024;

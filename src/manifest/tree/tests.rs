@@ -183,6 +183,81 @@ proptest! {
     }
 }
 
+/// Brings what is outdated until nothing is; how many nodes.
+fn bring_up(memory: &Memory, old: NodeHash, new: NodeHash, additions: bool) -> usize {
+    let mut brought = 0;
+    loop {
+        let missing = outdated(memory, old, new, additions).unwrap();
+        if missing.is_empty() {
+            return brought;
+        }
+        for hash in missing {
+            let was_hidden = memory.hidden.borrow_mut().remove(&hash);
+            assert!(was_hidden, "asked for what is here");
+            brought += 1;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn what_could_be_read_can_be_read_once_what_is_outdated_was_brought(
+        start in any_edits(200),
+        edits in any_edits(60),
+        looked_at in prop::collection::vec(any_key(), 0..20),
+        all in any::<bool>(),
+    ) {
+        let memory = Memory::default();
+        let old = memory.build(&start);
+        let here = reachable(&memory, old);
+        let new = memory.apply(old, &edits);
+        memory.hide_all();
+        if all {
+            memory.hidden.borrow_mut().retain(|hash| !here.contains(hash));
+        }
+        for key in &looked_at {
+            while let Err(TreeError::Missing(hashes)) = get(&memory, old, key) {
+                memory.hidden.borrow_mut().retain(|hash| !hashes.contains(hash));
+            }
+        }
+        let can = |root, key: &Key| get(&memory, root, key).is_ok();
+        let rows = start.iter().filter(|(_, value)| value.is_some());
+        let readable: Vec<_> = rows.map(|(key, _)| key).filter(|key| can(old, key)).collect();
+        bring_up(&memory, old, new, false);
+        for key in readable {
+            prop_assert!(can(new, key), "{key:?}");
+        }
+        bring_up(&memory, old, new, true);
+        if all {
+            prop_assert!(scan(&memory, new, everything(), usize::MAX).is_ok());
+        }
+    }
+}
+
+#[test]
+fn a_large_folder_that_is_new_is_not_brought_for_what_stands_around_it() {
+    let memory = Memory::default();
+    let old = memory.build(&many(2000));
+    let here = reachable(&memory, old);
+    let added = (0..30_000).map(|n| (key(&format!("folder 010a/{n}")), Some(one(n))));
+    let new = memory.apply(old, &added.collect());
+    memory.hide_all();
+    memory
+        .hidden
+        .borrow_mut()
+        .retain(|hash| !here.contains(hash));
+    let brought = bring_up(&memory, old, new, false);
+    assert!(brought < 16, "{brought}");
+    assert!(
+        get(&memory, new, &key("folder 010/file 000010.dat"))
+            .unwrap()
+            .is_some()
+    );
+    assert!(bring_up(&memory, old, new, true) > 100);
+}
+
 /// From every set of six keys to every other: ordinary ones, and ones that start nodes of the first and second level.
 #[test]
 fn every_step_between_small_maps_gives_the_root_of_the_map() {

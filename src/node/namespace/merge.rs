@@ -532,8 +532,10 @@ impl<D: Disk> Replica<D> {
         state.parts.push(ShownPart {
             root: head.root,
             covers: head.covers.clone(),
+            is_brought_up: false,
         });
         drop(state);
+        self.tell(Event::ToMerge);
         self.tell(Event::Changed(Arrival {
             root: head.root,
             before: None,
@@ -824,6 +826,11 @@ impl<D: Disk> Replica<D> {
         record.covers = covers.clone();
         self.records.save_state(&record)?;
         self.records.note_root(now.wall_ns, root)?;
+        if changes.is_none() {
+            // Not all nodes that differ were looked at.
+            state.outdated = state.outdated.or(before);
+        }
+        let is_outdated = state.outdated.is_some();
         state.set_state(root, covers);
         state.first = None;
         let dropped = state.heads.set_in_state(digest);
@@ -837,6 +844,9 @@ impl<D: Disk> Replica<D> {
             changes,
         }));
         self.tell(Event::ToCommit);
+        if is_outdated {
+            self.tell(Event::ToMerge);
+        }
         Ok(())
     }
 

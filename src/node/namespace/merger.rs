@@ -47,6 +47,8 @@ enum Goal {
     First,
     /// The head of this name.
     Head([u8; 32]),
+    /// What was here of an earlier state.
+    BringUp,
 }
 
 struct Attempt {
@@ -91,12 +93,13 @@ async fn merge_forever(shared: &Arc<Shared>) {
     let mut attempts: BTreeMap<Goal, Attempt> = BTreeMap::new();
     let mut fetches = FuturesUnordered::new();
     let mut first = BackOff::default();
+    let mut bring_up = BackOff::default();
     // All that was due then was tried, or is being fetched for: that wakes the task by itself.
     let mut tried = Instant::now();
     loop {
         let due = shared.replica.state.read().heads.next_due(tried);
-        let first_due = first.until().filter(|due| *due > tried);
-        let due = due.into_iter().chain(first_due).min();
+        let others = [&first, &bring_up].into_iter().filter_map(BackOff::until);
+        let due = others.filter(|due| *due > tried).chain(due).min();
         let retry = async {
             match due {
                 Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -118,20 +121,19 @@ async fn merge_forever(shared: &Arc<Shared>) {
             // What was tried for heads that have left is nobody's concern.
             attempts.retain(|goal, attempt| match goal {
                 Goal::Head(digest) => attempt.fetching || state.heads.get(digest).is_some(),
-                Goal::First => true,
+                Goal::First | Goal::BringUp => true,
             });
             state.heads.to_merge(now)
         };
-        let heads = heads.into_iter().map(Some);
+        let is_due = |back_off: &BackOff| back_off.until().is_none_or(|until| until <= now);
         let another = shared.replica.state.read().another_first().is_some();
-        let goals = (another || first.until().is_none_or(|until| until <= now))
-            .then_some(None)
+        let first_due = (another || is_due(&first)).then_some((Goal::First, None));
+        let heads = heads
             .into_iter()
-            .chain(heads);
-        for head in goals {
-            let goal = head
-                .as_ref()
-                .map_or(Goal::First, |head| Goal::Head(head.digest()));
+            .map(|head| (Goal::Head(head.digest()), Some(head)));
+        let outdated = shared.replica.is_outdated() && is_due(&bring_up);
+        let outdated = outdated.then_some((Goal::BringUp, None));
+        for (goal, head) in first_due.into_iter().chain(heads).chain(outdated) {
             let attempt = attempts.entry(goal).or_insert_with(Attempt::new);
             if attempt.fetching {
                 continue;
@@ -159,13 +161,19 @@ async fn merge_forever(shared: &Arc<Shared>) {
             };
             attempts.remove(&goal);
             let Some(failure) = failure else {
-                if goal == Goal::First {
-                    first.reset();
+                match goal {
+                    Goal::First => first.reset(),
+                    Goal::BringUp => bring_up.reset(),
+                    Goal::Head(_) => {}
                 }
                 continue;
             };
             let reason = failure.to_string();
             match head {
+                None if goal == Goal::BringUp => {
+                    tracing::debug!(reason, "what is here is not all brought up to the state");
+                    bring_up.failed(now);
+                }
                 Some(head) => {
                     tracing::info!(
                         writer = format_args!("{:016x}", head.writer.0),
@@ -232,6 +240,7 @@ impl Shared {
         blocking(move || match goal {
             Goal::First => shared.replica.prove_first(effort.denied, Moment::now()),
             Goal::Head(digest) => shared.replica.merge(&digest, &effort, Moment::now()),
+            Goal::BringUp => shared.replica.bring_up(&effort),
         })
         .await
     }

@@ -6,7 +6,7 @@
 //!   the head, and only then forgets that they were pending.
 //! - Heads of others are checked before anything is done with them, and merged in the background. Of what
 //!   they bring no more is fetched than a merge compares; a head that has seen all of this state becomes the state once it was
-//!   compared with it, as far as that takes few nodes.
+//!   compared with it, as far as that takes few nodes. What stands where nodes of the state before are here follows behind that.
 //! - A writer number is used by one machine. When it turns out that another uses it too (a restored backup, a clone), a
 //!   new identity takes its place, and work that is not known to have reached anybody is signed again under it.
 //!
@@ -32,6 +32,7 @@ mod pace;
 mod plan;
 mod recent;
 mod records;
+mod refresh;
 mod replica;
 #[cfg(test)]
 mod simulation;

@@ -46,6 +46,8 @@ pub(super) struct Writer {
 pub(super) struct ShownPart {
     pub(super) root: NodeHash,
     pub(super) covers: CausalContext,
+    /// What of the merged state is here is here of this one, as far as it is going to be.
+    pub(super) is_brought_up: bool,
 }
 
 pub(super) struct State {
@@ -57,6 +59,8 @@ pub(super) struct State {
     pub(super) parts: Vec<ShownPart>,
     /// Of the pending changes up to this one, those that are left follow on from what a head brought that is not merged yet.
     pub(super) waits_for_merge: Option<u64>,
+    /// An earlier merged state, some of whose nodes are here and not yet what took their place in this one.
+    pub(super) outdated: Option<NodeHash>,
     /// When old hints of renames were last looked for.
     pub(super) hints_looked_after: Option<Instant>,
     /// The head whose state is shown since the start, and whose root node was not looked at yet.
@@ -199,6 +203,7 @@ impl State {
             covers,
             parts: Vec::new(),
             waits_for_merge: None,
+            outdated: None,
             hints_looked_after: None,
             first: None,
             clock,

@@ -473,7 +473,7 @@ async fn what_is_here_stays_readable_while_nobody_has_the_nodes_of_a_new_head() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_here_stays_readable_where_a_new_head_came_in_part() {
     let cluster = Cluster::new();
-    let a = with_many_files(&cluster).await;
+    let a = with_many_files(&cluster, 1000).await;
     let b = cluster.member("b");
     b.reaches(&[&a]);
     b.hears(&a).await;
@@ -498,6 +498,36 @@ async fn what_is_here_stays_readable_where_a_new_head_came_in_part() {
     b.hears(&a).await;
     b.merged().await;
     assert!(b.shows("0500", 7).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_looked_at_can_be_looked_at_without_others_after_a_change_of_much() {
+    let cluster = Cluster::new();
+    let a = with_many_files(&cluster, 10_000).await;
+    let b = cluster.member("b");
+    b.reaches(&[&a]);
+    b.hears(&a).await;
+    b.merged().await;
+    assert_eq!(b.everything().await.len(), 10_000);
+    let other = |n: u64| Edit {
+        path: at(&format!("{n:04}")),
+        entry: Some(file(n + 1)),
+        seen: Vec::new(),
+        held: false,
+        written: None,
+        moved: None,
+    };
+    a.ns.change((0..10_000).step_by(10).map(other).collect())
+        .unwrap();
+    a.ns.flush().await.unwrap();
+    b.hears(&a).await;
+    b.merged().await;
+    let replica = &b.ns.shared.replica;
+    until("all is brought up", async || !replica.is_outdated()).await;
+    b.reaches(&[]);
+    assert_eq!(b.root(), a.root());
+    assert_eq!(b.everything().await.len(), 10_000);
+    assert!(b.shows("5000", 5001).await && b.shows("5001", 5001).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -620,7 +650,7 @@ async fn with_a_bad_tree(cluster: &Cluster, of: &Member) -> (Member, Vec<u8>, No
     (bad, bytes, hash)
 }
 
-async fn with_many_files(cluster: &Cluster) -> Member {
+async fn with_many_files(cluster: &Cluster, count: u64) -> Member {
     let a = cluster.member("a");
     a.ns.create().unwrap();
     let edit = |n: u64| Edit {
@@ -631,7 +661,7 @@ async fn with_many_files(cluster: &Cluster) -> Member {
         written: None,
         moved: None,
     };
-    a.ns.change((0..1000).map(edit).collect()).unwrap();
+    a.ns.change((0..count).map(edit).collect()).unwrap();
     a.ns.flush().await.unwrap();
     a
 }
@@ -639,7 +669,7 @@ async fn with_many_files(cluster: &Cluster) -> Member {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_head_that_has_seen_all_is_refused_for_a_bad_node_that_is_met() {
     let cluster = Cluster::new();
-    let a = with_many_files(&cluster).await;
+    let a = with_many_files(&cluster, 1000).await;
     let (bad, head, _) = with_a_bad_tree(&cluster, &a).await;
     let before = a.root();
     a.reaches(&[&bad]);
@@ -653,7 +683,7 @@ async fn a_head_that_has_seen_all_is_refused_for_a_bad_node_that_is_met() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_head_is_refused_for_a_bad_node_of_the_state() {
     let cluster = Cluster::new();
-    let a = with_many_files(&cluster).await;
+    let a = with_many_files(&cluster, 1000).await;
     let (bad, head, hash) = with_a_bad_tree(&cluster, &a).await;
     let c = cluster.member("c");
     c.reaches(&[&a, &bad]);
