@@ -150,10 +150,10 @@ pub(in crate::manifest) fn here(error: TreeError) -> TreeError {
 /// Nodes that were to be entered and are not here. The comparison is blind up to the last one's upper bound: what lies
 /// below it on either side is passed over, and is named only where it reaches beyond and so is needed in any case.
 #[derive(Default)]
-struct Missing {
-    hashes: Vec<NodeHash>,
+pub(super) struct Missing {
+    pub(super) hashes: Vec<NodeHash>,
     /// Outer `None`: not blind. Inner `None`: to the end.
-    until: Option<Option<Key>>,
+    pub(super) until: Option<Option<Key>>,
 }
 
 impl Missing {
@@ -169,24 +169,24 @@ impl Missing {
     }
 }
 
-fn below(key: &Key, upper: Option<&Key>) -> bool {
+pub(super) fn below(key: &Key, upper: Option<&Key>) -> bool {
     upper.is_none_or(|upper| key < upper)
 }
 
 /// The item that a cursor stands at: a row, or a whole child that was not entered.
-struct Head<'a> {
-    key: &'a Key,
-    below: Option<Below<'a>>,
+pub(super) struct Head<'a> {
+    pub(super) key: &'a Key,
+    pub(super) below: Option<Below<'a>>,
     /// Of a row.
     versions: Option<&'a Versions>,
 }
 
 /// A child, and what its place asks of it.
 #[derive(Clone, Copy)]
-struct Below<'a> {
-    level: u8,
-    child: &'a Child,
-    upper: Option<&'a Key>,
+pub(super) struct Below<'a> {
+    pub(super) level: u8,
+    pub(super) child: &'a Child,
+    pub(super) upper: Option<&'a Key>,
     leftmost: bool,
 }
 
@@ -202,6 +202,7 @@ impl Below<'_> {
     }
 }
 
+#[derive(Clone)]
 struct Frame {
     node: Arc<Node>,
     /// The row that comes next.
@@ -242,7 +243,8 @@ impl Frame {
 }
 
 /// A place in a tree.
-struct Cursor<'k> {
+#[derive(Clone)]
+pub(super) struct Cursor<'k> {
     /// The nodes that were entered, outermost first.
     frames: Vec<Frame>,
     /// Rows up to this key are passed over.
@@ -250,14 +252,14 @@ struct Cursor<'k> {
 }
 
 impl<'k> Cursor<'k> {
-    fn new(root: Arc<Node>, after: Option<&'k Key>) -> Self {
+    pub(super) fn new(root: Arc<Node>, after: Option<&'k Key>) -> Self {
         Self {
             frames: vec![Frame::new(root, None, true, after)],
             after,
         }
     }
     /// Leaves nodes that are done with.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         while self
             .frames
             .pop_if(|frame| frame.next >= frame.length())
@@ -265,7 +267,7 @@ impl<'k> Cursor<'k> {
         {}
     }
     /// What comes next, once settled; `None` at the end.
-    fn head(&self) -> Option<Head<'_>> {
+    pub(super) fn head(&self) -> Option<Head<'_>> {
         let frame = self.frames.last()?;
         match frame.node.rows() {
             Rows::Leaf(rows) => rows.get(frame.next).map(|(key, versions)| Head {
@@ -285,13 +287,17 @@ impl<'k> Cursor<'k> {
             }),
         }
     }
-    fn advance(&mut self) {
+    pub(super) fn advance(&mut self) {
         if let Some(frame) = self.frames.last_mut() {
             frame.next += 1;
         }
     }
     /// Goes into the child that comes next; passes over it when it is not here.
-    fn enter(&mut self, source: &impl NodeSource, missing: &mut Missing) -> Result<(), TreeError> {
+    pub(super) fn enter(
+        &mut self,
+        source: &impl NodeSource,
+        missing: &mut Missing,
+    ) -> Result<(), TreeError> {
         let Some(frame) = self.frames.last_mut() else {
             return Ok(());
         };

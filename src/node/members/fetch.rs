@@ -43,6 +43,8 @@ const PATIENCE: Duration = Duration::from_millis(300);
 const ASKED_MAX: usize = 4;
 /// How long it is held against a member that it gave no answer in time.
 const SLOW_FOR: Duration = Duration::from_secs(60);
+/// What such a member is asked for at once: on a slow link that comes in time.
+const SLOW_BATCH: usize = 16;
 /// Members of which that is remembered.
 const SLOW_MAX: usize = 4096;
 /// How long members that are asked are waited for before the trackers are asked too.
@@ -292,10 +294,14 @@ impl<'a, A: Askable> Fetch<'a, A> {
                 && (asked.is_empty() || next_at <= Instant::now())
             {
                 // A second one starts at the other end, so that both may be of use.
+                let most = match self.slow.has(&peer) {
+                    true => SLOW_BATCH,
+                    false => NAMED_MAX,
+                };
                 let batch: Vec<NodeHash> = if asked.len() % 2 == 0 {
-                    self.wanted.iter().take(NAMED_MAX).copied().collect()
+                    self.wanted.iter().take(most).copied().collect()
                 } else {
-                    self.wanted.iter().rev().take(NAMED_MAX).copied().collect()
+                    self.wanted.iter().rev().take(most).copied().collect()
                 };
                 self.done.insert(peer);
                 asked.push(async move {

@@ -123,6 +123,9 @@ impl<D: Disk> Replica<D> {
                 return Ok(None);
             }
             if state.seen_heads.get(&digest).is_some() {
+                if state.outdated.is_some() {
+                    self.tell(Event::ToBringUp);
+                }
                 if state.heads.shown_again(&digest) {
                     self.tell(Event::ToMerge);
                 }

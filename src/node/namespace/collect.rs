@@ -188,6 +188,8 @@ impl<D: Disk> Replica<D> {
             others.clear();
         }
         others.extend(redo);
+        let outdated = self.state.read().outdated.as_ref().map(|it| it.kept.root);
+        others.extend(outdated);
         let roots = self.records.thin_roots(now.wall_ns, too_many)?;
         for root in others.into_iter().chain(roots) {
             reach.add(&source, root, false)?;

@@ -83,6 +83,12 @@ struct Held {
 }
 
 impl Held {
+    /// Until when it can be put off, if it can.
+    fn later_at(&self, now: Instant, how_long: Duration) -> Option<Instant> {
+        let until = self.waits_since.unwrap_or(now) + how_long;
+        (!self.urgent && self.later.is_none() && until > now).then_some(until)
+    }
+
     /// When it is to be merged; `None` for now.
     fn due(&self) -> Option<Instant> {
         let later = self.later.filter(|_| !self.urgent);
@@ -211,13 +217,19 @@ impl HeadSet {
         let Some(held) = held.find(|held| held.head.digest() == *digest) else {
             return false;
         };
-        let until = held.waits_since.unwrap_or(now) + how_long;
-        if held.urgent || held.later.is_some() || until <= now {
+        let Some(until) = held.later_at(now, how_long) else {
             return false;
-        }
+        };
         held.waits_since.get_or_insert(now);
         held.later = Some(until);
         true
+    }
+
+    /// Whether a head would be put off.
+    pub(super) fn may_put_off(&self, digest: &[u8; 32], now: Instant, how_long: Duration) -> bool {
+        let mut held = self.0.iter();
+        let held = held.find(|held| held.head.digest() == *digest);
+        held.is_some_and(|held| held.later_at(now, how_long).is_some())
     }
 
     /// Notes that a head could not be merged; it is tried again ever more rarely.

@@ -20,6 +20,7 @@ use super::{
     heads::{KnownHead, Way},
     nodes::Nodes,
     plan::{self, Copied, Edits},
+    refresh::NODES_AT_ONCE,
     replica::{Event, Moment, Replica},
     state::{ShownPart, State},
 };
@@ -94,6 +95,8 @@ pub(super) struct Effort {
     pub(super) denied: bool,
     /// It has taken so long that what can be done without is.
     pub(super) late: bool,
+    /// What came could not be kept.
+    pub(super) not_kept: bool,
 }
 
 impl Effort {
@@ -322,11 +325,22 @@ impl<D: Disk> Replica<D> {
                 Ok(Step::Done)
             }
             Err(TreeError::Missing(nodes)) => {
-                if matches!(way, Way::Merge) && self.put_off(&head, effort.nodes + nodes.len(), now)
-                {
-                    return Ok(Step::Done);
+                if way != Way::Merge || effort.unreachable {
+                    return Ok(Step::Missing(nodes));
                 }
-                Ok(Step::Missing(nodes))
+                let total = effort.nodes + nodes.len();
+                match self.may_put_off(&head, total, now) {
+                    false => Ok(Step::Missing(nodes)),
+                    true if effort.rounds > 0 => {
+                        self.put_off(&head, now);
+                        Ok(Step::Done)
+                    }
+                    // Not before somebody gives of it: nothing of the folder can be read without the nodes of all that is shown.
+                    true => {
+                        let first = nodes.into_iter().take(NODES_AT_ONCE);
+                        Ok(Step::Missing(first.collect()))
+                    }
+                }
             }
             Err(error) => self.refuse_or_fail(&head, error, now),
         }
@@ -504,6 +518,9 @@ impl<D: Disk> Replica<D> {
         };
         let published = self.sign(signing, now, |_| {})?;
         let root = published.head.root;
+        if merged.changes.is_none() {
+            self.note_outdated(before)?;
+        }
         self.tell(Event::Published(Arc::new(published)));
         self.tell(Event::Changed(Arrival {
             root,
@@ -514,34 +531,50 @@ impl<D: Disk> Replica<D> {
         Ok(())
     }
 
-    /// `turn` is held. Shows a head without merging it, where that would fetch so many nodes that it had better wait.
-    fn put_off(&self, head: &KnownHead, nodes: usize, now: Moment) -> bool {
-        let mut state = self.state.write();
-        let digest = head.digest();
+    /// Whether merging a head would fetch so many nodes that it had better wait.
+    fn may_put_off(&self, head: &KnownHead, nodes: usize, now: Moment) -> bool {
+        let state = self.state.read();
         let own = state.writer.as_ref().map(|writer| writer.number);
         let enough = match own {
             Some(own) if state.heads.has_of(own) => self.eagerness.authors,
             _ => self.eagerness.others,
         };
-        if nodes <= enough || !state.heads.put_off(&digest, now.at, LATER) {
-            return false;
-        }
+        nodes > enough && state.heads.may_put_off(&head.digest(), now.at, LATER)
+    }
+
+    /// `turn` is held. Shows a head without merging it.
+    fn put_off(&self, head: &KnownHead, now: Moment) {
+        let mut state = self.state.write();
+        state.heads.put_off(&head.digest(), now.at, LATER);
         state
             .parts
             .retain(|part| !head.covers.includes(&part.covers));
         state.parts.push(ShownPart {
             root: head.root,
             covers: head.covers.clone(),
-            is_brought_up: false,
         });
         drop(state);
-        self.tell(Event::ToMerge);
         self.tell(Event::Changed(Arrival {
             root: head.root,
             before: None,
             changes: None,
         }));
-        true
+    }
+
+    /// What can't be merged for want of nodes is not shown either.
+    fn hide(&self, head: &KnownHead) {
+        let mut state = self.state.write();
+        let before = state.parts.len();
+        state.parts.retain(|part| part.root != head.root);
+        let root = state.root.filter(|_| state.parts.len() < before);
+        drop(state);
+        if let Some(root) = root {
+            self.tell(Event::Changed(Arrival {
+                root,
+                before: None,
+                changes: None,
+            }));
+        }
     }
 
     /// Looks at the root node of the first head that was seen, whose state is shown since. One that is not what it must be
@@ -625,18 +658,20 @@ impl<D: Disk> Replica<D> {
         now: Moment,
     ) -> Result<(), NamespaceError> {
         let _turn = self.turn.lock();
-        let (head, root) = {
+        let (head, root, is_own) = {
             let mut state = self.state.write();
             state.heads.failed(digest, now.at);
             let (Some(head), Some(root)) = (state.heads.get(digest).cloned(), state.root) else {
                 return Ok(());
             };
             let own = state.writer.as_ref().map(|writer| writer.number);
-            if !effort.denied || own == Some(head.writer) {
-                return Ok(());
-            }
-            (head, root)
+            let is_own = own == Some(head.writer);
+            (head, root, is_own)
         };
+        self.hide(&head);
+        if !effort.denied || is_own {
+            return Ok(());
+        }
         let mut lacking = Vec::new();
         for node in missing {
             // Somebody who looked there may have brought it meanwhile.
@@ -726,15 +761,21 @@ impl<D: Disk> Replica<D> {
                     }
                 }
                 // Of the state: it gives way.
-                let enough = effort.unreachable
-                    || nodes.iter().any(|node| self.nodes.is_bad(node))
-                    || effort.late
+                if effort.unreachable || nodes.iter().any(is_bad) {
+                    return Ok(None);
+                }
+                let enough = effort.late
                     || effort.rounds >= DIFFERENCE_ROUNDS_MAX
                     || effort.nodes + nodes.len() > DIFFERENCE_NODES_MAX;
-                if enough {
-                    Ok(None)
-                } else {
-                    Err(TreeError::Missing(nodes))
+                if !enough {
+                    return Err(TreeError::Missing(nodes));
+                }
+                // What can be read without others is to be so of the new state as well: the rest of that follows once it takes
+                // long, while somebody gives it.
+                let lacking = self.outdated_nodes(old, new, false)?;
+                match lacking.is_empty() || effort.late && effort.rounds > 0 {
+                    true => Ok(None),
+                    false => Err(TreeError::Missing(lacking)),
                 }
             }
             Err(error) => Err(error),
@@ -826,17 +867,13 @@ impl<D: Disk> Replica<D> {
         record.covers = covers.clone();
         self.records.save_state(&record)?;
         self.records.note_root(now.wall_ns, root)?;
-        if changes.is_none() {
-            // Not all nodes that differ were looked at.
-            state.outdated = state.outdated.or(before);
-        }
-        let is_outdated = state.outdated.is_some();
         state.set_state(root, covers);
         state.first = None;
         let dropped = state.heads.set_in_state(digest);
         self.plan_join(&mut state, now.at);
         drop(state);
         self.drop_heads(&dropped)?;
+        let is_known_all = changes.is_some();
         let changes = changes.filter(|changes| is_known && changes.len() <= NAMED_CHANGES_MAX);
         self.tell(Event::Changed(Arrival {
             root,
@@ -844,8 +881,8 @@ impl<D: Disk> Replica<D> {
             changes,
         }));
         self.tell(Event::ToCommit);
-        if is_outdated {
-            self.tell(Event::ToMerge);
+        if !is_known_all {
+            self.note_outdated(before)?;
         }
         Ok(())
     }

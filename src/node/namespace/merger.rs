@@ -111,6 +111,9 @@ async fn merge_forever(shared: &Arc<Shared>) {
             () = retry => {}
             Some((goal, brought)) = fetches.next() => note(shared, &mut attempts, goal, brought),
         }
+        if shared.signals.bring_up.swap(false, Ordering::AcqRel) {
+            bring_up.soon(Instant::now());
+        }
         if shared.signals.merge_all.swap(false, Ordering::AcqRel) {
             shared.replica.need_all();
         }
@@ -207,8 +210,14 @@ fn note(
     attempt.fetching = false;
     let brought = brought.unwrap_or_else(|error| {
         tracing::warn!(%error, "manifest nodes could not be kept");
+        attempt.effort.not_kept = true;
         Brought::default()
     });
+    if goal == Goal::BringUp
+        && let Err(error) = shared.replica.note_brought_up(&brought, Moment::now())
+    {
+        tracing::warn!(%error, "that nobody gives some manifest nodes could not be noted");
+    }
     if let Goal::Head(digest) = goal
         && brought.nodes > 0
     {

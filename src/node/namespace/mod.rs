@@ -228,6 +228,8 @@ struct Signals {
     merge_wake: Notify,
     /// All of it, those included that could wait.
     merge_all: AtomicBool,
+    /// Somebody may give what is to be brought up.
+    bring_up: AtomicBool,
     head_known: watch::Sender<bool>,
     published: broadcast::Sender<Arc<Published>>,
     remote_changes: broadcast::Sender<RemoteChanges>,
@@ -261,6 +263,10 @@ impl Signals {
             Event::ToMerge => self.merge_wake.notify_one(),
             Event::ToMergeAll => {
                 self.merge_all.store(true, Ordering::Release);
+                self.merge_wake.notify_one();
+            }
+            Event::ToBringUp => {
+                self.bring_up.store(true, Ordering::Release);
                 self.merge_wake.notify_one();
             }
             Event::Offence(peer, reason) => self.fetcher.offence(peer, &reason),
@@ -305,6 +311,7 @@ impl Namespace {
             commit_paced: AtomicBool::new(false),
             merge_wake: Notify::new(),
             merge_all: AtomicBool::new(false),
+            bring_up: AtomicBool::new(false),
             head_known: watch::Sender::new(false),
             published: broadcast::Sender::new(ANNOUNCED_MAX),
             remote_changes: broadcast::Sender::new(ANNOUNCED_MAX),
@@ -611,6 +618,7 @@ impl Namespace {
 #[derive(Clone, Copy, Debug, Default)]
 struct Brought {
     nodes: usize,
+    bytes: u64,
     /// See [`Fetched::denied`].
     denied: bool,
 }
@@ -633,6 +641,8 @@ impl Shared {
             };
             let (shared, asked) = (self.clone(), nodes.to_vec());
             brought.denied |= fetched.denied;
+            let bytes: usize = fetched.nodes.iter().map(Vec::len).sum();
+            brought.bytes += bytes as u64;
             let take = move || Ok(shared.replica.nodes.take(&asked, fetched.nodes)?);
             brought.nodes += blocking(take).await?.len();
         }

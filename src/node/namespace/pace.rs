@@ -64,6 +64,12 @@ impl BackOff {
         self.until = Some(now + Duration::from_secs(seconds.min(60)));
     }
 
+    /// The next attempt may succeed: it comes within a second.
+    pub(super) fn soon(&mut self, now: Instant) {
+        let soon = now + Duration::from_secs(1);
+        self.until = self.until.map(|until| until.min(soon));
+    }
+
     pub(super) fn reset(&mut self) {
         *self = Self::default();
     }

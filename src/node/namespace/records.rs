@@ -15,6 +15,7 @@ use super::{
     disk::Disk,
     heads::KnownHead,
     overlay::{Changes, Pending, Rename},
+    refresh::OutdatedRecord,
 };
 use crate::{
     manifest::{
@@ -31,6 +32,7 @@ const RENAMES: &str = "namespace/renames";
 const KEPT: &str = "namespace/kept";
 const IDENTITY: &str = "namespace/identity";
 const REDO: &str = "namespace/redo";
+const OUTDATED: &str = "namespace/outdated";
 const NODES: &str = "namespace/nodes";
 const MINUTE_NS: u64 = 60 * 1_000_000_000;
 /// How long roots are remembered.
@@ -188,6 +190,20 @@ impl<D: Disk> Records<D> {
         match redo {
             Some(redo) => self.save(REDO, redo),
             None => Ok(self.disk.set_setting(REDO, None)?),
+        }
+    }
+
+    pub(super) fn outdated(&self) -> Result<Option<OutdatedRecord>, NamespaceError> {
+        self.load(OUTDATED)
+    }
+
+    pub(super) fn save_outdated(
+        &self,
+        outdated: Option<&OutdatedRecord>,
+    ) -> Result<(), NamespaceError> {
+        match outdated {
+            Some(outdated) => self.save(OUTDATED, outdated),
+            None => Ok(self.disk.set_setting(OUTDATED, None)?),
         }
     }
 

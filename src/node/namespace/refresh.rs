@@ -1,84 +1,193 @@
-//! Brings up what was here of an earlier state: a head that differs by much becomes the state, or is shown, before all of
-//! its nodes came, and what could be read while nobody is reached is to stay so.
+//! Brings up what was here of an earlier state: a head that differs by much becomes the state before all of its nodes came,
+//! and what could be read while nobody is reached is to stay so.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use super::{
-    NamespaceError, disk::Disk, merge::Effort, merge::Step, replica::Event, replica::Replica,
+    Brought, NamespaceError,
+    disk::Disk,
+    merge::{Effort, Step},
+    replica::{Event, Moment, Replica},
 };
 use crate::manifest::{self, NodeHash, TreeError};
 
-/// Most nodes that are brought for one state, some 40 MB; and so many of them at most for what the earlier state had not.
+/// Most nodes that are brought in place of those of one earlier state; and so many at most of what it had not.
 const NODES_MAX: usize = 4096;
 const ADDED_NODES_MAX: usize = 1024;
+/// And of all of them together, in bytes.
+const BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Nodes that are asked for at once: what somebody waits for comes behind their answer.
+pub(super) const NODES_AT_ONCE: usize = 32;
+/// It is given up once nobody has given any for so long.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(3600);
 
-/// A tree that nodes are brought for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Target {
-    /// The one whose nodes are here.
-    old: NodeHash,
-    new: NodeHash,
+/// An earlier state, some of whose nodes are here and not yet what took their place.
+#[derive(Clone, Debug)]
+pub(super) struct Outdated {
+    pub(super) kept: OutdatedRecord,
+    /// What was asked for last is what the earlier state had not.
+    adds: bool,
+    in_vain_since: Option<std::time::Instant>,
+}
+
+/// What the disk has of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct OutdatedRecord {
+    pub(super) root: NodeHash,
+    /// What was brought in its place.
+    nodes: usize,
+    added: usize,
+    bytes: u64,
+}
+
+impl Outdated {
+    pub(super) fn new(root: NodeHash) -> Self {
+        Self::from(OutdatedRecord {
+            root,
+            nodes: 0,
+            added: 0,
+            bytes: 0,
+        })
+    }
+}
+
+impl From<OutdatedRecord> for Outdated {
+    fn from(kept: OutdatedRecord) -> Self {
+        Self {
+            kept,
+            adds: false,
+            in_vain_since: None,
+        }
+    }
 }
 
 impl<D: Disk> Replica<D> {
     /// Whether there is something to bring up.
     pub(super) fn is_outdated(&self) -> bool {
-        self.outdated().is_some()
-    }
-
-    fn outdated(&self) -> Option<Target> {
-        let state = self.state.read();
-        let root = state.root?;
-        let of_state = state.outdated.map(|old| Target { old, new: root });
-        let part = state.parts.iter().find(|part| !part.is_brought_up);
-        of_state.or_else(|| {
-            let new = part?.root;
-            Some(Target { old: root, new })
-        })
+        self.state.read().outdated.is_some()
     }
 
     /// One attempt with the nodes that are here.
+    ///
+    /// # Errors
+    /// Of the disk; it is to be tried again.
     pub(super) fn bring_up(&self, effort: &Effort) -> Result<Step, NamespaceError> {
-        let Some(target) = self.outdated() else {
-            return Ok(Step::Done);
-        };
-        match self.lacking(target, effort.nodes) {
-            Ok(nodes) if !nodes.is_empty() => Ok(Step::Missing(nodes)),
-            Ok(_) => {
-                self.is_brought_up(target);
-                Ok(Step::Done)
-            }
-            Err(error) => {
-                // Whoever looks there is told.
-                self.is_brought_up(target);
-                Err(error.into())
-            }
+        if effort.not_kept {
+            return Err(NamespaceError::Full);
         }
-    }
-
-    fn lacking(&self, target: Target, brought: usize) -> Result<Vec<NodeHash>, TreeError> {
-        for (additions, nodes_max) in [(false, NODES_MAX), (true, ADDED_NODES_MAX)] {
-            if brought >= nodes_max {
+        let (outdated, root) = {
+            let state = self.state.read();
+            match (&state.outdated, state.root) {
+                (Some(outdated), Some(root)) => (outdated.clone(), root),
+                _ => return Ok(Step::Done),
+            }
+        };
+        let old = outdated.kept.root;
+        for adds in [false, true] {
+            let nodes = self.lacking(&outdated.kept, root, adds)?;
+            if nodes.is_empty() {
                 continue;
             }
-            let mut nodes = manifest::outdated(&self.nodes, target.old, target.new, additions)?;
-            nodes.retain(|node| !self.nodes.is_bad(node));
-            nodes.truncate(nodes_max - brought);
-            if !nodes.is_empty() {
-                return Ok(nodes);
+            if let Some(outdated) = &mut self.state.write().outdated {
+                outdated.adds = adds;
             }
+            return Ok(Step::Missing(nodes));
         }
-        Ok(Vec::new())
+        let mut state = self.state.write();
+        let is_it = state
+            .outdated
+            .as_ref()
+            .is_some_and(|it| it.kept.root == old);
+        if is_it && state.root == Some(root) {
+            state.outdated = None;
+            drop(state);
+            self.records.save_outdated(None)?;
+        } else {
+            // The state has gone on meanwhile.
+            drop(state);
+            self.tell(Event::ToMerge);
+        }
+        Ok(Step::Done)
     }
 
-    fn is_brought_up(&self, target: Target) {
+    fn lacking(
+        &self,
+        kept: &OutdatedRecord,
+        root: NodeHash,
+        adds: bool,
+    ) -> Result<Vec<NodeHash>, TreeError> {
+        let left = match adds {
+            false => NODES_MAX.saturating_sub(kept.nodes),
+            true => ADDED_NODES_MAX.saturating_sub(kept.added),
+        };
+        if left == 0 || kept.bytes >= BYTES_MAX {
+            return Ok(Vec::new());
+        }
+        let mut nodes = self.outdated_nodes(kept.root, root, adds)?;
+        nodes.truncate(left);
+        Ok(nodes)
+    }
+
+    /// What is to be asked for next, so that what is here of one tree is here of another.
+    pub(super) fn outdated_nodes(
+        &self,
+        old: NodeHash,
+        new: NodeHash,
+        adds: bool,
+    ) -> Result<Vec<NodeHash>, TreeError> {
+        let mut nodes = match manifest::outdated(&self.nodes, old, new, adds) {
+            // Whoever looks at it is told.
+            Err(TreeError::Misplaced(_)) => return Ok(Vec::new()),
+            nodes => nodes?,
+        };
+        nodes.retain(|node| !self.nodes.is_bad(node));
+        nodes.truncate(NODES_AT_ONCE);
+        Ok(nodes)
+    }
+
+    /// Notes what came of an attempt to bring some of it.
+    pub(super) fn note_brought_up(
+        &self,
+        brought: &Brought,
+        now: Moment,
+    ) -> Result<(), NamespaceError> {
         let mut state = self.state.write();
-        // The state may have gone on meanwhile: then there is more to bring.
-        if state.outdated == Some(target.old) && state.root == Some(target.new) {
+        let Some(outdated) = &mut state.outdated else {
+            return Ok(());
+        };
+        if brought.nodes > 0 {
+            let count = match outdated.adds {
+                true => &mut outdated.kept.added,
+                false => &mut outdated.kept.nodes,
+            };
+            *count = count.saturating_add(brought.nodes);
+            outdated.kept.bytes = outdated.kept.bytes.saturating_add(brought.bytes);
+            outdated.in_vain_since = None;
+            return Ok(());
+        }
+        let since = *outdated.in_vain_since.get_or_insert(now.at);
+        if now.at.duration_since(since) >= GIVE_UP_AFTER {
             state.outdated = None;
+            drop(state);
+            return self.records.save_outdated(None);
         }
-        for part in &mut state.parts {
-            part.is_brought_up |= part.root == target.new;
+        Ok(())
+    }
+
+    /// `turn` is held. Notes that the state gave way to another of which not all was looked at. `before`: what it was.
+    pub(super) fn note_outdated(&self, before: Option<NodeHash>) -> Result<(), NamespaceError> {
+        let mut state = self.state.write();
+        let before = before.filter(|root| *root != manifest::empty_root());
+        if let (None, Some(root)) = (&state.outdated, before) {
+            let outdated = Outdated::new(root);
+            let kept = outdated.kept;
+            state.outdated = Some(outdated);
+            drop(state);
+            self.records.save_outdated(Some(&kept))?;
         }
-        drop(state);
-        self.tell(Event::ToMerge);
+        self.tell(Event::ToBringUp);
+        Ok(())
     }
 }

@@ -72,6 +72,8 @@ pub(super) enum Event {
     ToMerge,
     /// What is shown of a head that is not merged yet turned out to be bad: [`Replica::need_all`] is to be called.
     ToMergeAll,
+    /// What was here of an earlier state may be brought up to the present one now.
+    ToBringUp,
     /// A peer showed a head of its own making that is not what a head must be.
     Offence(PeerId, String),
 }

@@ -15,6 +15,7 @@ use super::{
     overlay::{Changes, Overlay},
     recent::Recent,
     records::{OwnHead, Records, Redo, StateRecord},
+    refresh::Outdated,
 };
 use crate::{
     cluster::{Certificate, ClusterKeys, Head, Role},
@@ -46,8 +47,6 @@ pub(super) struct Writer {
 pub(super) struct ShownPart {
     pub(super) root: NodeHash,
     pub(super) covers: CausalContext,
-    /// What of the merged state is here is here of this one, as far as it is going to be.
-    pub(super) is_brought_up: bool,
 }
 
 pub(super) struct State {
@@ -59,8 +58,8 @@ pub(super) struct State {
     pub(super) parts: Vec<ShownPart>,
     /// Of the pending changes up to this one, those that are left follow on from what a head brought that is not merged yet.
     pub(super) waits_for_merge: Option<u64>,
-    /// An earlier merged state, some of whose nodes are here and not yet what took their place in this one.
-    pub(super) outdated: Option<NodeHash>,
+    /// See [`Outdated`].
+    pub(super) outdated: Option<Outdated>,
     /// When old hints of renames were last looked for.
     pub(super) hints_looked_after: Option<Instant>,
     /// The head whose state is shown since the start, and whose root node was not looked at yet.
@@ -203,7 +202,7 @@ impl State {
             covers,
             parts: Vec::new(),
             waits_for_merge: None,
-            outdated: None,
+            outdated: records.outdated()?.map(Outdated::from),
             hints_looked_after: None,
             first: None,
             clock,

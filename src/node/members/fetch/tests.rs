@@ -13,6 +13,8 @@ enum Manner {
     One,
     Silent,
     Busy,
+    /// Behind a slow link: gives few nodes in time.
+    Far,
     /// Knows of none.
     Empty,
     /// Gives another node than the one asked for.
@@ -113,6 +115,8 @@ impl Askable for Company {
             match manner {
                 Manner::All => {}
                 Manner::One => given.truncate(1),
+                Manner::Far if nodes.len() > 16 => return Said::TooLate,
+                Manner::Far => {}
                 Manner::Busy => return Said::Nothing,
                 Manner::Silent => std::future::pending().await,
                 Manner::Empty => given.iter_mut().for_each(Vec::clear),
@@ -168,6 +172,15 @@ async fn a_member_that_gives_one_node_at_a_time_is_not_asked_again() {
     let (got, _) = fetched(&company, &Slow::default(), 50).await;
     assert_eq!(got, 50);
     assert_eq!(company.times_asked(0), 1);
+}
+
+#[tokio::test]
+async fn who_was_too_slow_is_asked_for_less() {
+    let company = Company::new(&[Manner::Far]);
+    let slow = Slow::default();
+    let moment = Duration::from_millis(100);
+    assert_eq!(fetched_of(&company, &slow, hashes(100), moment).await.0, 0);
+    assert_eq!(fetched(&company, &slow, 100).await.0, 100);
 }
 
 #[tokio::test]

@@ -146,3 +146,67 @@ async fn a_file_made_where_an_unmerged_head_removed_one_takes_its_place() {
     }
     drop(cluster);
 }
+
+/// A member that has all of one of the heads, and of the other the root alone.
+async fn with_a_root_alone() -> (Apart, Member) {
+    let apart = Apart::new().await;
+    let d = apart.cluster.member("d");
+    d.reaches(&[&apart.a]);
+    d.hears(&apart.a).await;
+    d.everything().await;
+    d.reaches(&[]);
+    let root = apart.b.root();
+    let encoded = apart.b.ns.node(&root).unwrap().unwrap().to_vec();
+    let nodes = &d.ns.shared.replica.nodes;
+    nodes.put(&[(root, encoded)]).unwrap();
+    (apart, d)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_that_nobody_gives_is_not_shown_beside_what_is_here() {
+    let (apart, d) = with_a_root_alone().await;
+    let before = d.everything().await;
+    let tried = async |d: &Member| {
+        d.hears(&apart.b).await;
+        until("the head was tried", async || {
+            let state = d.ns.shared.replica.state.read();
+            state.heads.next_due(std::time::Instant::now()).is_some()
+        })
+        .await;
+    };
+    tried(&d).await;
+    assert_eq!(d.everything().await, before);
+    // Nor after a restart.
+    drop(d);
+    let d = apart.cluster.member("d");
+    tried(&d).await;
+    assert_eq!(d.everything().await, before);
+    d.reaches(&[&apart.a, &apart.b]);
+    d.hears(&apart.b).await;
+    until("the head is shown", async || {
+        let state = d.ns.shared.replica.state.read();
+        state.parts.len() == 1 || state.heads.unmerged().count() == 0
+    })
+    .await;
+    assert!(d.look(&format!("d3/of {}", apart.b.peer())).await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_that_is_shown_and_whose_author_goes_is_hidden_once_it_is_to_be_merged() {
+    let (apart, d) = with_a_root_alone().await;
+    let before = d.everything().await;
+    d.reaches(&[&apart.b]);
+    d.hears(&apart.b).await;
+    let replica = &d.ns.shared.replica;
+    until("the head is shown", async || {
+        !replica.state.read().parts.is_empty()
+    })
+    .await;
+    d.reaches(&[]);
+    replica.need_all();
+    until("it is not any more", async || {
+        replica.state.read().parts.is_empty()
+    })
+    .await;
+    assert_eq!(d.everything().await, before);
+}

@@ -470,21 +470,24 @@ async fn what_is_here_stays_readable_while_nobody_has_the_nodes_of_a_new_head() 
 }
 
 /// As where the members go away while the nodes of what they have just announced are on their way.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_here_stays_readable_where_a_new_head_came_in_part() {
+async fn no_leaf_of_the_next_head_comes(files: u64, changed: usize) {
     let cluster = Cluster::new();
-    let a = with_many_files(&cluster, 1000).await;
+    let a = with_many_files(&cluster, files).await;
     let b = cluster.member("b");
     b.reaches(&[&a]);
     b.hears(&a).await;
     b.merged().await;
-    assert_eq!(b.everything().await.len(), 1000);
-    a.write("0500", 7).await;
-    let root = a.root();
-    let encoded = a.ns.node(&root).unwrap().unwrap().to_vec();
+    let before = b.everything().await;
+    change_every(&a, files, changed).await;
     b.reaches(&[]);
     let replica = &b.ns.shared.replica;
-    replica.nodes.put(&[(root, encoded)]).unwrap();
+    let names = a.ns.shared.replica.nodes.names(None, 10_000).unwrap();
+    for name in names {
+        let encoded = a.ns.node(&name).unwrap().unwrap().to_vec();
+        if name == a.root() || manifest::Node::decode(&encoded).unwrap().level() > 0 {
+            replica.nodes.put(&[(name, encoded)]).unwrap();
+        }
+    }
     b.hears(&a).await;
     until("the head was tried", async || {
         let state = replica.state.read();
@@ -492,12 +495,36 @@ async fn what_is_here_stays_readable_where_a_new_head_came_in_part() {
         waits.is_some() || state.heads.unmerged().count() == 0
     })
     .await;
-    assert_eq!(b.everything().await.len(), 1000);
-    assert!(b.shows("0500", 500).await);
+    assert_eq!(b.everything().await, before);
     b.reaches(&[&a]);
     b.hears(&a).await;
     b.merged().await;
-    assert!(b.shows("0500", 7).await);
+    assert_eq!(b.everything().await, a.everything().await);
+}
+
+/// Changes a file of so many.
+async fn change_every(member: &Member, files: u64, step: usize) {
+    let edit = |n: u64| Edit {
+        path: at(&format!("{n:04}")),
+        entry: Some(file(n + 1)),
+        seen: Vec::new(),
+        held: false,
+        written: None,
+        moved: None,
+    };
+    let edits = (0..files).step_by(step).map(edit).collect();
+    member.ns.change(edits).unwrap();
+    member.ns.flush().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_here_stays_readable_where_a_new_head_came_in_part() {
+    no_leaf_of_the_next_head_comes(1000, 500).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_here_stays_readable_where_a_head_that_changes_much_came_in_part() {
+    no_leaf_of_the_next_head_comes(10_000, 10).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -509,17 +536,7 @@ async fn what_was_looked_at_can_be_looked_at_without_others_after_a_change_of_mu
     b.hears(&a).await;
     b.merged().await;
     assert_eq!(b.everything().await.len(), 10_000);
-    let other = |n: u64| Edit {
-        path: at(&format!("{n:04}")),
-        entry: Some(file(n + 1)),
-        seen: Vec::new(),
-        held: false,
-        written: None,
-        moved: None,
-    };
-    a.ns.change((0..10_000).step_by(10).map(other).collect())
-        .unwrap();
-    a.ns.flush().await.unwrap();
+    change_every(&a, 10_000, 10).await;
     b.hears(&a).await;
     b.merged().await;
     let replica = &b.ns.shared.replica;
