@@ -51,7 +51,7 @@ pub(super) fn records_from(folder: &TreePath) -> Vec<Range<Vec<u8>>> {
 }
 
 /// Whether every folder of a tree with something directly in it has a record.
-pub(super) fn are_recorded(source: &impl NodeSource, root: NodeHash) -> Result<bool, TreeError> {
+pub fn are_recorded(source: &impl NodeSource, root: NodeHash) -> Result<bool, TreeError> {
     Ok(root == empty_root() || get(source, root, &key(&TreePath::root()))?.is_some())
 }
 

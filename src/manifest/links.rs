@@ -156,7 +156,7 @@ pub fn complete_links(
         |versions: &Versions| versions.as_slice().iter().any(|one| linked(one).is_some());
     let concerns = !contested.is_empty()
         || edits.values().flatten().any(are_linked)
-        || any_in(source, root, &Key::files())?;
+        || any_files(source, root)?;
     if !concerns {
         return Ok(());
     }
@@ -174,6 +174,11 @@ pub fn complete_links(
         completion.keep(file)?;
     }
     complete(completion.missing)
+}
+
+/// Whether there are records of files with several names, which every write looks at.
+pub fn any_files(source: &impl NodeSource, root: NodeHash) -> Result<bool, TreeError> {
+    any_in(source, root, &Key::files())
 }
 
 fn linked(version: &Version) -> Option<FileId> {

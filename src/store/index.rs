@@ -44,6 +44,8 @@ const AHEAD_LEFT_BYTES: u64 = 1024 * 1024;
 /// What putting something into the index makes sled write: so many times its bytes, and so much for each.
 const WRITTEN_FACTOR: u64 = 3;
 const WRITTEN_EACH: u64 = 512;
+/// So long after the disk had no room it is not tried again.
+const NO_ROOM_FOR: Duration = Duration::from_secs(1);
 /// From this size on a value may get a file of its own.
 const BLOB_BYTES_MIN: u64 = 64 * 1024;
 /// How long an index that this process has just closed may take to let go of its file.
@@ -61,6 +63,8 @@ pub(super) struct IndexFiles {
     broken: AtomicBool,
     /// The filesystem can't set room aside.
     without: AtomicBool,
+    /// When the disk had no room to set aside.
+    had_none: Mutex<Option<Instant>>,
     /// What was last to be put into the index was refused.
     short: AtomicBool,
     /// A test has all refused.
@@ -83,6 +87,7 @@ impl IndexFiles {
             blobs: Mutex::default(),
             broken: AtomicBool::new(false),
             without: AtomicBool::new(false),
+            had_none: Mutex::new(None),
             short: AtomicBool::new(false),
             #[cfg(test)]
             refuses: AtomicBool::new(false),
@@ -135,16 +140,25 @@ impl IndexFiles {
         {
             return Ok(0);
         }
-        let set = rustix::fs::fallocate(&self.log, FallocateFlags::KEEP_SIZE, length, wanted);
+        let is_enough = |ahead| match ahead < writes.saturating_add(AHEAD_LEFT_BYTES) {
+            true => Err(StoreError::Full),
+            false => Ok(()),
+        };
+        let mut had_none = self.had_none.lock();
+        if had_none.is_some_and(|at| at.elapsed() < NO_ROOM_FOR) {
+            return is_enough(ahead).map(|()| 0);
+        }
+        // From the start of it: sled may make it shorter meanwhile.
+        let all = length.saturating_add(wanted);
+        let set = rustix::fs::fallocate(&self.log, FallocateFlags::KEEP_SIZE, 0, all);
         let (length, after) = look()?;
+        *had_none = None;
         match set {
             Ok(()) => {}
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.without.store(true, Ordering::Relaxed),
             Err(Errno::NOSPC | Errno::DQUOT | Errno::INTR) => {
-                let ahead = after.saturating_sub(length);
-                if ahead < writes.saturating_add(AHEAD_LEFT_BYTES) {
-                    return Err(StoreError::Full);
-                }
+                *had_none = Some(Instant::now());
+                is_enough(after.saturating_sub(length))?;
             }
             Err(error) => {
                 return Err(failed("setting room aside in", &self.log_path)(
@@ -216,6 +230,16 @@ impl Core {
     pub(super) fn index_takes(&self, bytes: u64) -> Result<(), StoreError> {
         let grown = self.index_files.takes(bytes)?;
         self.count_index_grown(grown);
+        Ok(())
+    }
+
+    /// Sees to it that room is set aside, also while nothing is put into the index: what removes something can't be refused.
+    pub(super) fn keep_index_room(&self) -> Result<(), StoreError> {
+        match self.index_files.set_aside(0) {
+            Ok(grown) => self.count_index_grown(grown),
+            Err(StoreError::Full) => {}
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
 

@@ -743,6 +743,7 @@ impl Core {
 
     /// What the worker does now and then.
     pub(super) fn count_now_and_then(&self) -> Result<(), StoreError> {
+        self.keep_index_room()?;
         self.note_index();
         self.make_room_for(0)?;
         let mut passing = self.room.passing.lock();

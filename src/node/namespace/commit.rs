@@ -12,7 +12,7 @@ use super::{
     NamespaceError, Published,
     disk::Disk,
     heads::{KnownHead, Offered},
-    overlay::{Changes, PORTION_MAX},
+    overlay::{Changes, PORTION_MAX, Rename},
     plan::{self, Copied, Edits},
     records::OwnHead,
     replica::{Event, Moment, Replica},
@@ -54,6 +54,28 @@ pub(super) enum Extent {
     Here,
 }
 
+/// What belongs to a head beside the changes. Each can come with a later one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Extras {
+    /// Hints of renames, and the end of old ones.
+    hints: bool,
+    /// This node's row in the table of writers.
+    row: bool,
+}
+
+/// What is tried where nodes that they take may be missing, one after the other.
+const EXTRAS: [Extras; 4] = {
+    const fn extras(hints: bool, row: bool) -> Extras {
+        Extras { hints, row }
+    }
+    [
+        extras(true, true),
+        extras(false, true),
+        extras(true, false),
+        extras(false, false),
+    ]
+};
+
 /// What a new head says.
 pub(super) struct Signing {
     pub(super) applied: Applied,
@@ -79,7 +101,7 @@ impl<D: Disk> Replica<D> {
         state.writer.as_ref()?;
         let is_new = |waiting: u64| state.overlay.generation() > waiting;
         let ready = || state.overlay.waits(u64::MAX) && state.waits_for_merge.is_none_or(is_new);
-        if state.redo.is_some() || ready() {
+        if state.redo.is_some() || ready() || state.extras_wait {
             return Some(now);
         }
         state.join_due
@@ -103,7 +125,7 @@ impl<D: Disk> Replica<D> {
 
     /// `turn` is held.
     fn commit_pending(&self, extent: Extent, now: Moment) -> Result<Step, NamespaceError> {
-        let (base, covers, pending, mut renames, joins, contradicted, made) = {
+        let (base, covers, pending, mut renames, joins, contradicted, made, extras_waited) = {
             let _choosing = self.choosing.write();
             let mut state = self.state.write();
             let Some(root) = state.root else {
@@ -117,9 +139,19 @@ impl<D: Disk> Replica<D> {
             let renames = state.overlay.renames();
             let covers = state.covers.clone();
             let made = state.overlay.generation();
-            (root, covers, pending, renames, joins, contradicted, made)
+            let extras_wait = state.extras_wait;
+            (
+                root,
+                covers,
+                pending,
+                renames,
+                joins,
+                contradicted,
+                made,
+                extras_wait,
+            )
         };
-        if pending.is_empty() && !joins {
+        if pending.is_empty() && !joins && !extras_waited {
             self.plan_join(&mut self.state.write(), now.at);
             return Ok(Step::Idle);
         }
@@ -134,7 +166,7 @@ impl<D: Disk> Replica<D> {
             let applied = manifest::apply(&self.nodes, base, &edits)?;
             Ok((edits, applied))
         };
-        let (mut edits, attempted) = match attempt(&pending) {
+        let (edits, mut attempted) = match attempt(&pending) {
             Ok((edits, applied)) => (edits, Some(applied)),
             Err(TreeError::Missing(nodes)) if extent == Extent::All => {
                 return Ok(Step::Missing(nodes));
@@ -152,24 +184,55 @@ impl<D: Disk> Replica<D> {
             }
             Err(error) => return Err(error.into()),
         };
-        let planned = edits.len();
         renames.retain(|rename| !left.iter().any(|(path, _)| rename.is_of(path)));
-        if !edits.is_empty() {
-            plan::add_hints(&self.nodes, base, &mut edits, &renames, &covers, dot)?;
-            self.drop_old_hints(base, &mut edits, now)?;
-            self.add_row(base, &mut edits, dot, now)?;
+        // Who waited for these once does not wait again: they are fetched for when nothing else is to be committed.
+        let here = extent == Extent::Here || (extras_waited && !pending.is_empty());
+        let ways: &[Extras] = if here { &EXTRAS } else { &EXTRAS[..1] };
+        let mut ways = ways.iter().peekable();
+        let mut planned = edits;
+        let (extras, edits, mut copied, applied) = loop {
+            // There is one at least, and the last one ends it.
+            let extras = ways.next().copied().unwrap_or_default();
+            let is_last = ways.peek().is_none();
+            let mut edits = match is_last {
+                true => std::mem::take(&mut planned),
+                false => planned.clone(),
+            };
+            let told: &[Rename] = if extras.hints { &renames } else { &[] };
+            let was_planned = edits.len();
+            let built = (|| {
+                if !edits.is_empty() || extras_waited {
+                    self.add_extras(base, &mut edits, extras, (told, &covers), dot, now)?;
+                }
+                let copied = plan::copied_records(&self.nodes, base, &edits, dot)?;
+                // What was added has keys of its own, but for hints.
+                let is_as_planned = told.is_empty() && edits.len() == was_planned;
+                let applied = match attempted.take().filter(|_| is_as_planned) {
+                    Some(applied) => applied,
+                    None => manifest::apply(&self.nodes, base, &edits)?,
+                };
+                Ok((copied, applied))
+            })();
+            match built {
+                Ok((copied, applied)) => break (extras, edits, copied, applied),
+                Err(NamespaceError::Missing(_)) if !is_last => {}
+                Err(error) => return Err(error),
+            }
+        };
+        let all_extras = extras == EXTRAS[0];
+        if !all_extras && matches!(step, Step::Done) {
+            step = Step::Waiting(
+                "nobody gives the nodes that the tables of writers and renames take".into(),
+            );
         }
-        let mut copied = plan::copied_records(&self.nodes, base, &edits, dot)?;
+        self.state.write().extras_wait = !all_extras;
+        if !extras.hints {
+            renames.clear();
+        }
         copied.retain(|copied| {
             let place = pending.binary_search_by(|(path, _)| path.cmp(&copied.record));
             place.is_err()
         });
-        // What was added has keys of its own, but for hints.
-        let is_as_planned = renames.is_empty() && edits.len() == planned;
-        let applied = match attempted.filter(|_| is_as_planned) {
-            Some(applied) => applied,
-            None => manifest::apply(&self.nodes, base, &edits)?,
-        };
         if applied.root == base && !joins {
             // Deletions of what was never committed, or is gone already: no head tells of them.
             if left.is_empty() {
@@ -194,10 +257,34 @@ impl<D: Disk> Replica<D> {
                 left: Some(left),
             },
             now,
-            |state| state.overlay.renames_told(&renames),
+            |state| {
+                state.overlay.renames_told(&renames);
+                // What is left of them, or that nothing is, is to be on the disk.
+                state.pending_kept |= extras_waited || !extras.hints;
+            },
         )?;
         self.tell(Event::Published(Arc::new(published)));
         Ok(step)
+    }
+
+    /// Adds what belongs to a head beside the changes.
+    fn add_extras(
+        &self,
+        base: NodeHash,
+        edits: &mut Edits,
+        extras: Extras,
+        (told, covers): (&[Rename], &CausalContext),
+        dot: Dot,
+        now: Moment,
+    ) -> Result<(), NamespaceError> {
+        if extras.hints {
+            plan::add_hints(&self.nodes, base, edits, told, covers, dot)?;
+            self.drop_old_hints(base, edits, now)?;
+        }
+        if extras.row {
+            self.add_row(base, edits, dot, now)?;
+        }
+        Ok(())
     }
 
     /// Has old hints of renames removed with this commit, if that was not looked after for a while.

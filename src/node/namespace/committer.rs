@@ -15,6 +15,9 @@ use super::{
     replica::Moment,
 };
 
+/// How often changes that wait are put on the disk as they are.
+const KEEP_EVERY: Duration = Duration::from_secs(1);
+
 /// Commits until `closing`.
 pub(super) async fn run(shared: Arc<Shared>, closing: CancellationToken) {
     tokio::select! {
@@ -28,10 +31,22 @@ async fn commit_forever(shared: &Arc<Shared>) {
     let mut back_off = BackOff::default();
     // The last change that was tried in vain.
     let mut tried = 0;
+    let mut kept = Kept::default();
     loop {
         let now = Instant::now();
         let hurried = shared.hurry.load(Ordering::Acquire);
         let made = shared.replica.state.read().overlay.generation();
+        let keep_due = kept.due(made, now);
+        if keep_due.is_some_and(|due| due <= now) {
+            kept.put(shared, made).await;
+            continue;
+        }
+        let keep = async {
+            match keep_due {
+                Some(due) => tokio::time::sleep_until(due.into()).await,
+                None => std::future::pending().await,
+            }
+        };
         let wanted = shared.replica.commit_due(now);
         let due = wanted.map(|due| {
             let paced = if hurried { now } else { pace.due(now) };
@@ -51,6 +66,7 @@ async fn commit_forever(shared: &Arc<Shared>) {
                 let pause = tokio::time::sleep_until(due.into());
                 tokio::select! {
                     () = pause => {}
+                    () = keep => {}
                     () = shared.signals.commit_wake.notified() => {}
                 }
                 // Before it looks again: what came meanwhile is seen then.
@@ -59,7 +75,10 @@ async fn commit_forever(shared: &Arc<Shared>) {
             }
             None => {
                 shared.hurry.store(false, Ordering::Release);
-                shared.signals.commit_wake.notified().await;
+                tokio::select! {
+                    () = shared.signals.commit_wake.notified() => {}
+                    () = keep => {}
+                }
                 continue;
             }
         }
@@ -70,6 +89,8 @@ async fn commit_forever(shared: &Arc<Shared>) {
         } else {
             shared.commit_here().await
         };
+        // Of what is made meanwhile nothing is known yet.
+        kept.waits = shared.replica.state.read().overlay.waits(made);
         match &progress {
             Progress::Well => {
                 pace.committed(now);
@@ -91,6 +112,37 @@ async fn commit_forever(shared: &Arc<Shared>) {
             }
         }
         shared.progress.send_replace(progress);
+    }
+}
+
+/// What waits to be published, for nodes or for a merge, is put on the disk meanwhile: that may take days.
+#[derive(Default)]
+struct Kept {
+    /// Something waited after the last attempt.
+    waits: bool,
+    /// The last change that is there.
+    made: u64,
+    at: Option<Instant>,
+}
+
+impl Kept {
+    /// When it is to be put there next, if something new waits.
+    fn due(&self, made: u64, now: Instant) -> Option<Instant> {
+        let is_new = self.waits && made > self.made;
+        is_new.then(|| self.at.map_or(now, |at| at + KEEP_EVERY))
+    }
+
+    async fn put(&mut self, shared: &Arc<Shared>, made: u64) {
+        let replica = shared.clone();
+        let begun = Instant::now();
+        let put = blocking(move || replica.replica.keep_pending()).await;
+        if let Err(error) = put {
+            // The next change has it tried again.
+            tracing::warn!(%error, "what waits to be published could not be put on the disk");
+        }
+        self.made = made;
+        // It is all that waits each time.
+        self.at = Some(Instant::now() + 10 * begun.elapsed());
     }
 }
 

@@ -426,7 +426,11 @@ impl Namespace {
         within: Duration,
     ) -> Result<(), NamespaceError> {
         let count = missing.len();
-        if count == 0 || self.shared.bring(missing, None, within).await?.nodes > 0 {
+        if count == 0 {
+            return Ok(());
+        }
+        if self.shared.bring(missing, None, within).await?.nodes > 0 {
+            self.shared.replica.looked_further();
             return Ok(());
         }
         Err(NamespaceError::Unreachable(format!(

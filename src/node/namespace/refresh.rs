@@ -1,5 +1,6 @@
 //! Brings up what was here of an earlier state: a head that differs by much becomes the state before all of its nodes came,
-//! and what could be read while nobody is reached is to stay so.
+//! and what could be read while nobody is reached is to stay so. Behind that, what every write takes: nobody may be there to give
+//! it when it is needed.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::{
     merge::{Effort, Step},
     replica::{Event, Moment, Replica},
 };
-use crate::manifest::{self, NodeHash, TreeError};
+use crate::manifest::{self, InternalKey, Key, NodeHash, TreeError};
 
 /// Most nodes that are brought in place of those of one earlier state; and so many at most of what it had not.
 const NODES_MAX: usize = 4096;
@@ -66,7 +67,8 @@ impl From<OutdatedRecord> for Outdated {
 impl<D: Disk> Replica<D> {
     /// Whether there is something to bring up.
     pub(super) fn is_outdated(&self) -> bool {
-        self.state.read().outdated.is_some()
+        let state = self.state.read();
+        state.outdated.is_some() || (state.writer.is_some() && state.writes_looked_at != state.root)
     }
 
     /// One attempt with the nodes that are here.
@@ -79,9 +81,13 @@ impl<D: Disk> Replica<D> {
         }
         let (outdated, root) = {
             let state = self.state.read();
-            match (&state.outdated, state.root) {
-                (Some(outdated), Some(root)) => (outdated.clone(), root),
-                _ => return Ok(Step::Done),
+            match (state.outdated.clone(), state.root) {
+                (_, None) => return Ok(Step::Done),
+                (None, Some(root)) => {
+                    drop(state);
+                    return self.bring_for_writes(root);
+                }
+                (Some(outdated), Some(root)) => (outdated, root),
             }
         };
         let old = outdated.kept.root;
@@ -104,12 +110,50 @@ impl<D: Disk> Replica<D> {
             state.outdated = None;
             drop(state);
             self.records.save_outdated(None)?;
-        } else {
-            // The state has gone on meanwhile.
-            drop(state);
-            self.tell(Event::ToMerge);
         }
+        // Something else is left to do, or the state has gone on meanwhile.
+        self.tell(Event::ToMerge);
         Ok(Step::Done)
+    }
+
+    /// This node's row in the table of writers, and where records of files with several names would be. Only where somebody has
+    /// looked at the folder.
+    fn bring_for_writes(&self, root: NodeHash) -> Result<Step, NamespaceError> {
+        let Some(writer) = self
+            .state
+            .read()
+            .writer
+            .as_ref()
+            .map(|writer| writer.number)
+        else {
+            return Ok(Step::Done);
+        };
+        let row = Key::of_internal(&InternalKey::Writer(writer));
+        let mut nodes = Vec::new();
+        if manifest::are_recorded(&self.nodes, root).is_ok() {
+            let row = manifest::get(&self.nodes, root, &row).map(|_| ());
+            let files = manifest::any_files(&self.nodes, root).map(|_| ());
+            for looked in [row, files] {
+                match looked {
+                    Err(TreeError::Missing(missing)) => nodes.extend(missing),
+                    looked => looked?,
+                }
+            }
+        }
+        nodes.retain(|node| !self.nodes.is_bad(node));
+        if !nodes.is_empty() {
+            return Ok(Step::Missing(nodes));
+        }
+        self.state.write().writes_looked_at = Some(root);
+        Ok(Step::Done)
+    }
+
+    /// Somebody looked at something that was not here before.
+    pub(super) fn looked_further(&self) {
+        let mut state = self.state.write();
+        if state.writer.is_some() && state.writes_looked_at.take().is_some() {
+            self.tell(Event::ToBringUp);
+        }
     }
 
     fn lacking(

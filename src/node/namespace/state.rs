@@ -58,8 +58,12 @@ pub(super) struct State {
     pub(super) parts: Vec<ShownPart>,
     /// Of the pending changes up to this one, those that are left follow on from what a head brought that is not merged yet.
     pub(super) waits_for_merge: Option<u64>,
+    /// The state of which what every write takes is here, or nobody has looked at the folder.
+    pub(super) writes_looked_at: Option<NodeHash>,
     /// See [`Outdated`].
     pub(super) outdated: Option<Outdated>,
+    /// The last head was made without some of what belongs to it beside the changes.
+    pub(super) extras_wait: bool,
     /// When old hints of renames were last looked for.
     pub(super) hints_looked_after: Option<Instant>,
     /// The head whose state is shown since the start, and whose root node was not looked at yet.
@@ -202,7 +206,9 @@ impl State {
             covers,
             parts: Vec::new(),
             waits_for_merge: None,
+            writes_looked_at: None,
             outdated: records.outdated()?.map(Outdated::from),
+            extras_wait: false,
             hints_looked_after: None,
             first: None,
             clock,
@@ -248,7 +254,10 @@ impl State {
             let times = pending.iter().map(|(_, pending)| pending.time);
             state.saw(times.max().unwrap_or_default());
             state.overlay.restore(pending);
-            for (from, to, time) in records.renames()? {
+            let renames = records.renames()?;
+            state.pending_kept |= !renames.is_empty();
+            state.extras_wait = !renames.is_empty() && !state.overlay.waits(u64::MAX);
+            for (from, to, time) in renames {
                 state.saw(time);
                 state.overlay.renamed(from, to, time);
             }

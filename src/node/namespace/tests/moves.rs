@@ -181,3 +181,55 @@ async fn two_who_complete_a_rename_at_once_make_no_conflict() {
         member.reaches(&[]);
     }
 }
+
+/// Who has only looked at names lacks the nodes that hints of renames, and its own row, are to go to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rename_whose_hint_takes_nodes_that_nobody_gives_holds_up_nothing_and_is_completed_later()
+{
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.member("a"), cluster.member("b"));
+    a.ns.create().unwrap();
+    for n in 0..400 {
+        a.change(&format!("f{n}"), Some(file(n)));
+    }
+    a.write("f200x", 1).await;
+    for n in 0..400 {
+        rename(&a, &format!("f{n}"), &format!("g{n}")).await;
+    }
+    a.ns.flush().await.unwrap();
+    b.reaches(&[&a]);
+    b.hears(&a).await;
+    b.everything().await;
+    let replica = &b.ns.shared.replica;
+    until("what every write takes is here", async || {
+        !replica.is_outdated()
+    })
+    .await;
+    b.reaches(&[]);
+    let (hint, _) = manifest::move_hint(&at("f200x"), &at("y"), &Default::default()).unwrap();
+    let there = manifest::get(&replica.nodes, b.root(), &hint);
+    assert!(matches!(there, Err(TreeError::Missing(_))), "{there:?}");
+    rename(&b, "f200x", "y").await;
+    b.ns.flush().await.unwrap();
+    assert_eq!(b.ns.status().unpublished, 0);
+    // What comes after it doesn't wait for that any more.
+    let begun = std::time::Instant::now();
+    b.write("z", 5).await;
+    assert_eq!(b.ns.status().unpublished, 0);
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    a.write("f200x", 2).await;
+    // The hint is not forgotten by a restart, either.
+    drop(b);
+    let b = cluster.member("b");
+    a.reaches(&[&b]);
+    b.reaches(&[&a]);
+    agree(&[&a, &b]).await;
+    until("the rename is completed", async || {
+        b.look("f200x").await.is_none() && b.shows("y", 2).await
+    })
+    .await;
+    agree(&[&a, &b]).await;
+    assert!(a.shows("y", 2).await && a.shows("z", 5).await);
+    assert_eq!(a.look("f200x").await, None);
+    assert_eq!(a.ns.status().conflicts, 0);
+}

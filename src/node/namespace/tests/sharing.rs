@@ -267,6 +267,33 @@ async fn what_cannot_be_committed_is_kept_and_committed_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_nodes_is_on_the_disk_soon_though_nobody_asks_for_that() {
+    let cluster = Cluster::new();
+    let (a, _) = pair(&cluster).await;
+    a.write("x", 1).await;
+    let b = cluster.member("new");
+    b.hears(&a).await;
+    for name in ["y", "z"] {
+        b.edit(Edit {
+            path: at(name),
+            entry: Some(file(2)),
+            seen: Vec::new(),
+            held: false,
+            written: None,
+            moved: None,
+        });
+        until("it is kept", async || {
+            let pending = b.ns.shared.replica.records.pending().unwrap();
+            pending.iter().any(|(path, _)| *path == at(name))
+        })
+        .await;
+    }
+    drop(b);
+    let b = cluster.member("new");
+    assert_eq!(b.ns.status().unpublished, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_push_that_names_its_changes_needs_no_fetch() {
     let cluster = Cluster::new();
     let (a, b) = pair(&cluster).await;
