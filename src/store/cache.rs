@@ -56,6 +56,7 @@ pub(super) struct Core {
     pub(super) pins: sled::Tree,
     pub(super) pinned: sled::Tree,
     pub(super) promises: sled::Tree,
+    pub(super) cleared: sled::Tree,
     pub(super) restored_copy: AtomicBool,
     /// Closed in order, though somebody still has it.
     pub(super) closed: AtomicBool,
@@ -276,6 +277,7 @@ impl Core {
             pins: db.open_tree("pins")?,
             pinned: db.open_tree("pinned")?,
             promises: db.open_tree("promises")?,
+            cleared: db.open_tree("cleared")?,
             index_files,
             db,
             dir: dir.to_owned(),

@@ -1,9 +1,10 @@
-//! What is to be kept: pinned paths, the contents below them, and promises that other members were given.
+//! What is to be kept: pinned paths, the contents below them, and promises that other members were given, or gave.
 //!
 //! ```text
 //! tree pins       path, as `a/b`                                   → 1 (version)
 //! tree pinned     hash (32) ‖ size (8, big-endian)                 → 1 (version) ‖ names (4, little-endian) ‖ one of the paths
 //! tree promises   hash (32) ‖ size (8, big-endian)                 → 1 (version) ‖ until, seconds since 1970 (8, little-endian) ‖ bound (1)
+//! tree cleared    hash (32) ‖ size (8, big-endian)                 → 1 (version) ‖ until ‖ since (seconds, 8 each, little-endian) ‖ proved (1)
 //! ```
 //!
 //! `pinned` counts under how many names below pinned paths a content stands; it is made anew by every process, and empty
@@ -14,6 +15,9 @@
 //! there are contents here. `bound` is 0 where the content would have stayed anyway, so that it takes nothing of what may be
 //! promised; it is absent in records of earlier versions.
 //!
+//! `cleared` has what other members promised to keep, so that it may go from here: nobody may be there to ask after the next
+//! start. What was written here may go only where its keeper gave a block as well (`proved`).
+//!
 //! Versions that know nothing of these trees leave them alone, and evict nothing.
 
 use std::sync::atomic::Ordering;
@@ -21,14 +25,37 @@ use std::sync::atomic::Ordering;
 use super::{
     Origin, Pairs, StoreError, all,
     cache::{Core, bytes_in, now},
-    record::{object_key, parse_object_key},
-    room::forget,
+    policy::{Candidate, small_room},
+    record::{ObjectRecord, object_key, parse_object_key},
+    room::{Size, estimate, forget},
 };
 use crate::content::Object;
 
 const VERSION: u8 = 1;
+/// Nobody promises to keep something for longer: then a clock is wrong. Seconds.
+const CLEARED_FOR_MAX: u64 = 31 * 24 * 3600;
+/// What clocks are set back by without being wrong. Seconds.
+const CLOCK_SLACK: u64 = 300;
 /// One part in so many of the cache is promised at most, what would stay anyway apart.
 const PROMISED_DIVISOR: u64 = 4;
+
+/// What another member promised.
+#[derive(Clone, Copy)]
+struct ClearedRecord {
+    until_s: u64,
+    since_s: u64,
+    proved: bool,
+}
+
+fn cleared_of(value: &[u8]) -> Option<ClearedRecord> {
+    let (until, rest) = value.strip_prefix(&[VERSION])?.split_first_chunk()?;
+    let (since, rest) = rest.split_first_chunk()?;
+    Some(ClearedRecord {
+        until_s: u64::from_le_bytes(*until),
+        since_s: u64::from_le_bytes(*since),
+        proved: *rest.first()? == 1,
+    })
+}
 
 impl Core {
     /// Counts bytes of an object that came (or went).
@@ -265,6 +292,91 @@ impl Core {
         }
         self.promised_bytes.store(bytes, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// See [`super::Store::clear_promised`].
+    pub(super) fn clear_promised(
+        &self,
+        candidate: &Candidate,
+        until_s: u64,
+        origin: Origin,
+    ) -> bool {
+        if !self.clear(candidate, until_s) {
+            return false;
+        }
+        let mut value = vec![VERSION];
+        value.extend_from_slice(&until_s.to_le_bytes());
+        value.extend_from_slice(&now().to_le_bytes());
+        value.push(u8::from(origin == Origin::Written));
+        let kept = self.index_takes(value.len() as u64).and_then(|()| {
+            self.cleared.insert(object_key(&candidate.object), value)?;
+            Ok(())
+        });
+        if let Err(error) = kept {
+            tracing::debug!(%error, "the next start will not know that this is kept elsewhere");
+        }
+        true
+    }
+
+    /// A content is not what it was when it was cleared, or is gone.
+    pub(super) fn forget_cleared(&self, object: &Object) -> Result<(), StoreError> {
+        self.cleared.remove(object_key(object))?;
+        Ok(())
+    }
+
+    /// Clears what earlier processes were promised by others.
+    pub(super) fn recover_cleared(&self) -> Result<(), StoreError> {
+        let now = now();
+        let mut records = Vec::new();
+        for pair in self.cleared.iter() {
+            let (key, value) = pair?;
+            records.push((parse_object_key(&key)?, cleared_of(&value)));
+        }
+        let since =
+            |record: &(Object, Option<ClearedRecord>)| record.1.map(|record| record.since_s);
+        // By a clock that was set back, promises would last longer than they do.
+        let is_back = records.iter().filter_map(since).max() > Some(now + CLOCK_SLACK);
+        for (object, record) in records {
+            let holds = |record: &ClearedRecord| {
+                !is_back && record.until_s > now && record.until_s - now <= CLEARED_FOR_MAX
+            };
+            let candidate = match record.filter(holds) {
+                Some(record) => self.cleared_candidate(&object, record)?,
+                None => None,
+            };
+            match candidate {
+                Some((candidate, until_s)) => drop(self.clear(&candidate, until_s)),
+                None => self.forget_cleared(&object)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn cleared_candidate(
+        &self,
+        object: &Object,
+        record: ClearedRecord,
+    ) -> Result<Option<(Candidate, u64)>, StoreError> {
+        let Some(value) = self.objects.get(object_key(object))? else {
+            return Ok(None);
+        };
+        let (kept, last_use) = (
+            ObjectRecord::decode(object, &value)?,
+            ObjectRecord::last_use_of(&value),
+        );
+        if kept.origin == Origin::Written && !record.proved {
+            return Ok(None);
+        }
+        let room = match Size::of(object) {
+            Size::Small => small_room(object.size),
+            Size::Large => estimate(object, &kept.present),
+        };
+        let candidate = Candidate {
+            last_use: last_use.unwrap_or(0),
+            object: *object,
+            room,
+        };
+        Ok(Some((candidate, record.until_s)))
     }
 
     /// Forgets a promise that has ended, on the way.

@@ -962,6 +962,12 @@ impl Store {
         self.inner.core.clear(candidate, until_s)
     }
 
+    /// As [`Store::clear`], where another member promised to keep it: known after a restart, too. `origin`: as it was when that
+    /// was asked for; what was written here was proven to be there.
+    pub fn clear_promised(&self, candidate: &Candidate, until_s: u64, origin: Origin) -> bool {
+        self.inner.core.clear_promised(candidate, until_s, origin)
+    }
+
     /// It begins to be found out what nothing refers to: from now on it is noted what [`Store::keep`] keeps.
     pub fn look_begins(&self, size: Size) {
         self.inner.core.note_kept(size, true);

@@ -527,6 +527,7 @@ impl Core {
             true => small_room(object.size),
             false => hot.state.read().room,
         };
+        self.forget_cleared(&object)?;
         let freed = forget(&hot);
         self.count_went(&object, freed)?;
         self.write_record(&hot, &change)?;
@@ -606,6 +607,9 @@ impl Core {
     /// `change` held.
     pub(super) fn keep_written(&self, hot: &Hot, state: &mut State) {
         self.room.take_back(&hot.object);
+        if let Err(error) = self.forget_cleared(&hot.object) {
+            tracing::warn!(content = %hot.object.content, %error, "it could not be noted that this stays");
+        }
         hot.last_use.store(now(), Ordering::Relaxed);
         state.dirty = true;
     }
@@ -921,7 +925,7 @@ pub enum Size {
 }
 
 impl Size {
-    fn of(object: &Object) -> Self {
+    pub(super) fn of(object: &Object) -> Self {
         match object.size <= INLINE_BYTES_MAX {
             true => Self::Small,
             false => Self::Large,

@@ -414,6 +414,34 @@ fn a_full_cache_goes_on_while_nobody_is_reachable_and_after() {
 }
 
 #[test]
+fn a_full_cache_takes_writes_after_a_restart_without_anybody() {
+    const LIMIT: usize = 48 * MIB;
+    let pair = pair();
+    for number in 0..12 {
+        pair.a.write(&format!("f{number}"), noise(number, 4 * MIB));
+    }
+    pair.a.publishes_within(LONG);
+    let host = pair.lab.host("c");
+    let options = format!("--cache-size {LIMIT} --min-free 0 --read-timeout 2s");
+    let c = host.mount(&pair.id, &options);
+    c.meets(2);
+    until(LONG, "all files are seen", || c.has("f11"));
+    for number in 0..12 {
+        c.shows(&format!("f{number}"), noise(number, 4 * MIB));
+    }
+    let may_go = |c: &Mount| c.status()["cache"]["evictable_bytes"].as_u64().unwrap();
+    until(LONG, "others have promised to keep some", || {
+        may_go(&c) >= 8 * MIB as u64
+    });
+    c.unmount();
+    pair.a.host().cut_off();
+    pair.b.host().cut_off();
+    let c = host.mount(&pair.id, &options);
+    write(&c, "new", &noise(100, 6 * MIB)).unwrap();
+    c.shows("new", noise(100, 6 * MIB));
+}
+
+#[test]
 fn evict_pin_and_status_agree() {
     const SIZE: u64 = 3 * MIB as u64;
     let pair = pair();

@@ -187,11 +187,11 @@ async fn clear_promised(
     let held: BTreeSet<Object> = held.into_iter().collect();
     let until_s = now_s() + LEASE.saturating_sub(LEASE_SLACK).as_secs();
     let mut is_any = false;
-    for (candidate, _) in batch {
+    for (candidate, origin) in batch {
         let object = &candidate.object;
         // Whoever was promised it meanwhile relies on this node.
         let may_go = held.contains(object) && evictions.commit(object);
-        is_any |= may_go && node.store.clear(candidate, until_s);
+        is_any |= may_go && node.store.clear_promised(candidate, until_s, *origin);
     }
     Ok(is_any)
 }

@@ -450,3 +450,48 @@ fn what_is_kept_while_it_is_found_out_what_nothing_refers_to_is_not_cleared() {
         assert!(is_cleared());
     }
 }
+
+/// What other members promised is known after a restart: nobody may be there to ask.
+#[test]
+fn what_others_keep_may_go_after_a_restart_and_what_was_written_anew_may_not() {
+    const DAY: u64 = 24 * 3600;
+    let (_dir, store) = limited(64 * MIB);
+    let samples: Vec<_> = (0..5).map(|seed| Sample::new(MIB, seed)).collect();
+    for sample in &samples[..4] {
+        store.insert(&sample.all()).unwrap();
+    }
+    publish(&store, &samples[4]);
+    let found = store.oldest(Size::Large, None, 10).unwrap();
+    assert_eq!(found.len(), 5);
+    let now = super::super::cache::now();
+    for (candidate, origin) in &found {
+        let is_last = candidate.object == samples[3].object;
+        let days = if is_last { 40 } else { 10 };
+        assert!(store.clear_promised(candidate, now + days * DAY, *origin));
+    }
+    // Written here since: others were not asked to prove that they have it.
+    publish(&store, &samples[1]);
+    let store = reopen(store);
+    let may_go = |store: &Store, sample: &Sample| {
+        let oldest = store.oldest(Size::Large, None, 10).unwrap();
+        !oldest.iter().any(|(one, _)| one.object == sample.object)
+    };
+    assert!(may_go(&store, &samples[0]) && may_go(&store, &samples[2]));
+    assert!(!may_go(&store, &samples[1]), "it was written here");
+    assert!(!may_go(&store, &samples[3]), "nobody promises for so long");
+    assert!(may_go(&store, &samples[4]), "it was proven to be there");
+    // Promised to somebody since, it is the one to keep.
+    let object = samples[2].object;
+    assert!(store.promise(&object, now + DAY).unwrap());
+    let store = reopen(store);
+    assert!(may_go(&store, &samples[0]));
+    // Writes take the room of what may go.
+    store.set_limits(Limits {
+        cache_bytes_max: store.room().files_bytes + store.room().index_bytes,
+        free_bytes_min: 0,
+    });
+    store.insert(&Sample::new(MIB, 9).all()).unwrap();
+    assert!(!whole(&store, &samples[0]) || !whole(&store, &samples[4]));
+    let here = [1, 2, 3].map(|number| whole(&store, &samples[number]));
+    assert_eq!(here, [true; 3]);
+}
