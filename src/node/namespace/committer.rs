@@ -18,6 +18,9 @@ use super::{
 /// How often changes that wait are put on the disk as they are.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 
+/// How often it is said that others will refuse what is published.
+const TOLD_AHEAD_EVERY: Duration = Duration::from_secs(600);
+
 /// Commits until `closing`.
 pub(super) async fn run(shared: Arc<Shared>, closing: CancellationToken) {
     tokio::select! {
@@ -32,6 +35,7 @@ async fn commit_forever(shared: &Arc<Shared>) {
     // The last change that was tried in vain.
     let mut tried = 0;
     let mut kept = Kept::default();
+    let mut told_ahead: Option<Instant> = None;
     loop {
         let now = Instant::now();
         let hurried = shared.hurry.load(Ordering::Acquire);
@@ -91,6 +95,16 @@ async fn commit_forever(shared: &Arc<Shared>) {
         };
         // Of what is made meanwhile nothing is known yet.
         kept.waits = shared.replica.state.read().overlay.waits(made);
+        if let Some(ahead) = shared.replica.clock_ahead(Moment::now())
+            && told_ahead.is_none_or(|told| told.elapsed() >= TOLD_AHEAD_EVERY)
+        {
+            told_ahead = Some(Instant::now());
+            tracing::warn!(
+                minutes = ahead.as_secs().div_ceil(60),
+                "this machine's clock is behind what was published here, or was ahead before: other members refuse what is \
+                 published here for so long"
+            );
+        }
         match &progress {
             Progress::Well => {
                 pace.committed(now);

@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use libp2p::{PeerId, identity::Keypair};
@@ -28,7 +28,7 @@ use super::{
     state::{State, Writer},
 };
 use crate::{
-    cluster::ClusterKeys,
+    cluster::{ClusterKeys, HEAD_FUTURE_MAX_NS},
     manifest::{self, Dot, FileId, HybridTime, Kind, Name, Shown, TreeError, TreePath, View},
     net::proto::{HEADS_MAX, NAMED_MAX},
 };
@@ -479,6 +479,15 @@ impl<D: Disk> Replica<D> {
             roots: std::iter::once(root).chain(parts).collect(),
             pending,
         }))
+    }
+
+    /// For how long others, whose clocks are right, refuse what is signed here, as it is later than now by more than they allow.
+    pub(super) fn clock_ahead(&self, now: Moment) -> Option<Duration> {
+        let clock = self.state.read().clock;
+        let refused_ns = clock
+            .0
+            .checked_sub(now.wall_ns.saturating_add(HEAD_FUTURE_MAX_NS))?;
+        (refused_ns > 0).then(|| Duration::from_nanos(refused_ns))
     }
 
     pub(super) fn status(&self) -> NamespaceStatus {

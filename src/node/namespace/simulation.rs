@@ -1343,6 +1343,37 @@ fn what_is_made_under_the_old_name_of_a_folder_follows_a_rename_that_was_kept_wi
     }
 }
 
+#[test]
+fn a_clock_that_was_ahead_when_something_was_published_is_noticed() {
+    let plan = Plan {
+        peers: 1,
+        steps: 0,
+        clones: false,
+    };
+    let mut world = World::new(plan, 0);
+    world.run(0);
+    let now = world.moment(0);
+    let replica = world.peers[0].replica.as_ref().unwrap();
+    assert_eq!(replica.clock_ahead(now), None);
+    let ahead = Moment {
+        wall_ns: now.wall_ns + HOUR,
+        ..now
+    };
+    let made = Edit {
+        path: at("made"),
+        entry: Some(file(1000)),
+        seen: Vec::new(),
+        held: false,
+        written: None,
+        moved: None,
+    };
+    replica.change(vec![made], ahead).unwrap();
+    assert!(world.commit(0, ahead));
+    let minutes = replica.clock_ahead(now).unwrap().as_secs() / 60;
+    assert!((54..=55).contains(&minutes), "{minutes}");
+    assert_eq!(replica.clock_ahead(ahead), None);
+}
+
 /// Three peers of which the first has signed a head that no other could fetch the nodes of.
 fn with_a_head_that_nobody_has() -> (World, Vec<Vec<u8>>) {
     let plan = Plan {
