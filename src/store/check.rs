@@ -99,7 +99,6 @@ impl Core {
         self.recover_unsettled()?;
         self.recover_origin()?;
         self.recover_promises()?;
-        self.recover_cleared()?;
         self.count_now_and_then()?;
 
         self.meta.insert(BOOT_KEY, boot.as_bytes())?;

@@ -44,7 +44,7 @@ const AHEAD_LEFT_BYTES: u64 = 1024 * 1024;
 /// What putting something into the index makes sled write: so many times its bytes, and so much for each.
 const WRITTEN_FACTOR: u64 = 3;
 const WRITTEN_EACH: u64 = 512;
-/// So long after the disk had no room it is not tried again.
+/// So long after the disk had no room it is not tried again, unless that would refuse something.
 const NO_ROOM_FOR: Duration = Duration::from_secs(1);
 /// From this size on a value may get a file of its own.
 const BLOB_BYTES_MIN: u64 = 64 * 1024;
@@ -145,8 +145,8 @@ impl IndexFiles {
             false => Ok(()),
         };
         let mut had_none = self.had_none.lock();
-        if had_none.is_some_and(|at| at.elapsed() < NO_ROOM_FOR) {
-            return is_enough(ahead).map(|()| 0);
+        if had_none.is_some_and(|at| at.elapsed() < NO_ROOM_FOR) && is_enough(ahead).is_ok() {
+            return Ok(0);
         }
         // From the start of it: sled may make it shorter meanwhile.
         let all = length.saturating_add(wanted);

@@ -126,6 +126,10 @@ impl Core {
             value.extend_from_slice(before.as_deref().and_then(path_of).unwrap_or(path));
             self.index_takes(value.len() as u64)?;
             self.pinned.insert(key, value)?;
+            if names == 0 {
+                self.room.pool(Size::of(object)).lock().take(object);
+                self.forget_cleared(object)?;
+            }
         }
         let here = bytes_in(object, &hot.state.read().record.present);
         match (names == 0, after == 0) {
@@ -324,13 +328,21 @@ impl Core {
         Ok(())
     }
 
-    /// Clears what earlier processes were promised by others.
-    pub(super) fn recover_cleared(&self) -> Result<(), StoreError> {
+    /// See [`super::Store::recover_cleared`].
+    pub(super) fn recover_cleared(&self) -> Result<bool, StoreError> {
+        if self.restored_copy.load(Ordering::Acquire) {
+            // Of another machine's, whose place this one may have taken after it promised.
+            self.cleared.clear()?;
+        }
         let now = now();
+        let mut is_any = false;
         let mut records = Vec::new();
         for pair in self.cleared.iter() {
             let (key, value) = pair?;
-            records.push((parse_object_key(&key)?, cleared_of(&value)));
+            match parse_object_key(&key) {
+                Ok(object) => records.push((object, cleared_of(&value))),
+                Err(_) => drop(self.cleared.remove(key)?),
+            }
         }
         let since =
             |record: &(Object, Option<ClearedRecord>)| record.1.map(|record| record.since_s);
@@ -345,11 +357,11 @@ impl Core {
                 None => None,
             };
             match candidate {
-                Some((candidate, until_s)) => drop(self.clear(&candidate, until_s)),
+                Some((candidate, until_s)) => is_any |= self.clear(&candidate, until_s),
                 None => self.forget_cleared(&object)?,
             }
         }
-        Ok(())
+        Ok(is_any)
     }
 
     fn cleared_candidate(
@@ -360,10 +372,10 @@ impl Core {
         let Some(value) = self.objects.get(object_key(object))? else {
             return Ok(None);
         };
-        let (kept, last_use) = (
-            ObjectRecord::decode(object, &value)?,
-            ObjectRecord::last_use_of(&value),
-        );
+        let last_use = ObjectRecord::last_use_of(&value);
+        let Ok(kept) = ObjectRecord::decode(object, &value) else {
+            return Ok(None);
+        };
         if kept.origin == Origin::Written && !record.proved {
             return Ok(None);
         }

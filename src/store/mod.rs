@@ -968,6 +968,11 @@ impl Store {
         self.inner.core.clear_promised(candidate, until_s, origin)
     }
 
+    /// Clears what earlier processes were promised by others; whether there was any. Once it is known what is pinned.
+    pub fn recover_cleared(&self) -> Result<bool, StoreError> {
+        self.inner.core.recover_cleared()
+    }
+
     /// It begins to be found out what nothing refers to: from now on it is noted what [`Store::keep`] keeps.
     pub fn look_begins(&self, size: Size) {
         self.inner.core.note_kept(size, true);

@@ -171,7 +171,7 @@ fn keep(db: &sled::Db, tree: &[u8], (key, value): Pair) -> Result<bool, StoreErr
     let tree = match tree {
         b"" if is_small_content(&key, &value) => b"objects",
         b"" if key == NodeHash::of(&value).0 => &b"nodes"[..],
-        b"" | b"pinned" | b"__sled__default" => return Ok(false),
+        b"" | b"pinned" | b"cleared" | b"__sled__default" => return Ok(false),
         tree => tree,
     };
     db.open_tree(tree)?.insert(key, value)?;

@@ -298,7 +298,7 @@ impl Room {
         pool.keep(object);
     }
 
-    fn pool(&self, size: Size) -> &Mutex<Pool> {
+    pub(super) fn pool(&self, size: Size) -> &Mutex<Pool> {
         match size {
             Size::Small => &self.small,
             Size::Large => &self.files,

@@ -106,6 +106,8 @@ async fn give_back(node: &Arc<Node>) {
 /// Where the next look for what nothing refers to goes on.
 #[derive(Default)]
 struct Next {
+    /// What earlier processes were promised is known.
+    is_recovered: bool,
     large: Option<Candidate>,
     small: Option<Candidate>,
 }
@@ -115,6 +117,14 @@ async fn search(node: &Arc<Node>, next: &mut Next) -> Result<bool, StoreError> {
     if !node.pins.wait_counted(COUNTED_WITHIN).await {
         tracing::warn!("nothing goes from the cache: it is not known yet what is pinned");
         return Ok(false);
+    }
+    if !next.is_recovered {
+        let store = node.store.clone();
+        let is_any = run_blocking(move || store.recover_cleared()).await?;
+        next.is_recovered = true;
+        if is_any {
+            return Ok(true);
+        }
     }
     let large = search_among(node, Size::Large, &mut next.large).await?;
     let small = search_among(node, Size::Small, &mut next.small).await?;

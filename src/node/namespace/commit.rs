@@ -12,15 +12,18 @@ use super::{
     NamespaceError, Published,
     disk::Disk,
     heads::{KnownHead, Offered},
-    overlay::{Changes, PORTION_MAX, Rename},
-    plan::{self, Copied, Edits},
+    overlay::{Changes, PORTION_MAX},
+    plan::{self, Copied, Edits, Hint},
     records::OwnHead,
     replica::{Event, Moment, Replica},
     state::{State, known},
 };
 use crate::{
     cluster::Head,
-    manifest::{self, Applied, CausalContext, Dot, HybridTime, NodeHash, TreeError, Version},
+    manifest::{
+        self, Applied, CausalContext, Dot, HybridTime, InternalKey, Key, NodeHash, TreeError,
+        Version,
+    },
     net::proto::{CHANGES_MAX, Push},
 };
 
@@ -32,6 +35,11 @@ const SEQUENCES_AHEAD: u64 = 32;
 /// How often old hints of renames are looked for, and how many are dropped at a time.
 const HINTS_LOOKED_AFTER: Duration = Duration::from_secs(3600);
 const HINTS_DROPPED_MAX: usize = 256;
+
+/// Renames at most that others were not told of.
+const HINTS_MAX: usize = 4096;
+/// How often what others were not told of is tried anew while its nodes don't come.
+const EXTRAS_AGAIN: Duration = Duration::from_secs(30);
 
 /// What an attempt came to.
 pub(super) enum Step {
@@ -92,6 +100,8 @@ pub(super) struct Signing {
     /// Those that were pending too and are not in it; `None` where that wasn't asked. With none left, all changes made
     /// here before are in it.
     pub(super) left: Option<Changes>,
+    /// What is left to tell of renames from then on; `None` where that is as before.
+    pub(super) hints: Option<Vec<Hint>>,
 }
 
 impl<D: Disk> Replica<D> {
@@ -101,10 +111,11 @@ impl<D: Disk> Replica<D> {
         state.writer.as_ref()?;
         let is_new = |waiting: u64| state.overlay.generation() > waiting;
         let ready = || state.overlay.waits(u64::MAX) && state.waits_for_merge.is_none_or(is_new);
-        if state.redo.is_some() || ready() || state.extras_wait {
+        if state.redo.is_some() || ready() {
             return Some(now);
         }
-        state.join_due
+        let extras_due = state.extras_due.filter(|_| !state.overlay.waits(u64::MAX));
+        state.join_due.into_iter().chain(extras_due).min()
     }
 
     /// One attempt to commit what is pending, or to sign a head that joins others.
@@ -125,7 +136,7 @@ impl<D: Disk> Replica<D> {
 
     /// `turn` is held.
     fn commit_pending(&self, extent: Extent, now: Moment) -> Result<Step, NamespaceError> {
-        let (base, covers, pending, mut renames, joins, contradicted, made, extras_waited) = {
+        let (base, covers, pending, mut renames, joins, contradicted, made, untold) = {
             let _choosing = self.choosing.write();
             let mut state = self.state.write();
             let Some(root) = state.root else {
@@ -139,7 +150,8 @@ impl<D: Disk> Replica<D> {
             let renames = state.overlay.renames();
             let covers = state.covers.clone();
             let made = state.overlay.generation();
-            let extras_wait = state.extras_wait;
+            // Nothing is where all was told.
+            let untold = state.extras_due.map(|_| state.hints.clone());
             (
                 root,
                 covers,
@@ -148,9 +160,10 @@ impl<D: Disk> Replica<D> {
                 joins,
                 contradicted,
                 made,
-                extras_wait,
+                untold,
             )
         };
+        let extras_waited = untold.is_some();
         if pending.is_empty() && !joins && !extras_waited {
             self.plan_join(&mut self.state.write(), now.at);
             return Ok(Step::Idle);
@@ -167,6 +180,7 @@ impl<D: Disk> Replica<D> {
             Ok((edits, applied))
         };
         let (edits, mut attempted) = match attempt(&pending) {
+            _ if pending.is_empty() => (Edits::new(), None),
             Ok((edits, applied)) => (edits, Some(applied)),
             Err(TreeError::Missing(nodes)) if extent == Extent::All => {
                 return Ok(Step::Missing(nodes));
@@ -185,9 +199,20 @@ impl<D: Disk> Replica<D> {
             Err(error) => return Err(error.into()),
         };
         renames.retain(|rename| !left.iter().any(|(path, _)| rename.is_of(path)));
-        // Who waited for these once does not wait again: they are fetched for when nothing else is to be committed.
-        let here = extent == Extent::Here || (extras_waited && !pending.is_empty());
-        let ways: &[Extras] = if here { &EXTRAS } else { &EXTRAS[..1] };
+        // Nobody waits for what these take: the merger brings it.
+        let covers_then = Arc::new(covers.clone());
+        let fresh = renames.iter().map(|rename| Hint {
+            from: rename.from.clone(),
+            to: rename.to.clone(),
+            time: rename.time,
+            covers: covers_then.clone(),
+        });
+        let had_untold = untold.as_ref().is_some_and(|untold| !untold.is_empty());
+        let hints: Vec<Hint> = untold.into_iter().flatten().chain(fresh).collect();
+        let ways: &[Extras] = match hints.is_empty() && self.has_row(base)? {
+            true => &EXTRAS[..1],
+            false => &EXTRAS,
+        };
         let mut ways = ways.iter().peekable();
         let mut planned = edits;
         let (extras, edits, mut copied, applied) = loop {
@@ -198,11 +223,11 @@ impl<D: Disk> Replica<D> {
                 true => std::mem::take(&mut planned),
                 false => planned.clone(),
             };
-            let told: &[Rename] = if extras.hints { &renames } else { &[] };
+            let told: &[Hint] = if extras.hints { &hints } else { &[] };
             let was_planned = edits.len();
             let built = (|| {
                 if !edits.is_empty() || extras_waited {
-                    self.add_extras(base, &mut edits, extras, (told, &covers), dot, now)?;
+                    self.add_extras(base, &mut edits, extras, told, dot, now)?;
                 }
                 let copied = plan::copied_records(&self.nodes, base, &edits, dot)?;
                 // What was added has keys of its own, but for hints.
@@ -216,26 +241,36 @@ impl<D: Disk> Replica<D> {
             match built {
                 Ok((copied, applied)) => break (extras, edits, copied, applied),
                 Err(NamespaceError::Missing(_)) if !is_last => {}
+                Err(NamespaceError::Missing(_)) if pending.is_empty() && !joins => {
+                    self.state.write().extras_due = Some(now.at + EXTRAS_AGAIN);
+                    return Ok(Step::Idle);
+                }
                 Err(error) => return Err(error),
             }
         };
         let all_extras = extras == EXTRAS[0];
-        if !all_extras && matches!(step, Step::Done) {
-            step = Step::Waiting(
-                "nobody gives the nodes that the tables of writers and renames take".into(),
-            );
+        self.state.write().extras_due = (!all_extras).then(|| now.at + EXTRAS_AGAIN);
+        if !all_extras {
+            self.tell(Event::ToBringUp);
+        } else if extras_waited {
+            // Heads wait for that.
+            self.tell(Event::ToMerge);
         }
-        self.state.write().extras_wait = !all_extras;
-        if !extras.hints {
-            renames.clear();
-        }
+        // What this head is to leave of them on the disk.
+        let hints = match extras.hints {
+            true => had_untold.then(Vec::new),
+            false => {
+                let many = hints.len().saturating_sub(HINTS_MAX);
+                Some(hints.into_iter().skip(many).collect())
+            }
+        };
         copied.retain(|copied| {
             let place = pending.binary_search_by(|(path, _)| path.cmp(&copied.record));
             place.is_err()
         });
         if applied.root == base && !joins {
             // Deletions of what was never committed, or is gone already: no head tells of them.
-            if left.is_empty() {
+            if left.is_empty() && !pending.is_empty() {
                 self.note_kept(dot)?;
             }
             self.forget_pending(&pending, dot)?;
@@ -255,13 +290,10 @@ impl<D: Disk> Replica<D> {
                 copied,
                 pending,
                 left: Some(left),
+                hints,
             },
             now,
-            |state| {
-                state.overlay.renames_told(&renames);
-                // What is left of them, or that nothing is, is to be on the disk.
-                state.pending_kept |= extras_waited || !extras.hints;
-            },
+            |state| state.overlay.renames_told(&renames),
         )?;
         self.tell(Event::Published(Arc::new(published)));
         Ok(step)
@@ -273,12 +305,12 @@ impl<D: Disk> Replica<D> {
         base: NodeHash,
         edits: &mut Edits,
         extras: Extras,
-        (told, covers): (&[Rename], &CausalContext),
+        told: &[Hint],
         dot: Dot,
         now: Moment,
     ) -> Result<(), NamespaceError> {
         if extras.hints {
-            plan::add_hints(&self.nodes, base, edits, told, covers, dot)?;
+            plan::add_hints(&self.nodes, base, edits, told, dot)?;
             self.drop_old_hints(base, edits, now)?;
         }
         if extras.row {
@@ -416,6 +448,7 @@ impl<D: Disk> Replica<D> {
             copied,
             pending,
             left,
+            hints,
         } = signing;
         // Contents before the entries that name them, which may reach the disk from the first record on.
         self.records.settle()?;
@@ -458,11 +491,17 @@ impl<D: Disk> Replica<D> {
             self.records.remove_own_head(dot)?;
             return Err(error);
         }
+        // Only behind the head: without it there was no rename.
+        if let Some(hints) = &hints {
+            self.records.save_hints(hints)?;
+        }
         if let Some(left) = &left
-            && self.state.read().pending_kept
+            && self.is_kept(&pending)
         {
-            // What was kept and is in this head must not come again after a crash. Renames that it doesn't tell of are kept below.
-            self.records.save_pending(left, &[])?;
+            // What was kept and is in this head must not come again after a crash.
+            let mut renames = self.state.read().overlay.renames();
+            renames.retain(|rename| left.iter().any(|(path, _)| rename.is_of(path)));
+            self.records.save_pending(left, &renames)?;
         }
         let mut record = self.state.read().record();
         record.root = Some(head.root);
@@ -485,6 +524,9 @@ impl<D: Disk> Replica<D> {
                 Offered::Covered => Vec::new(),
             };
             and_then(&mut state);
+            if let Some(hints) = hints {
+                state.hints = hints;
+            }
             state.join_due = None;
             self.plan_join(&mut state, now.at);
             // What follows only tidies up: the store is right without it, and a restart does it again.
@@ -505,14 +547,41 @@ impl<D: Disk> Replica<D> {
         for portion in pending.chunks(PORTION_MAX) {
             self.state.write().overlay.committed(portion, dot);
         }
+        let is_kept = self.is_kept(pending);
         let mut state = self.state.write();
-        if state.pending_kept {
+        if is_kept {
             state.pending_kept = state.overlay.waits(u64::MAX);
             let renames = state.overlay.renames();
             self.records
                 .save_pending(&state.overlay.ready(), &renames)?;
         }
         Ok(())
+    }
+
+    /// Whether some of these changes are in the record of pending ones, which would bring them back after a crash.
+    fn is_kept(&self, pending: &Changes) -> bool {
+        let state = self.state.read();
+        let is_in = |made: u64| made <= state.kept_made;
+        state.pending_kept && pending.iter().any(|(_, pending)| is_in(pending.since))
+    }
+
+    /// Whether this node's row is in the table of writers, as far as that is here.
+    fn has_row(&self, base: NodeHash) -> Result<bool, NamespaceError> {
+        let number = self
+            .state
+            .read()
+            .writer
+            .as_ref()
+            .map(|writer| writer.number);
+        let Some(number) = number else {
+            return Ok(false);
+        };
+        let row = Key::of_internal(&InternalKey::Writer(number));
+        match manifest::get(&self.nodes, base, &row) {
+            Ok(row) => Ok(row.is_some()),
+            Err(TreeError::Missing(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Signs the first, empty head.
@@ -538,6 +607,7 @@ impl<D: Disk> Replica<D> {
                 copied: Vec::new(),
                 pending: Changes::new(),
                 left: Some(Changes::new()),
+                hints: None,
             },
             now,
             |_| {},

@@ -18,6 +18,8 @@ use super::{
 /// How often changes that wait are put on the disk as they are.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 
+/// After how long it is tried again where that failed.
+const KEEP_AGAIN: Duration = Duration::from_secs(30);
 /// How often it is said that others will refuse what is published.
 const TOLD_AHEAD_EVERY: Duration = Duration::from_secs(600);
 
@@ -150,13 +152,18 @@ impl Kept {
         let replica = shared.clone();
         let begun = Instant::now();
         let put = blocking(move || replica.replica.keep_pending()).await;
-        if let Err(error) = put {
-            // The next change has it tried again.
-            tracing::warn!(%error, "what waits to be published could not be put on the disk");
-        }
-        self.made = made;
         // It is all that waits each time.
-        self.at = Some(Instant::now() + 10 * begun.elapsed());
+        let pause = match put {
+            Ok(()) => {
+                self.made = made;
+                10 * begun.elapsed()
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what waits to be published could not be put on the disk");
+                KEEP_AGAIN
+            }
+        };
+        self.at = Some(Instant::now() + pause);
     }
 }
 

@@ -74,6 +74,9 @@ struct Held {
     waits_since: Option<Instant>,
     /// It is needed now, whatever that takes.
     urgent: bool,
+    /// Since when it, or an earlier head of its writer, is tried, and whether anybody gave nodes for that.
+    tried_since: Option<Instant>,
+    given: bool,
     /// Attempts to merge it that failed.
     tries: BackOff,
     /// Since when those who could be asked have lacked nodes of it.
@@ -155,12 +158,17 @@ impl HeadSet {
             .filter(|held| held.head.writer == head.writer);
         let waits_since = before.clone().filter_map(|held| held.waits_since).min();
         let urgent = before.clone().any(|held| held.urgent);
+        let tried_since = before.clone().filter(|held| !held.in_state);
+        let given = tried_since.clone().any(|held| held.given);
+        let tried_since = tried_since.filter_map(|held| held.tried_since).min();
         self.0.push(Held {
             head,
             in_state,
             later: None,
             waits_since,
             urgent,
+            tried_since,
+            given,
             tries: BackOff::default(),
             denied_since: None,
             clashes,
@@ -261,7 +269,17 @@ impl HeadSet {
         for held in &mut self.0 {
             if held.head.digest() == *digest {
                 held.denied_since = None;
+                held.given = true;
             }
+        }
+    }
+
+    /// Notes that a head is tried. Since when it, or an earlier one of its writer, is, and whether anybody has given nodes for that.
+    pub(super) fn tried(&mut self, digest: &[u8; 32], now: Instant) -> (Instant, bool) {
+        let mut held = self.0.iter_mut();
+        match held.find(|held| held.head.digest() == *digest) {
+            Some(held) => (*held.tried_since.get_or_insert(now), held.given),
+            None => (now, false),
         }
     }
 

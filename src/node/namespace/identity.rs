@@ -134,6 +134,7 @@ impl<D: Disk> Replica<D> {
             copied: Vec::new(),
             pending: Vec::new(),
             left: None,
+            hints: None,
         };
         let published = self.sign(signing, now, |state| {
             state.redo = None;

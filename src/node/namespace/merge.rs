@@ -26,8 +26,8 @@ use super::{
 };
 use crate::{
     manifest::{
-        self, CausalContext, Change, Dot, HybridTime, InternalKey, Key, Node, NodeHash, NodeSource,
-        TreeError, TreePath, Version, WriterNumber,
+        self, Applied, CausalContext, Change, Dot, HybridTime, InternalKey, Key, Node, NodeHash,
+        NodeSource, TreeError, TreePath, Version, WriterNumber,
     },
     store::StoreError,
 };
@@ -51,6 +51,10 @@ impl Default for Eagerness {
     }
 }
 
+/// What a head changes is told in full if that can be found out in this time.
+pub(super) const LATE_AFTER: Duration = Duration::from_secs(3);
+/// How long heads wait for others to be told of renames.
+const TOLD_FIRST: Duration = Duration::from_secs(10);
 /// How long.
 const LATER: Duration = Duration::from_secs(30);
 /// What is fetched at most to tell how a head that is taken over differs: the kernel's caches want it, and can do
@@ -267,6 +271,24 @@ impl<D: Disk> Replica<D> {
                 Ok(None) => {}
             }
         }
+        let (since, given, waits_to_tell) = {
+            let mut state = self.state.write();
+            let (since, given) = state.heads.tried(digest, now.at);
+            (since, given, state.waits_to_tell())
+        };
+        // A rename is completed by who merges its hint with what was done under the old name: after the merge it is too late.
+        if way == Way::Merge && waits_to_tell && now.at.duration_since(since) < TOLD_FIRST {
+            self.tell(Event::ToBringUp);
+            // It is tried again ever more rarely until then.
+            self.state.write().heads.failed(digest, now.at);
+            return Ok(Step::Later);
+        }
+        let effort = &Effort {
+            late: effort.late || now.at.duration_since(since) > LATE_AFTER,
+            // Of a writer that goes on writing, what was given for earlier heads counts.
+            rounds: effort.rounds + usize::from(given),
+            ..effort.clone()
+        };
         let mut joined = covers.clone();
         joined.join(&head.covers);
         if joined.len() > HEAD_WRITERS_MAX {
@@ -497,9 +519,22 @@ impl<D: Disk> Replica<D> {
         now: Moment,
     ) -> Result<(), NamespaceError> {
         let base = merged.root;
-        let mut row = Edits::new();
-        self.add_row(base, &mut row, dot, now)?;
-        let applied = manifest::apply(&self.nodes, base, &row)?;
+        let with_row = || {
+            let mut row = Edits::new();
+            self.add_row(base, &mut row, dot, now)?;
+            Ok(manifest::apply(&self.nodes, base, &row)?)
+        };
+        let applied = match with_row() {
+            // It comes with a later head.
+            Err(NamespaceError::Missing(_)) => {
+                self.state.write().extras_due = Some(now.at);
+                Applied {
+                    root: base,
+                    nodes: Vec::new(),
+                }
+            }
+            applied => applied?,
+        };
         covers.add(dot);
         let signing = Signing {
             applied,
@@ -510,6 +545,7 @@ impl<D: Disk> Replica<D> {
             copied: merged.copied,
             pending: Vec::new(),
             left: None,
+            hints: None,
         };
         // How the state changes is not how the view does, where that shows more.
         let (before, is_known) = {
@@ -668,7 +704,11 @@ impl<D: Disk> Replica<D> {
             let is_own = own == Some(head.writer);
             (head, root, is_own)
         };
-        self.hide(&head);
+        // Where it is the state that lacks nodes, the head is none the worse.
+        let looked = self.compared(root, head.root);
+        if missing.iter().any(|node| looked.is_theirs(node)) {
+            self.hide(&head);
+        }
         if !effort.denied || is_own {
             return Ok(());
         }
@@ -679,8 +719,6 @@ impl<D: Disk> Replica<D> {
                 lacking.push(node);
             }
         }
-        // Where it is the state that lacks nodes, the head is none the worse.
-        let looked = self.compared(root, head.root);
         if !lacking.iter().any(|node| looked.is_theirs(node)) {
             return Ok(());
         }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Brought, NamespaceError, Shared, blocking,
     heads::KnownHead,
-    merge::{Effort, Step},
+    merge::{Effort, LATE_AFTER, Step},
     pace::BackOff,
     replica::Moment,
 };
@@ -27,8 +27,6 @@ use crate::manifest::NodeHash;
 const ROUNDS_MAX: usize = 1024;
 /// How long nodes are waited for at a time.
 const FETCH_MAX: Duration = Duration::from_secs(10);
-/// What a head changes is told in full if that can be found out in this time.
-const LATE_AFTER: Duration = Duration::from_secs(3);
 /// Heads that are fetched for at once.
 const FETCHES_MAX: usize = 4;
 
@@ -249,7 +247,7 @@ impl Shared {
         blocking(move || match goal {
             Goal::First => shared.replica.prove_first(effort.denied, Moment::now()),
             Goal::Head(digest) => shared.replica.merge(&digest, &effort, Moment::now()),
-            Goal::BringUp => shared.replica.bring_up(&effort),
+            Goal::BringUp => shared.replica.bring_up(&effort, Moment::now()),
         })
         .await
     }

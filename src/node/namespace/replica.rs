@@ -427,6 +427,7 @@ impl<D: Disk> Replica<D> {
             let _choosing = self.choosing.write();
             let mut state = self.state.write();
             state.pending_kept = true;
+            state.kept_made = state.overlay.generation();
             // What is changed from now on is not in it, so the sequence is used up.
             if let (Some(kept), Some(writer)) = (kept, &mut state.writer) {
                 writer.last = kept.sequence;

@@ -472,6 +472,7 @@ fn what_others_keep_may_go_after_a_restart_and_what_was_written_anew_may_not() {
     // Written here since: others were not asked to prove that they have it.
     publish(&store, &samples[1]);
     let store = reopen(store);
+    assert!(store.recover_cleared().unwrap());
     let may_go = |store: &Store, sample: &Sample| {
         let oldest = store.oldest(Size::Large, None, 10).unwrap();
         !oldest.iter().any(|(one, _)| one.object == sample.object)
@@ -483,15 +484,18 @@ fn what_others_keep_may_go_after_a_restart_and_what_was_written_anew_may_not() {
     // Promised to somebody since, it is the one to keep.
     let object = samples[2].object;
     assert!(store.promise(&object, now + DAY).unwrap());
+    // Nor is what is pinned by now.
+    assert!(store.count_pinned(&samples[4].object, b"f", true).unwrap());
     let store = reopen(store);
-    assert!(may_go(&store, &samples[0]));
+    assert!(store.recover_cleared().unwrap());
+    assert!(may_go(&store, &samples[0]) && !may_go(&store, &samples[4]));
     // Writes take the room of what may go.
     store.set_limits(Limits {
         cache_bytes_max: store.room().files_bytes + store.room().index_bytes,
         free_bytes_min: 0,
     });
     store.insert(&Sample::new(MIB, 9).all()).unwrap();
-    assert!(!whole(&store, &samples[0]) || !whole(&store, &samples[4]));
-    let here = [1, 2, 3].map(|number| whole(&store, &samples[number]));
-    assert_eq!(here, [true; 3]);
+    assert!(!whole(&store, &samples[0]));
+    let here = [1, 2, 3, 4].map(|number| whole(&store, &samples[number]));
+    assert_eq!(here, [true; 4]);
 }
