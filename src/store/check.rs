@@ -123,9 +123,12 @@ impl Core {
     fn recover_origin(&self) -> Result<(), StoreError> {
         let identity = folder::identity(&self.dir)?;
         match self.meta.get(ORIGIN_KEY)? {
-            Some(known) => self
-                .restored_copy
-                .store(known != identity, Ordering::Relaxed),
+            Some(known) if known != identity => {
+                self.restored_copy.store(true, Ordering::Relaxed);
+                // Whoever promised may have this one's place by now.
+                self.cleared.clear()?;
+            }
+            Some(_) => self.restored_copy.store(false, Ordering::Relaxed),
             None => {
                 self.meta.insert(ORIGIN_KEY, &identity)?;
             }

@@ -330,10 +330,6 @@ impl Core {
 
     /// See [`super::Store::recover_cleared`].
     pub(super) fn recover_cleared(&self) -> Result<bool, StoreError> {
-        if self.restored_copy.load(Ordering::Acquire) {
-            // Of another machine's, whose place this one may have taken after it promised.
-            self.cleared.clear()?;
-        }
         let now = now();
         let mut is_any = false;
         let mut records = Vec::new();

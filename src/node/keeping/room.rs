@@ -120,10 +120,13 @@ async fn search(node: &Arc<Node>, next: &mut Next) -> Result<bool, StoreError> {
     }
     if !next.is_recovered {
         let store = node.store.clone();
-        let is_any = run_blocking(move || store.recover_cleared()).await?;
         next.is_recovered = true;
-        if is_any {
-            return Ok(true);
+        match run_blocking(move || store.recover_cleared()).await {
+            Ok(true) => return Ok(true),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "what others promised to keep before the start is not known");
+            }
         }
     }
     let large = search_among(node, Size::Large, &mut next.large).await?;

@@ -123,7 +123,7 @@ impl<D: Disk> Replica<D> {
                 return Ok(None);
             }
             if state.seen_heads.get(&digest).is_some() {
-                if state.outdated.is_some() || state.extras_due.is_some() {
+                if state.outdated.is_some() {
                     self.tell(Event::ToBringUp);
                 }
                 if state.heads.shown_again(&digest) {
@@ -234,9 +234,6 @@ impl<D: Disk> Replica<D> {
         let is_first = state.root.is_none();
         // What pending changes wait for may have given way to this one.
         let waited = state.waits_for_merge.take().is_some();
-        if state.extras_due.is_some() {
-            self.tell(Event::ToBringUp);
-        }
         self.plan_join(&mut state, now.at);
         drop(state);
         if is_first {

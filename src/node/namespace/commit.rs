@@ -12,8 +12,8 @@ use super::{
     NamespaceError, Published,
     disk::Disk,
     heads::{KnownHead, Offered},
-    overlay::{Changes, PORTION_MAX},
-    plan::{self, Copied, Edits, Hint},
+    overlay::{Changes, PORTION_MAX, Rename},
+    plan::{self, Copied, Edits},
     records::OwnHead,
     replica::{Event, Moment, Replica},
     state::{State, known},
@@ -36,11 +36,6 @@ const SEQUENCES_AHEAD: u64 = 32;
 const HINTS_LOOKED_AFTER: Duration = Duration::from_secs(3600);
 const HINTS_DROPPED_MAX: usize = 256;
 
-/// Renames at most that others were not told of.
-const HINTS_MAX: usize = 4096;
-/// How often what others were not told of is tried anew while its nodes don't come.
-const EXTRAS_AGAIN: Duration = Duration::from_secs(30);
-
 /// What an attempt came to.
 pub(super) enum Step {
     /// There was nothing to do.
@@ -49,6 +44,8 @@ pub(super) enum Step {
     Done,
     /// These nodes are needed first.
     Missing(Vec<NodeHash>),
+    /// These nodes are needed for what belongs to the head beside the changes; it can do without.
+    MissingExtras(Vec<NodeHash>),
     /// What can be was committed. The rest waits, for this reason.
     Waiting(String),
 }
@@ -62,12 +59,12 @@ pub(super) enum Extent {
     Here,
 }
 
-/// What belongs to a head beside the changes. Each can come with a later one.
+/// What belongs to a head beside the changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Extras {
-    /// Hints of renames, and the end of old ones.
+    /// Hints of renames, and the end of old ones. Without, what others do under the old name at the same time stays there.
     hints: bool,
-    /// This node's row in the table of writers.
+    /// This node's row in the table of writers; it can come with a later head.
     row: bool,
 }
 
@@ -100,8 +97,6 @@ pub(super) struct Signing {
     /// Those that were pending too and are not in it; `None` where that wasn't asked. With none left, all changes made
     /// here before are in it.
     pub(super) left: Option<Changes>,
-    /// What is left to tell of renames from then on; `None` where that is as before.
-    pub(super) hints: Option<Vec<Hint>>,
 }
 
 impl<D: Disk> Replica<D> {
@@ -114,8 +109,7 @@ impl<D: Disk> Replica<D> {
         if state.redo.is_some() || ready() {
             return Some(now);
         }
-        let extras_due = state.extras_due.filter(|_| !state.overlay.waits(u64::MAX));
-        state.join_due.into_iter().chain(extras_due).min()
+        state.join_due
     }
 
     /// One attempt to commit what is pending, or to sign a head that joins others.
@@ -136,7 +130,7 @@ impl<D: Disk> Replica<D> {
 
     /// `turn` is held.
     fn commit_pending(&self, extent: Extent, now: Moment) -> Result<Step, NamespaceError> {
-        let (base, covers, pending, mut renames, joins, contradicted, made, untold) = {
+        let (base, covers, pending, mut renames, joins, contradicted, made) = {
             let _choosing = self.choosing.write();
             let mut state = self.state.write();
             let Some(root) = state.root else {
@@ -150,21 +144,9 @@ impl<D: Disk> Replica<D> {
             let renames = state.overlay.renames();
             let covers = state.covers.clone();
             let made = state.overlay.generation();
-            // Nothing is where all was told.
-            let untold = state.extras_due.map(|_| state.hints.clone());
-            (
-                root,
-                covers,
-                pending,
-                renames,
-                joins,
-                contradicted,
-                made,
-                untold,
-            )
+            (root, covers, pending, renames, joins, contradicted, made)
         };
-        let extras_waited = untold.is_some();
-        if pending.is_empty() && !joins && !extras_waited {
+        if pending.is_empty() && !joins {
             self.plan_join(&mut self.state.write(), now.at);
             return Ok(Step::Idle);
         }
@@ -180,7 +162,6 @@ impl<D: Disk> Replica<D> {
             Ok((edits, applied))
         };
         let (edits, mut attempted) = match attempt(&pending) {
-            _ if pending.is_empty() => (Edits::new(), None),
             Ok((edits, applied)) => (edits, Some(applied)),
             Err(TreeError::Missing(nodes)) if extent == Extent::All => {
                 return Ok(Step::Missing(nodes));
@@ -199,23 +180,14 @@ impl<D: Disk> Replica<D> {
             Err(error) => return Err(error.into()),
         };
         renames.retain(|rename| !left.iter().any(|(path, _)| rename.is_of(path)));
-        // Nobody waits for what these take: the merger brings it.
-        let covers_then = Arc::new(covers.clone());
-        let fresh = renames.iter().map(|rename| Hint {
-            from: rename.from.clone(),
-            to: rename.to.clone(),
-            time: rename.time,
-            covers: covers_then.clone(),
-        });
-        let had_untold = untold.as_ref().is_some_and(|untold| !untold.is_empty());
-        let hints: Vec<Hint> = untold.into_iter().flatten().chain(fresh).collect();
-        let ways: &[Extras] = match hints.is_empty() && self.has_row(base)? {
+        let ways: &[Extras] = match renames.is_empty() && self.has_row(base)? {
             true => &EXTRAS[..1],
             false => &EXTRAS,
         };
         let mut ways = ways.iter().peekable();
         let mut planned = edits;
-        let (extras, edits, mut copied, applied) = loop {
+        let mut copied = plan::copied_records(&self.nodes, base, &planned, dot)?;
+        let (edits, applied) = loop {
             // There is one at least, and the last one ends it.
             let extras = ways.next().copied().unwrap_or_default();
             let is_last = ways.peek().is_none();
@@ -223,45 +195,27 @@ impl<D: Disk> Replica<D> {
                 true => std::mem::take(&mut planned),
                 false => planned.clone(),
             };
-            let told: &[Hint] = if extras.hints { &hints } else { &[] };
+            let told: &[Rename] = if extras.hints { &renames } else { &[] };
             let was_planned = edits.len();
             let built = (|| {
-                if !edits.is_empty() || extras_waited {
-                    self.add_extras(base, &mut edits, extras, told, dot, now)?;
+                if !edits.is_empty() {
+                    self.add_extras(base, &mut edits, extras, (told, &covers), dot, now)?;
                 }
-                let copied = plan::copied_records(&self.nodes, base, &edits, dot)?;
                 // What was added has keys of its own, but for hints.
                 let is_as_planned = told.is_empty() && edits.len() == was_planned;
-                let applied = match attempted.take().filter(|_| is_as_planned) {
-                    Some(applied) => applied,
-                    None => manifest::apply(&self.nodes, base, &edits)?,
-                };
-                Ok((copied, applied))
+                match attempted.take().filter(|_| is_as_planned) {
+                    Some(applied) => Ok(applied),
+                    None => Ok(manifest::apply(&self.nodes, base, &edits)?),
+                }
             })();
             match built {
-                Ok((copied, applied)) => break (extras, edits, copied, applied),
-                Err(NamespaceError::Missing(_)) if !is_last => {}
-                Err(NamespaceError::Missing(_)) if pending.is_empty() && !joins => {
-                    self.state.write().extras_due = Some(now.at + EXTRAS_AGAIN);
-                    return Ok(Step::Idle);
+                Ok(applied) => break (edits, applied),
+                Err(NamespaceError::Missing(nodes)) if !is_last => {
+                    if extent == Extent::All {
+                        return Ok(Step::MissingExtras(nodes));
+                    }
                 }
                 Err(error) => return Err(error),
-            }
-        };
-        let all_extras = extras == EXTRAS[0];
-        self.state.write().extras_due = (!all_extras).then(|| now.at + EXTRAS_AGAIN);
-        if !all_extras {
-            self.tell(Event::ToBringUp);
-        } else if extras_waited {
-            // Heads wait for that.
-            self.tell(Event::ToMerge);
-        }
-        // What this head is to leave of them on the disk.
-        let hints = match extras.hints {
-            true => had_untold.then(Vec::new),
-            false => {
-                let many = hints.len().saturating_sub(HINTS_MAX);
-                Some(hints.into_iter().skip(many).collect())
             }
         };
         copied.retain(|copied| {
@@ -270,7 +224,7 @@ impl<D: Disk> Replica<D> {
         });
         if applied.root == base && !joins {
             // Deletions of what was never committed, or is gone already: no head tells of them.
-            if left.is_empty() && !pending.is_empty() {
+            if left.is_empty() {
                 self.note_kept(dot)?;
             }
             self.forget_pending(&pending, dot)?;
@@ -290,7 +244,6 @@ impl<D: Disk> Replica<D> {
                 copied,
                 pending,
                 left: Some(left),
-                hints,
             },
             now,
             |state| state.overlay.renames_told(&renames),
@@ -305,12 +258,12 @@ impl<D: Disk> Replica<D> {
         base: NodeHash,
         edits: &mut Edits,
         extras: Extras,
-        told: &[Hint],
+        (told, covers): (&[Rename], &CausalContext),
         dot: Dot,
         now: Moment,
     ) -> Result<(), NamespaceError> {
         if extras.hints {
-            plan::add_hints(&self.nodes, base, edits, told, dot)?;
+            plan::add_hints(&self.nodes, base, edits, told, covers, dot)?;
             self.drop_old_hints(base, edits, now)?;
         }
         if extras.row {
@@ -448,7 +401,6 @@ impl<D: Disk> Replica<D> {
             copied,
             pending,
             left,
-            hints,
         } = signing;
         // Contents before the entries that name them, which may reach the disk from the first record on.
         self.records.settle()?;
@@ -491,10 +443,6 @@ impl<D: Disk> Replica<D> {
             self.records.remove_own_head(dot)?;
             return Err(error);
         }
-        // Only behind the head: without it there was no rename.
-        if let Some(hints) = &hints {
-            self.records.save_hints(hints)?;
-        }
         if let Some(left) = &left
             && self.is_kept(&pending)
         {
@@ -502,6 +450,8 @@ impl<D: Disk> Replica<D> {
             let mut renames = self.state.read().overlay.renames();
             renames.retain(|rename| left.iter().any(|(path, _)| rename.is_of(path)));
             self.records.save_pending(left, &renames)?;
+            let mut state = self.state.write();
+            state.kept_made = state.overlay.generation();
         }
         let mut record = self.state.read().record();
         record.root = Some(head.root);
@@ -524,9 +474,6 @@ impl<D: Disk> Replica<D> {
                 Offered::Covered => Vec::new(),
             };
             and_then(&mut state);
-            if let Some(hints) = hints {
-                state.hints = hints;
-            }
             state.join_due = None;
             self.plan_join(&mut state, now.at);
             // What follows only tidies up: the store is right without it, and a restart does it again.
@@ -551,6 +498,7 @@ impl<D: Disk> Replica<D> {
         let mut state = self.state.write();
         if is_kept {
             state.pending_kept = state.overlay.waits(u64::MAX);
+            state.kept_made = state.overlay.generation();
             let renames = state.overlay.renames();
             self.records
                 .save_pending(&state.overlay.ready(), &renames)?;
@@ -607,7 +555,6 @@ impl<D: Disk> Replica<D> {
                 copied: Vec::new(),
                 pending: Changes::new(),
                 left: Some(Changes::new()),
-                hints: None,
             },
             now,
             |_| {},

@@ -15,6 +15,9 @@ use super::{
     replica::Moment,
 };
 
+/// How long what a head can do without is waited for, and after how long it is again.
+const EXTRAS_WITHIN: Duration = Duration::from_secs(1);
+const EXTRAS_AGAIN: Duration = Duration::from_secs(30);
 /// How often changes that wait are put on the disk as they are.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 
@@ -38,6 +41,8 @@ async fn commit_forever(shared: &Arc<Shared>) {
     let mut tried = 0;
     let mut kept = Kept::default();
     let mut told_ahead: Option<Instant> = None;
+    // Until then nobody is asked for what a head can do without.
+    let mut without_until: Option<Instant> = None;
     loop {
         let now = Instant::now();
         let hurried = shared.hurry.load(Ordering::Acquire);
@@ -91,7 +96,7 @@ async fn commit_forever(shared: &Arc<Shared>) {
         shared.hurry.store(false, Ordering::Release);
         let again = hurried || back_off.until().is_none_or(|until| until <= now);
         let progress = if again {
-            shared.commit_or_fetch(now).await
+            shared.commit_or_fetch(now, &mut without_until).await
         } else {
             shared.commit_here().await
         };
@@ -168,13 +173,27 @@ impl Kept {
 }
 
 impl Shared {
-    async fn commit_or_fetch(self: &Arc<Self>, now: Instant) -> Progress {
+    async fn commit_or_fetch(
+        self: &Arc<Self>,
+        now: Instant,
+        without_until: &mut Option<Instant>,
+    ) -> Progress {
         let deadline = now + FETCH_MAX;
         loop {
             let shared = self.clone();
             let attempt = move || shared.replica.commit(Extent::All, Moment::now());
             let missing = match blocking(attempt).await {
                 Ok(Step::Missing(nodes)) => nodes,
+                Ok(Step::MissingExtras(nodes)) => {
+                    if without_until.is_none_or(|until| until <= Instant::now()) {
+                        let brought = self.bring(nodes, None, EXTRAS_WITHIN).await;
+                        if brought.is_ok_and(|brought| brought.nodes > 0) {
+                            continue;
+                        }
+                        *without_until = Some(Instant::now() + EXTRAS_AGAIN);
+                    }
+                    return self.commit_here().await;
+                }
                 step => return came_to(step),
             };
             let left = deadline.saturating_duration_since(Instant::now());
@@ -200,7 +219,7 @@ fn came_to(step: Result<Step, NamespaceError>) -> Progress {
     match step {
         Ok(Step::Done | Step::Idle) => Progress::Well,
         Ok(Step::Waiting(reason)) => Progress::Unreachable(reason),
-        Ok(Step::Missing(nodes)) => {
+        Ok(Step::Missing(nodes) | Step::MissingExtras(nodes)) => {
             let count = nodes.len();
             Progress::Unreachable(format!("nobody gives {count} manifest nodes that it takes"))
         }

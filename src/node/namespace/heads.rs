@@ -74,7 +74,7 @@ struct Held {
     waits_since: Option<Instant>,
     /// It is needed now, whatever that takes.
     urgent: bool,
-    /// Since when it, or an earlier head of its writer, is tried, and whether anybody gave nodes for that.
+    /// Whether anybody gave nodes for it, or an earlier head of its writer, and since when it is tried with that.
     tried_since: Option<Instant>,
     given: bool,
     /// Attempts to merge it that failed.
@@ -274,11 +274,12 @@ impl HeadSet {
         }
     }
 
-    /// Notes that a head is tried. Since when it, or an earlier one of its writer, is, and whether anybody has given nodes for that.
+    /// Notes that a head is tried. Since when somebody has given nodes for it, or for an earlier one of its writer, if anybody has.
     pub(super) fn tried(&mut self, digest: &[u8; 32], now: Instant) -> (Instant, bool) {
         let mut held = self.0.iter_mut();
         match held.find(|held| held.head.digest() == *digest) {
-            Some(held) => (*held.tried_since.get_or_insert(now), held.given),
+            Some(held) if held.given => (*held.tried_since.get_or_insert(now), true),
+            Some(_) => (now, false),
             None => (now, false),
         }
     }

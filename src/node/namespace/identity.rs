@@ -134,7 +134,6 @@ impl<D: Disk> Replica<D> {
             copied: Vec::new(),
             pending: Vec::new(),
             left: None,
-            hints: None,
         };
         let published = self.sign(signing, now, |state| {
             state.redo = None;

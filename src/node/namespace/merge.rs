@@ -53,8 +53,6 @@ impl Default for Eagerness {
 
 /// What a head changes is told in full if that can be found out in this time.
 pub(super) const LATE_AFTER: Duration = Duration::from_secs(3);
-/// How long heads wait for others to be told of renames.
-const TOLD_FIRST: Duration = Duration::from_secs(10);
 /// How long.
 const LATER: Duration = Duration::from_secs(30);
 /// What is fetched at most to tell how a head that is taken over differs: the kernel's caches want it, and can do
@@ -271,18 +269,7 @@ impl<D: Disk> Replica<D> {
                 Ok(None) => {}
             }
         }
-        let (since, given, waits_to_tell) = {
-            let mut state = self.state.write();
-            let (since, given) = state.heads.tried(digest, now.at);
-            (since, given, state.waits_to_tell())
-        };
-        // A rename is completed by who merges its hint with what was done under the old name: after the merge it is too late.
-        if way == Way::Merge && waits_to_tell && now.at.duration_since(since) < TOLD_FIRST {
-            self.tell(Event::ToBringUp);
-            // It is tried again ever more rarely until then.
-            self.state.write().heads.failed(digest, now.at);
-            return Ok(Step::Later);
-        }
+        let (since, given) = self.state.write().heads.tried(digest, now.at);
         let effort = &Effort {
             late: effort.late || now.at.duration_since(since) > LATE_AFTER,
             // Of a writer that goes on writing, what was given for earlier heads counts.
@@ -526,13 +513,10 @@ impl<D: Disk> Replica<D> {
         };
         let applied = match with_row() {
             // It comes with a later head.
-            Err(NamespaceError::Missing(_)) => {
-                self.state.write().extras_due = Some(now.at);
-                Applied {
-                    root: base,
-                    nodes: Vec::new(),
-                }
-            }
+            Err(NamespaceError::Missing(_)) => Applied {
+                root: base,
+                nodes: Vec::new(),
+            },
             applied => applied?,
         };
         covers.add(dot);
@@ -545,7 +529,6 @@ impl<D: Disk> Replica<D> {
             copied: merged.copied,
             pending: Vec::new(),
             left: None,
-            hints: None,
         };
         // How the state changes is not how the view does, where that shows more.
         let (before, is_known) = {

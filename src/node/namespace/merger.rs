@@ -247,7 +247,7 @@ impl Shared {
         blocking(move || match goal {
             Goal::First => shared.replica.prove_first(effort.denied, Moment::now()),
             Goal::Head(digest) => shared.replica.merge(&digest, &effort, Moment::now()),
-            Goal::BringUp => shared.replica.bring_up(&effort, Moment::now()),
+            Goal::BringUp => shared.replica.bring_up(&effort),
         })
         .await
     }

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::overlay::{Changes, Pending};
+use super::overlay::{Changes, Pending, Rename};
 use crate::manifest::{
     self, CausalContext, Change, Dot, Entry, HybridTime, InternalKey, Key, Kind, MISSING_MAX, Name,
     NodeHash, NodeSource, Timestamp, TreeError, TreePath, Version, Versions, View, WriterNumber,
@@ -296,27 +296,17 @@ fn original_name(copy: &Name) -> Option<Name> {
     Name::new(original).ok()
 }
 
-/// A rename that others are to be told of, so that what they did under the old path before they knew of it follows.
-#[derive(Clone, Debug)]
-pub(super) struct Hint {
-    pub(super) from: TreePath,
-    pub(super) to: TreePath,
-    pub(super) time: HybridTime,
-    /// What the state had seen that was renamed in.
-    pub(super) covers: Arc<CausalContext>,
-}
-
 /// Adds the hints of renames, made on a state that has seen `covers`.
 pub(super) fn add_hints(
     source: &impl NodeSource,
     root: NodeHash,
     edits: &mut Edits,
-    hints: &[Hint],
+    renames: &[Rename],
+    covers: &CausalContext,
     dot: Dot,
 ) -> Result<(), TreeError> {
-    for rename in hints {
-        let hinted = manifest::move_hint(&rename.from, &rename.to, &rename.covers);
-        let Some((key, entry)) = hinted else {
+    for rename in renames {
+        let Some((key, entry)) = manifest::move_hint(&rename.from, &rename.to, covers) else {
             continue;
         };
         let there = current(source, root, edits, &key)?;

@@ -3,12 +3,9 @@
 //! Settings: `namespace/state` (root, context, time), `namespace/sequence` (up to which sequence a writer may have
 //! signed), `namespace/confirmed` (up to which its work is known to have reached others), `namespace/pending` (changes that
 //! could not be committed), `namespace/renames` (those of them that were renames, by their paths), `namespace/kept` (the sequence that stands for them), `namespace/identity` (the identity taken in place of the node's
-//! first one), `namespace/redo` (work to be published again under it), `namespace/hints` (renames that a head was
-//! made of without telling others), `namespace/outdated` (an earlier state, and what was brought in its place), `namespace/nodes` (bytes of manifest nodes that came since the
+//! first one), `namespace/redo` (work to be published again under it), `namespace/outdated` (an earlier state, and what was brought in its place), `namespace/nodes` (bytes of manifest nodes that came since the
 //! last collection, and that stayed then). Records among the heads: `h` ‖ digest → a head that
 //! is needed; `o` ‖ writer ‖ sequence → what a head of this node stood for.
-
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_bytes::ByteBuf;
@@ -18,7 +15,6 @@ use super::{
     disk::Disk,
     heads::KnownHead,
     overlay::{Changes, Pending, Rename},
-    plan::Hint,
     refresh::OutdatedRecord,
 };
 use crate::{
@@ -37,7 +33,6 @@ const KEPT: &str = "namespace/kept";
 const IDENTITY: &str = "namespace/identity";
 const REDO: &str = "namespace/redo";
 const OUTDATED: &str = "namespace/outdated";
-const HINTS: &str = "namespace/hints";
 const NODES: &str = "namespace/nodes";
 const MINUTE_NS: u64 = 60 * 1_000_000_000;
 /// How long roots are remembered.
@@ -67,9 +62,6 @@ pub(super) struct StateRecord {
     pub(super) covers: CausalContext,
     pub(super) clock: HybridTime,
 }
-
-/// From, to, when, and what had been seen then.
-type HintRecord = (ByteBuf, ByteBuf, HybridTime, CausalContext);
 
 /// What a head of this node stood for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,40 +191,6 @@ impl<D: Disk> Records<D> {
             Some(redo) => self.save(REDO, redo),
             None => Ok(self.disk.set_setting(REDO, None)?),
         }
-    }
-
-    /// Renames that a head was made of without telling others.
-    pub(super) fn hints(&self) -> Result<Vec<Hint>, NamespaceError> {
-        let records: Vec<HintRecord> = self.load(HINTS)?.unwrap_or_default();
-        let path = |bytes: &[u8]| {
-            TreePath::restore(bytes)
-                .map_err(|error| NamespaceError::Failed(format!("a kept rename: {error}")))
-        };
-        let hints = records.into_iter().map(|(from, to, time, covers)| {
-            Ok(Hint {
-                from: path(&from)?,
-                to: path(&to)?,
-                time,
-                covers: Arc::new(covers),
-            })
-        });
-        hints.collect()
-    }
-
-    /// None removes the record.
-    pub(super) fn save_hints(&self, hints: &[Hint]) -> Result<(), NamespaceError> {
-        if hints.is_empty() {
-            return Ok(self.disk.set_setting(HINTS, None)?);
-        }
-        let path = |path: &TreePath| ByteBuf::from(path.to_bytes());
-        let records = hints.iter();
-        let records: Vec<HintRecord> = records
-            .map(|hint| {
-                let covers = CausalContext::clone(&hint.covers);
-                (path(&hint.from), path(&hint.to), hint.time, covers)
-            })
-            .collect();
-        self.save(HINTS, &records)
     }
 
     pub(super) fn outdated(&self) -> Result<Option<OutdatedRecord>, NamespaceError> {

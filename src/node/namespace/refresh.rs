@@ -10,10 +10,9 @@ use super::{
     Brought, NamespaceError,
     disk::Disk,
     merge::{Effort, Step},
-    plan::{self, Edits},
     replica::{Event, Moment, Replica},
 };
-use crate::manifest::{self, Dot, InternalKey, Key, NodeHash, TreeError};
+use crate::manifest::{self, InternalKey, Key, NodeHash, TreeError};
 
 /// Most nodes that are brought in place of those of one earlier state; and so many at most of what it had not.
 const NODES_MAX: usize = 4096;
@@ -76,21 +75,19 @@ impl<D: Disk> Replica<D> {
     ///
     /// # Errors
     /// Of the disk; it is to be tried again.
-    pub(super) fn bring_up(&self, effort: &Effort, now: Moment) -> Result<Step, NamespaceError> {
+    pub(super) fn bring_up(&self, effort: &Effort) -> Result<Step, NamespaceError> {
         if effort.not_kept {
             return Err(NamespaceError::Full);
         }
-        let (outdated, root, tells) = {
+        let (outdated, root) = {
             let state = self.state.read();
             let Some(root) = state.root else {
                 return Ok(Step::Done);
             };
-            let tells = state.waits_to_tell() && state.writes_looked_at != Some(root);
-            (state.outdated.clone(), root, tells)
+            (state.outdated.clone(), root)
         };
-        // Heads wait for what others are to be told first.
-        let Some(outdated) = outdated.filter(|_| !tells) else {
-            return self.bring_for_writes(root, now);
+        let Some(outdated) = outdated else {
+            return self.bring_for_writes(root);
         };
         let old = outdated.kept.root;
         for adds in [false, true] {
@@ -120,34 +117,22 @@ impl<D: Disk> Replica<D> {
 
     /// This node's row in the table of writers, and where records of files with several names would be. Only where somebody has
     /// looked at the folder.
-    fn bring_for_writes(&self, root: NodeHash, now: Moment) -> Result<Step, NamespaceError> {
-        let (writer, hints) = {
-            let state = self.state.read();
-            let Some(writer) = &state.writer else {
-                return Ok(Step::Done);
-            };
-            let hints = state.extras_due.map(|_| state.hints.clone());
-            (writer.number, hints)
+    fn bring_for_writes(&self, root: NodeHash) -> Result<Step, NamespaceError> {
+        let Some(writer) = self
+            .state
+            .read()
+            .writer
+            .as_ref()
+            .map(|writer| writer.number)
+        else {
+            return Ok(Step::Done);
         };
-        let extras_wait = hints.is_some();
         let row = Key::of_internal(&InternalKey::Writer(writer));
         let mut nodes = Vec::new();
         if manifest::are_recorded(&self.nodes, root).is_ok() {
             let row = manifest::get(&self.nodes, root, &row).map(|_| ());
             let files = manifest::any_files(&self.nodes, root).map(|_| ());
-            let mut looked = vec![row, files];
-            if let Some(hints) = hints {
-                let mut edits = Edits::new();
-                // Of any write: it is only looked what that takes.
-                let dot = Dot {
-                    writer,
-                    sequence: u64::MAX,
-                };
-                let added = plan::add_hints(&self.nodes, root, &mut edits, &hints, dot);
-                looked.push(added);
-                looked.push(manifest::apply(&self.nodes, root, &edits).map(|_| ()));
-            }
-            for looked in looked {
+            for looked in [row, files] {
                 match looked {
                     Err(TreeError::Missing(missing)) => nodes.extend(missing),
                     looked => looked?,
@@ -158,13 +143,7 @@ impl<D: Disk> Replica<D> {
         if !nodes.is_empty() {
             return Ok(Step::Missing(nodes));
         }
-        let mut state = self.state.write();
-        state.writes_looked_at = Some(root);
-        if extras_wait && state.extras_due.is_some() {
-            state.extras_due = Some(now.at);
-            drop(state);
-            self.tell(Event::ToCommit);
-        }
+        self.state.write().writes_looked_at = Some(root);
         Ok(Step::Done)
     }
 

@@ -435,7 +435,7 @@ impl World {
             match replica.commit(extent, now).unwrap() {
                 Commit::Done => return true,
                 Commit::Idle | Commit::Waiting(_) => return false,
-                Commit::Missing(nodes) => {
+                Commit::Missing(nodes) | Commit::MissingExtras(nodes) => {
                     if !self.fetch(number, &nodes) {
                         if extent == Extent::Here {
                             return false;

