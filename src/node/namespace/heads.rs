@@ -245,6 +245,9 @@ impl HeadSet {
         for held in &mut self.0 {
             if held.head.digest() == *digest {
                 held.tries.failed(now);
+                // Whoever gave nodes is gone, perhaps.
+                held.given = false;
+                held.tried_since = None;
             }
         }
     }
@@ -513,6 +516,23 @@ mod tests {
         let due = start + Duration::from_secs(39);
         assert_eq!(set.to_merge(due).len(), 1);
         assert_eq!(set.next_due(due), None);
+    }
+
+    #[test]
+    fn what_was_given_for_a_head_counts_for_the_next_of_its_writer_until_an_attempt_fails() {
+        let mut set = HeadSet::default();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let of = |sequence| head(1, sequence, sequence as u8, &[(1, sequence)]);
+        set.offer(of(1), false);
+        assert_eq!(set.tried(&of(1).digest(), at(0)), (at(0), false));
+        assert_eq!(set.tried(&of(1).digest(), at(1)), (at(1), false));
+        set.given(&of(1).digest());
+        assert_eq!(set.tried(&of(1).digest(), at(2)), (at(2), true));
+        set.offer(of(2), false);
+        assert_eq!(set.tried(&of(2).digest(), at(3)), (at(2), true));
+        set.failed(&of(2).digest(), at(4));
+        assert_eq!(set.tried(&of(2).digest(), at(9)), (at(9), false));
     }
 
     #[test]
