@@ -460,7 +460,7 @@ impl<D: Disk> Replica<D> {
         self.records.save_state(&record)?;
         self.records.note_root(now.wall_ns, head.root)?;
         self.records.flush()?;
-        {
+        let dropped = {
             let mut state = self.state.write();
             state.set_state(head.root, head.covers.clone());
             state.overlay.follow(&pending, dot);
@@ -476,10 +476,14 @@ impl<D: Disk> Replica<D> {
             and_then(&mut state);
             state.join_due = None;
             self.plan_join(&mut state, now.at);
-            // What follows only tidies up: the store is right without it, and a restart does it again.
-            self.drop_heads(&dropped)?;
+            dropped
+        };
+        // What follows only tidies up: the store is right without it, and a restart does it again. The head is there.
+        let dropped = self.drop_heads(&dropped);
+        let tidied = self.forget_pending(&pending, dot).and(dropped);
+        if let Err(error) = tidied {
+            tracing::warn!(%error, "what a new head has made out of date could not be removed");
         }
-        self.forget_pending(&pending, dot)?;
         let push = Push::Manifest {
             head: ByteBuf::from(bytes),
             base,

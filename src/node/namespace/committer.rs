@@ -179,17 +179,22 @@ impl Shared {
         without_until: &mut Option<Instant>,
     ) -> Progress {
         let deadline = now + FETCH_MAX;
+        let extras_until = now + EXTRAS_WITHIN;
         loop {
             let shared = self.clone();
             let attempt = move || shared.replica.commit(Extent::All, Moment::now());
             let missing = match blocking(attempt).await {
                 Ok(Step::Missing(nodes)) => nodes,
                 Ok(Step::MissingExtras(nodes)) => {
-                    if without_until.is_none_or(|until| until <= Instant::now()) {
-                        let brought = self.bring(nodes, None, EXTRAS_WITHIN).await;
+                    let left = extras_until.saturating_duration_since(Instant::now());
+                    let is_asked = without_until.is_none_or(|until| until <= Instant::now());
+                    if is_asked && left > Duration::ZERO {
+                        let brought = self.bring(nodes, None, left).await;
                         if brought.is_ok_and(|brought| brought.nodes > 0) {
                             continue;
                         }
+                    }
+                    if is_asked {
                         *without_until = Some(Instant::now() + EXTRAS_AGAIN);
                     }
                     return self.commit_here().await;

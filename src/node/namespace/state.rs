@@ -234,8 +234,16 @@ impl State {
             state.heads.offer(head, false);
             state.seen_heads.put(digest, ());
         }
-        if state.follow_own_head(records)? {
-            // All that was pending is in it.
+        let later = |state: &Self| -> Result<bool, NamespaceError> {
+            let Some(writer) = &state.writer else {
+                return Ok(false);
+            };
+            let own = writer.own.last_key_value().map_or(0, |(own, _)| *own);
+            let kept = records.kept(writer.number)?;
+            Ok(kept.is_some_and(|kept| kept.sequence > own))
+        };
+        if state.follow_own_head(records)? && !later(&state)? {
+            // All that was pending is in it, and nothing was kept after it.
             records.save_pending(&Changes::new(), &[])?;
         }
         // Its root may not have been looked at yet.
