@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use parking_lot::MutexGuard;
 use serde_bytes::ByteBuf;
 
 use super::{
@@ -16,7 +17,7 @@ use super::{
     plan::{self, Copied, Edits},
     records::OwnHead,
     replica::{Event, Moment, Replica},
-    state::{State, known},
+    state::{State, Unfinished, known},
 };
 use crate::{
     cluster::Head,
@@ -94,6 +95,8 @@ pub(super) struct Signing {
     pub(super) copied: Vec<Copied>,
     /// The pending changes that are in it.
     pub(super) pending: Changes,
+    /// The renames that it tells of, or does without.
+    pub(super) renames: Vec<Rename>,
     /// Those that were pending too and are not in it; `None` where that wasn't asked. With none left, all changes made
     /// here before are in it.
     pub(super) left: Option<Changes>,
@@ -114,7 +117,7 @@ impl<D: Disk> Replica<D> {
 
     /// One attempt to commit what is pending, or to sign a head that joins others.
     pub(super) fn commit(&self, extent: Extent, now: Moment) -> Result<Step, NamespaceError> {
-        let _turn = self.turn.lock();
+        let _turn = self.take_turn()?;
         let result = if self.state.read().redo.is_some() {
             self.redo_work(now)
         } else {
@@ -227,7 +230,11 @@ impl<D: Disk> Replica<D> {
             if left.is_empty() {
                 self.note_kept(dot)?;
             }
-            self.forget_pending(&pending, dot)?;
+            let is_kept = self.is_kept(&pending, &[]);
+            self.forget_pending(&pending, dot);
+            if is_kept {
+                self.keep_ready(&mut self.state.write())?;
+            }
             return Ok(step);
         }
         let mut covers = covers;
@@ -243,10 +250,11 @@ impl<D: Disk> Replica<D> {
                 edits: Some(edits),
                 copied,
                 pending,
+                renames,
                 left: Some(left),
             },
             now,
-            |state| state.overlay.renames_told(&renames),
+            |_| {},
         )?;
         self.tell(Event::Published(Arc::new(published)));
         Ok(step)
@@ -384,8 +392,18 @@ impl<D: Disk> Replica<D> {
         })
     }
 
-    /// `turn` is held. Signs a head, keeps it on disk with the state it stands for, and only then makes it the state;
-    /// `and_then` does what else changes in the same moment.
+    /// Takes the turn, and puts first what the last head left to be put.
+    pub(super) fn take_turn(&self) -> Result<MutexGuard<'_, ()>, NamespaceError> {
+        let turn = self.turn.lock();
+        self.finish_head()?;
+        Ok(turn)
+    }
+
+    /// `turn` is held. Signs a head, keeps it on disk, and only then makes what it stands for the state; `and_then` does what
+    /// else changes in the same moment.
+    ///
+    /// On the disk there is one record first, of the head and all that changes with it: after a crash, or an error, there is all of
+    /// it or nothing. What it says is put where it belongs after that, now or when there is room.
     pub(super) fn sign(
         &self,
         signing: Signing,
@@ -400,6 +418,7 @@ impl<D: Disk> Replica<D> {
             edits,
             copied,
             pending,
+            renames,
             left,
         } = signing;
         // Contents before the entries that name them, which may reach the disk from the first record on.
@@ -436,31 +455,19 @@ impl<D: Disk> Replica<D> {
         };
         self.nodes.put(&applied.nodes)?;
         let head_known = known(&head, bytes.clone());
-        // What it stands for before the head, and that before the state: see `State::follow_own_head`.
-        self.records.put_own_head(dot, &own)?;
-        if let Err(error) = self.records.put_head(&head_known) {
-            // Another one comes in its place, and nothing is to be believed of this one then.
-            self.records.remove_own_head(dot)?;
+        let is_kept = self.is_kept(&pending, &renames);
+        let mut untold = self.state.read().overlay.renames();
+        untold.retain(|rename| !renames.contains(rename));
+        // What was kept and is in this head must not come again after a crash.
+        let kept = left.as_ref().filter(|_| is_kept);
+        let kept = kept.map(|left| (left, untold.as_slice()));
+        self.records.save_signed(&head_known, &own, kept)?;
+        if let Err(error) = self.records.flush() {
+            // Another one comes in its place.
+            self.records.forget_signed()?;
             return Err(error);
         }
-        if let Some(left) = &left
-            && self.is_kept(&pending)
         {
-            // What was kept and is in this head must not come again after a crash.
-            let mut renames = self.state.read().overlay.renames();
-            renames.retain(|rename| left.iter().any(|(path, _)| rename.is_of(path)));
-            self.records.save_pending(left, &renames)?;
-            let mut state = self.state.write();
-            state.kept_made = state.overlay.generation();
-        }
-        let mut record = self.state.read().record();
-        record.root = Some(head.root);
-        record.covers = head.covers.clone();
-        record.clock = time;
-        self.records.save_state(&record)?;
-        self.records.note_root(now.wall_ns, head.root)?;
-        self.records.flush()?;
-        let dropped = {
             let mut state = self.state.write();
             state.set_state(head.root, head.covers.clone());
             state.overlay.follow(&pending, dot);
@@ -469,20 +476,25 @@ impl<D: Disk> Replica<D> {
                 writer.own.insert(sequence, own);
             }
             state.seen_heads.put(head_known.digest(), ());
-            let dropped = match state.heads.offer(head_known, true) {
+            let dropped = match state.heads.offer(head_known.clone(), true) {
                 Offered::Taken { dropped, .. } => dropped,
                 Offered::Covered => Vec::new(),
             };
+            state.unfinished = Some(Unfinished {
+                head: head_known,
+                own,
+                dropped,
+            });
+            state.overlay.renames_told(&renames);
             and_then(&mut state);
             state.join_due = None;
             self.plan_join(&mut state, now.at);
-            dropped
-        };
-        // What follows only tidies up: the store is right without it, and a restart does it again. The head is there.
-        let dropped = self.drop_heads(&dropped);
-        let tidied = self.forget_pending(&pending, dot).and(dropped);
-        if let Err(error) = tidied {
-            tracing::warn!(%error, "what a new head has made out of date could not be removed");
+        }
+        self.forget_pending(&pending, dot);
+        // The head is there: what follows only tidies up.
+        let finished = self.finish_head();
+        if let Err(error) = finished.and_then(|()| self.records.note_root(now.wall_ns, head.root)) {
+            tracing::warn!(%error, "what changes with a new head could not all be put on the disk yet");
         }
         let push = Push::Manifest {
             head: ByteBuf::from(bytes),
@@ -492,29 +504,50 @@ impl<D: Disk> Replica<D> {
         Ok(Published { head, push })
     }
 
-    /// `turn` is held. Changes that are in the tree, as this write or as if, are pending no more. Of many, those that still
-    /// are hide in between what is the same.
-    fn forget_pending(&self, pending: &Changes, dot: Dot) -> Result<(), NamespaceError> {
-        for portion in pending.chunks(PORTION_MAX) {
-            self.state.write().overlay.committed(portion, dot);
-        }
-        let is_kept = self.is_kept(pending);
+    /// `turn` is held. Puts where it belongs what changed with the last head, if that is not done.
+    fn finish_head(&self) -> Result<(), NamespaceError> {
         let mut state = self.state.write();
-        if is_kept {
-            state.pending_kept = state.overlay.waits(u64::MAX);
-            state.kept_made = state.overlay.generation();
-            let renames = state.overlay.renames();
-            self.records
-                .save_pending(&state.overlay.ready(), &renames)?;
+        let Some(Unfinished { head, own, dropped }) = &state.unfinished else {
+            return Ok(());
+        };
+        if state.heads.get(&head.digest()).is_some() {
+            self.records.put_head(head)?;
         }
+        self.records.save_state(&state.record())?;
+        self.records.put_own_head(head.dot(), own)?;
+        self.drop_heads(dropped)?;
+        if state.pending_kept {
+            self.keep_ready(&mut state)?;
+        }
+        self.records.forget_signed()?;
+        state.unfinished = None;
         Ok(())
     }
 
-    /// Whether some of these changes are in the record of pending ones, which would bring them back after a crash.
-    fn is_kept(&self, pending: &Changes) -> bool {
+    /// `turn` is held. Changes that are in the tree, as this write or as if, are pending no more. Of many, those that still
+    /// are hide in between what is the same.
+    fn forget_pending(&self, pending: &Changes, dot: Dot) {
+        for portion in pending.chunks(PORTION_MAX) {
+            self.state.write().overlay.committed(portion, dot);
+        }
+    }
+
+    /// Whether some of this is in the record of pending changes, which would bring it back after a crash.
+    fn is_kept(&self, pending: &Changes, renames: &[Rename]) -> bool {
         let state = self.state.read();
         let is_in = |made: u64| made <= state.kept_made;
-        state.pending_kept && pending.iter().any(|(_, pending)| is_in(pending.since))
+        let mut pending = pending.iter().map(|(_, pending)| pending.since);
+        let mut renames = renames.iter().map(|rename| rename.generation);
+        state.pending_kept && (pending.any(is_in) || renames.any(is_in))
+    }
+
+    /// Has what is pending now take the place of what the record of pending changes has.
+    fn keep_ready(&self, state: &mut State) -> Result<(), NamespaceError> {
+        let (ready, renames) = (state.overlay.ready(), state.overlay.renames());
+        self.records.save_pending(&ready, &renames)?;
+        state.pending_kept = !ready.is_empty() || !renames.is_empty();
+        state.kept_made = state.overlay.generation();
+        Ok(())
     }
 
     /// Whether this node's row is in the table of writers, as far as that is here.
@@ -538,7 +571,7 @@ impl<D: Disk> Replica<D> {
 
     /// Signs the first, empty head.
     pub(super) fn create(&self, now: Moment) -> Result<Head, NamespaceError> {
-        let _turn = self.turn.lock();
+        let _turn = self.take_turn()?;
         if self.state.read().has_head() {
             return Err(NamespaceError::Failed(
                 "a head is known already: the cluster exists".into(),
@@ -558,6 +591,7 @@ impl<D: Disk> Replica<D> {
                 edits: None,
                 copied: Vec::new(),
                 pending: Changes::new(),
+                renames: Vec::new(),
                 left: Some(Changes::new()),
             },
             now,

@@ -42,7 +42,7 @@ impl KnownHead {
 
     /// Whether this head adds nothing beside `other`. Heads that contradict each other add to each other whatever their
     /// contexts say.
-    fn covered_by(&self, other: &Self) -> bool {
+    pub(super) fn covered_by(&self, other: &Self) -> bool {
         other.covers.includes(&self.covers)
             && !self.clashes_with(other)
             && (other.covers != self.covers || other.root == self.root)

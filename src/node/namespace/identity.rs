@@ -18,7 +18,7 @@ impl<D: Disk> Replica<D> {
     /// This store is a copy: the original may live and go on signing, so this one takes another identity at once. What is
     /// in the store was the original's work too and stays as it is.
     pub(super) fn leave_identity_to_the_original(&self) -> Result<(), NamespaceError> {
-        let _turn = self.turn.lock();
+        let _turn = self.take_turn()?;
         tracing::warn!(
             "this state folder is a copy, or lost a part of its index: a new identity takes the place of the one it had"
         );
@@ -28,7 +28,7 @@ impl<D: Disk> Replica<D> {
     /// Another machine signs under this writer's number: takes another identity and has the committer sign again what is
     /// not known to have reached anybody.
     pub(super) fn yield_identity(&self) -> Result<(), NamespaceError> {
-        let _turn = self.turn.lock();
+        let _turn = self.take_turn()?;
         let redo = {
             let state = self.state.read();
             let Some(writer) = &state.writer else {
@@ -133,6 +133,7 @@ impl<D: Disk> Replica<D> {
             edits: None,
             copied: Vec::new(),
             pending: Vec::new(),
+            renames: Vec::new(),
             left: None,
         };
         let published = self.sign(signing, now, |state| {

@@ -175,7 +175,7 @@ impl<D: Disk> Replica<D> {
         effort: &Effort,
         now: Moment,
     ) -> Result<Step, NamespaceError> {
-        let _turn = self.turn.lock();
+        let _turn = self.take_turn()?;
         let step = self.merge_here(digest, effort, now)?;
         // What its hash names and is no node will not become one.
         let Step::Missing(nodes) = &step else {
@@ -528,6 +528,7 @@ impl<D: Disk> Replica<D> {
             edits: None,
             copied: merged.copied,
             pending: Vec::new(),
+            renames: Vec::new(),
             left: None,
         };
         // How the state changes is not how the view does, where that shows more.
@@ -599,7 +600,7 @@ impl<D: Disk> Replica<D> {
     /// Looks at the root node of the first head that was seen, whose state is shown since. One that is not what it must be
     /// gives way to another head, where there is one; so does one whose root node those who were asked lack (`denied`).
     pub(super) fn prove_first(&self, denied: bool, now: Moment) -> Result<Step, NamespaceError> {
-        let _turn = self.turn.lock();
+        let _turn = self.take_turn()?;
         let first = {
             let state = self.state.read();
             let head = state.first.and_then(|digest| state.heads.get(&digest));
@@ -676,7 +677,7 @@ impl<D: Disk> Replica<D> {
         missing: &[NodeHash],
         now: Moment,
     ) -> Result<(), NamespaceError> {
-        let _turn = self.turn.lock();
+        let _turn = self.take_turn()?;
         let (head, root, is_own) = {
             let mut state = self.state.write();
             state.heads.failed(digest, now.at);

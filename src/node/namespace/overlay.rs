@@ -58,7 +58,8 @@ pub(super) struct Rename {
     pub(super) from: TreePath,
     pub(super) to: TreePath,
     pub(super) time: HybridTime,
-    generation: u64,
+    /// Number of the change.
+    pub(super) generation: u64,
 }
 
 impl Rename {

@@ -1,7 +1,7 @@
 //! What the namespace keeps in the store, under names of its own.
 //!
 //! Settings: `namespace/state` (root, context, time), `namespace/sequence` (up to which sequence a writer may have
-//! signed), `namespace/confirmed` (up to which its work is known to have reached others), `namespace/pending` (changes that
+//! signed), `namespace/signed` (a head of this node with all that changes with it, until each is where it belongs), `namespace/confirmed` (up to which its work is known to have reached others), `namespace/pending` (changes that
 //! could not be committed), `namespace/renames` (those of them that were renames, by their paths), `namespace/kept` (the sequence that stands for them), `namespace/identity` (the identity taken in place of the node's
 //! first one), `namespace/redo` (work to be published again under it), `namespace/outdated` (an earlier state, and what was brought in its place), `namespace/nodes` (bytes of manifest nodes that came since the
 //! last collection, and that stayed then). Records among the heads: `h` ‖ digest → a head that
@@ -16,8 +16,10 @@ use super::{
     heads::KnownHead,
     overlay::{Changes, Pending, Rename},
     refresh::OutdatedRecord,
+    state::known,
 };
 use crate::{
+    cluster::Head,
     manifest::{
         CausalContext, Dot, HybridTime, NodeHash, TreePath, Version, Versions, WriterNumber,
     },
@@ -25,6 +27,7 @@ use crate::{
 };
 
 const STATE: &str = "namespace/state";
+const SIGNED: &str = "namespace/signed";
 const SEQUENCE: &str = "namespace/sequence";
 const CONFIRMED: &str = "namespace/confirmed";
 const PENDING: &str = "namespace/pending";
@@ -74,6 +77,31 @@ pub(super) struct OwnHead {
     /// Whether all local changes made before it are in it.
     pub(super) commits: bool,
 }
+
+/// A head of this node, with what changes on the disk along with it.
+pub(super) struct Signed {
+    pub(super) head: KnownHead,
+    pub(super) own: OwnHead,
+    /// What the record of pending changes has from then on, if it had some of those that are in the head.
+    pub(super) kept: Option<Kept>,
+}
+
+/// Pending changes that are kept for the next start.
+pub(super) struct Kept {
+    pub(super) pending: Vec<(TreePath, Pending)>,
+    /// From where, where to and when: the renames among them that no head tells of.
+    pub(super) renames: Vec<(TreePath, TreePath, HybridTime)>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SignedRecord {
+    head: ByteBuf,
+    base: NodeHash,
+    commits: bool,
+    kept: Option<(Vec<PendingRecord>, Vec<RenameRecord>)>,
+}
+
+type RenameRecord = (ByteBuf, ByteBuf, HybridTime);
 
 /// Work under a writer number that turned out to be used elsewhere, to be published again under the present one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,6 +158,51 @@ impl<D: Disk> Records<D> {
 
     pub(super) fn save_state(&self, state: &StateRecord) -> Result<(), NamespaceError> {
         self.save(STATE, state)
+    }
+
+    /// A head that was signed and of which not everything may be where it belongs yet.
+    pub(super) fn signed(&self) -> Result<Option<Signed>, NamespaceError> {
+        let Some(record) = self.load::<SignedRecord>(SIGNED)? else {
+            return Ok(None);
+        };
+        let head = Head::decode(&record.head)
+            .map_err(|error| NamespaceError::Failed(format!("a signed head: {error}")))?;
+        let head = known(&head, record.head.into_vec());
+        let kept = record
+            .kept
+            .map(|(pending, renames)| restore(pending, renames));
+        Ok(Some(Signed {
+            own: OwnHead {
+                root: head.root,
+                base: record.base,
+                time: head.time,
+                commits: record.commits,
+            },
+            head,
+            kept: kept.transpose()?,
+        }))
+    }
+
+    /// Keeps a head with all that changes with it; `kept`: see [`Signed`].
+    pub(super) fn save_signed(
+        &self,
+        head: &KnownHead,
+        own: &OwnHead,
+        kept: Option<(&Changes, &[Rename])>,
+    ) -> Result<(), NamespaceError> {
+        let record = SignedRecord {
+            head: ByteBuf::from(head.bytes.as_slice()),
+            base: own.base,
+            commits: own.commits,
+            kept: kept
+                .map(|(pending, renames)| (pending_records(pending), rename_records(renames))),
+        };
+        self.save(SIGNED, &record)
+    }
+
+    /// All that changed with the last head is where it belongs, or the head is not to be.
+    pub(super) fn forget_signed(&self) -> Result<(), NamespaceError> {
+        Ok(self.disk.set_setting(SIGNED, None)?)
     }
 
     /// The highest sequence that the writer may have used.
@@ -291,51 +364,11 @@ impl<D: Disk> Records<D> {
         records.map(|(_, record)| decode("root", &record)).collect()
     }
 
-    pub(super) fn pending(&self) -> Result<Vec<(TreePath, Pending)>, NamespaceError> {
-        let damaged = |error: &dyn std::fmt::Display| {
-            NamespaceError::Failed(format!("the record of pending changes is damaged: {error}"))
-        };
-        let records: Vec<PendingRecord> = self.load(PENDING)?.unwrap_or_default();
-        records
-            .into_iter()
-            .map(|record| {
-                let path = TreePath::restore(&record.path).map_err(|error| damaged(&error))?;
-                let version = if record.entry.is_empty() {
-                    None
-                } else {
-                    let versions =
-                        Versions::decode(&record.entry).map_err(|error| damaged(&error))?;
-                    versions.as_slice().first().cloned()
-                };
-                let (entry, moved) =
-                    version.map_or((None, None), |version| (Some(version.entry), version.moved));
-                let pending = Pending {
-                    entry,
-                    seen: record.seen.into_iter().collect(),
-                    held: false,
-                    under: None,
-                    generation: 0,
-                    since: 0,
-                    time: record.time,
-                    moved,
-                    calls: None,
-                };
-                Ok((path, pending))
-            })
-            .collect()
-    }
-
-    /// From where, where to and when: the renames among the pending changes.
-    pub(super) fn renames(&self) -> Result<Vec<(TreePath, TreePath, HybridTime)>, NamespaceError> {
-        let damaged = |error: &dyn std::fmt::Display| {
-            NamespaceError::Failed(format!("the record of renames is damaged: {error}"))
-        };
-        let path = |bytes: &ByteBuf| TreePath::restore(bytes).map_err(|error| damaged(&error));
-        let records: Vec<(ByteBuf, ByteBuf, HybridTime)> = self.load(RENAMES)?.unwrap_or_default();
-        let records = records.into_iter();
-        records
-            .map(|(from, to, time)| Ok((path(&from)?, path(&to)?, time)))
-            .collect()
+    pub(super) fn pending(&self) -> Result<Kept, NamespaceError> {
+        restore(
+            self.load(PENDING)?.unwrap_or_default(),
+            self.load(RENAMES)?.unwrap_or_default(),
+        )
     }
 
     /// Keeps the pending changes for the next start, and which of them are renames that no head tells of; none removes the
@@ -347,43 +380,84 @@ impl<D: Disk> Records<D> {
     ) -> Result<(), NamespaceError> {
         match renames {
             [] => self.disk.set_setting(RENAMES, None)?,
-            renames => {
-                let path = |path: &TreePath| ByteBuf::from(path.to_bytes());
-                let renames = renames.iter();
-                let renames: Vec<_> = renames
-                    .map(|rename| (path(&rename.from), path(&rename.to), rename.time))
-                    .collect();
-                self.save(RENAMES, &renames)?;
-            }
+            renames => self.save(RENAMES, &rename_records(renames))?,
         }
         if pending.is_empty() {
             return Ok(self.disk.set_setting(PENDING, None)?);
         }
-        let records: Vec<_> = pending
-            .iter()
-            .map(|(path, pending)| {
-                let version = pending.entry.clone().map(|entry| Version {
-                    dot: Dot {
-                        writer: WriterNumber(0),
-                        sequence: 1,
-                    },
-                    time: pending.time,
-                    entry,
-                    moved: pending.moved.clone(),
-                });
-                let versions = version.and_then(|version| Versions::new(vec![version]));
-                PendingRecord {
-                    path: ByteBuf::from(path.to_bytes()),
-                    entry: ByteBuf::from(
-                        versions.map_or_else(Vec::new, |versions| versions.encode()),
-                    ),
-                    seen: pending.seen.to_vec(),
-                    time: pending.time,
-                }
-            })
-            .collect();
-        self.save(PENDING, &records)
+        self.save(PENDING, &pending_records(pending))
     }
+}
+
+fn pending_records(pending: &Changes) -> Vec<PendingRecord> {
+    let record = |path: &TreePath, pending: &Pending| {
+        let version = pending.entry.clone().map(|entry| Version {
+            dot: Dot {
+                writer: WriterNumber(0),
+                sequence: 1,
+            },
+            time: pending.time,
+            entry,
+            moved: pending.moved.clone(),
+        });
+        let versions = version.and_then(|version| Versions::new(vec![version]));
+        let entry = versions.map_or_else(Vec::new, |versions| versions.encode());
+        PendingRecord {
+            path: ByteBuf::from(path.to_bytes()),
+            entry: ByteBuf::from(entry),
+            seen: pending.seen.to_vec(),
+            time: pending.time,
+        }
+    };
+    let records = pending.iter().map(|(path, pending)| record(path, pending));
+    records.collect()
+}
+
+fn rename_records(renames: &[Rename]) -> Vec<RenameRecord> {
+    let path = |path: &TreePath| ByteBuf::from(path.to_bytes());
+    let records = renames.iter();
+    records
+        .map(|rename| (path(&rename.from), path(&rename.to), rename.time))
+        .collect()
+}
+
+fn restore(
+    pending: Vec<PendingRecord>,
+    renames: Vec<RenameRecord>,
+) -> Result<Kept, NamespaceError> {
+    let damaged = |error: &dyn std::fmt::Display| {
+        NamespaceError::Failed(format!("the record of pending changes is damaged: {error}"))
+    };
+    let path = |bytes: &ByteBuf| TreePath::restore(bytes).map_err(|error| damaged(&error));
+    let change = |record: PendingRecord| {
+        let path = path(&record.path)?;
+        let version = if record.entry.is_empty() {
+            None
+        } else {
+            let versions = Versions::decode(&record.entry).map_err(|error| damaged(&error))?;
+            versions.as_slice().first().cloned()
+        };
+        let (entry, moved) =
+            version.map_or((None, None), |version| (Some(version.entry), version.moved));
+        let pending = Pending {
+            entry,
+            seen: record.seen.into_iter().collect(),
+            held: false,
+            under: None,
+            generation: 0,
+            since: 0,
+            time: record.time,
+            moved,
+            calls: None,
+        };
+        Ok::<_, NamespaceError>((path, pending))
+    };
+    let rename =
+        |(from, to, time): RenameRecord| Ok::<_, NamespaceError>((path(&from)?, path(&to)?, time));
+    Ok(Kept {
+        pending: pending.into_iter().map(change).collect::<Result<_, _>>()?,
+        renames: renames.into_iter().map(rename).collect::<Result<_, _>>()?,
+    })
 }
 
 fn head_key(head: &KnownHead) -> Vec<u8> {

@@ -208,7 +208,9 @@ impl<D: Disk> Replica<D> {
             *count = count.saturating_add(brought.nodes);
             outdated.kept.bytes = outdated.kept.bytes.saturating_add(brought.bytes);
             outdated.in_vain_since = None;
-            return Ok(());
+            let kept = outdated.kept;
+            drop(state);
+            return self.records.save_outdated(Some(&kept));
         }
         let since = *outdated.in_vain_since.get_or_insert(now.at);
         if now.at.duration_since(since) >= GIVE_UP_AFTER {

@@ -416,7 +416,7 @@ impl<D: Disk> Replica<D> {
 
     /// Makes what is pending durable without a head.
     pub(super) fn keep_pending(&self) -> Result<(), NamespaceError> {
-        let _turn = self.turn.lock();
+        let _turn = self.take_turn()?;
         // By itself: a `match` on it would hold the lock that a new reservation takes.
         let is_writer = self.state.read().writer.is_some();
         let kept = match is_writer {
@@ -471,10 +471,13 @@ impl<D: Disk> Replica<D> {
         };
         let parts = state.parts.iter().map(|part| part.root);
         let mut pending = state.overlay.contents();
+        if state.unfinished.is_some() {
+            return Ok(None);
+        }
         if state.pending_kept {
             // The disk may have earlier ones, which a crash brings back.
             let kept = self.records.pending()?;
-            pending.extend(kept.iter().flat_map(|(_, kept)| kept.contents()));
+            pending.extend(kept.pending.iter().flat_map(|(_, kept)| kept.contents()));
         }
         Ok(Some(MadeOf {
             roots: std::iter::once(root).chain(parts).collect(),

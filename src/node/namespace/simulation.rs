@@ -8,6 +8,7 @@ mod oracle;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::Range,
     panic::RefUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
@@ -24,6 +25,7 @@ use self::{
 use super::{
     Edit, NamespaceError, RemoteChanges,
     commit::{Extent, Step as Commit},
+    disk::Disk,
     merge::{Eagerness, Effort, Step as Merge, named},
     replica::{Event, Moment, Replica},
 };
@@ -1058,67 +1060,201 @@ fn a_clock_that_is_set_back_after_a_crash_leaves_no_entry_newer_than_its_head() 
 
 #[test]
 fn a_crash_amid_what_is_put_for_a_head_finds_its_changes_where_it_tells_of_them() {
-    for is_pending_kept in [false, true] {
+    for kept in [Kept::Nothing, Kept::Earlier, Kept::WithOneThatWaits] {
         let found: Vec<_> = (0..)
-            .map_while(|kept| crash_amid_a_head(is_pending_kept, kept))
+            .map_while(|puts| crash_amid_a_head(kept, puts))
             .collect();
         assert!(found.first() == Some(&false) && found.last() == Some(&true));
     }
 }
 
-/// Whether the change of a head is there after a crash that has so many of its puts reach the disk; `None` if there are fewer.
-fn crash_amid_a_head(is_pending_kept: bool, kept: usize) -> Option<bool> {
-    let now = |seconds| Moment {
-        at: Instant::now(),
-        wall_ns: START_NS + seconds * SECOND,
-    };
-    let put = |path, content| Edit {
-        path: at(path),
-        entry: Some(file(content)),
-        seen: Vec::new(),
-        held: false,
-        written: None,
-        moved: None,
-    };
-    let disk = MemoryDisk::default();
-    let open = || {
+#[test]
+fn an_error_amid_what_is_put_for_a_head_has_it_neither_lost_nor_published_twice() {
+    for kept in [Kept::Nothing, Kept::Earlier, Kept::WithOneThatWaits] {
+        for failing in [1, usize::MAX] {
+            for is_killed in [false, true] {
+                let failed = (0..)
+                    .take_while(|&first| {
+                        fail_amid_a_head(kept, first..first.saturating_add(failing), is_killed)
+                    })
+                    .count();
+                assert!(failed >= 5, "{kept:?}: {failed}");
+            }
+        }
+    }
+}
+
+/// What of the changes for a head the disk has before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    Nothing,
+    /// An earlier state of the file.
+    Earlier,
+    /// The file, and another one that lacks nodes.
+    WithOneThatWaits,
+}
+
+/// A member that is about to publish `y`.
+struct AboutToPublish {
+    disk: MemoryDisk,
+    replica: Replica<MemoryDisk>,
+    kept: Kept,
+    /// What the disk had and has not.
+    lost: BTreeMap<NodeHash, Vec<u8>>,
+}
+
+impl AboutToPublish {
+    fn now(seconds: u64) -> Moment {
+        Moment {
+            at: Instant::now(),
+            wall_ns: START_NS + seconds * SECOND,
+        }
+    }
+
+    fn open(disk: &MemoryDisk) -> Replica<MemoryDisk> {
         let keys = ClusterId::generate([7; 32]).keys();
         let identity = Keypair::ed25519_from_bytes([1; 32]).unwrap();
         let name = "a".to_owned();
         Replica::open(disk.clone(), keys, identity, name, [2; 32], |_| {}).unwrap()
-    };
-    let replica = open();
-    replica.create(now(0)).unwrap();
-    replica.change(vec![put("x", 1)], now(1)).unwrap();
-    replica.commit(Extent::All, now(1)).unwrap();
-    if is_pending_kept {
-        replica.change(vec![put("y", 1)], now(2)).unwrap();
-        replica.keep_pending().unwrap();
     }
-    replica.change(vec![put("y", 2)], now(2)).unwrap();
-    let by = replica.committed_by().unwrap();
-    disk.cut_off();
-    replica.commit(Extent::All, now(2)).unwrap();
-    drop(replica);
-    if kept > disk.unflushed() {
+
+    fn new(kept: Kept) -> Self {
+        let put = |path: &str, content| Edit {
+            path: at(path),
+            entry: Some(file(content)),
+            seen: Vec::new(),
+            held: false,
+            written: None,
+            moved: None,
+        };
+        let disk = MemoryDisk::default();
+        let mut lost = BTreeMap::new();
+        let mut replica = Self::open(&disk);
+        replica.create(Self::now(0)).unwrap();
+        let mut edits = vec![put("x", 1)];
+        if kept == Kept::WithOneThatWaits {
+            edits.extend((0..2000).map(|number| put(&format!("far{number:04}"), 1)));
+        }
+        replica.change(edits, Self::now(1)).unwrap();
+        replica.commit(Extent::All, Self::now(1)).unwrap();
+        if kept == Kept::WithOneThatWaits {
+            let names = disk.node_names(None, usize::MAX).unwrap();
+            let node = |name: &NodeHash| (*name, disk.node(name).unwrap().unwrap().to_vec());
+            lost = names.iter().map(node).collect();
+            disk.remove_nodes(&names).unwrap();
+            replica = Self::open(&disk);
+            replica.change(vec![put("z", 1)], Self::now(1)).unwrap();
+            while let Commit::Missing(missing) | Commit::MissingExtras(missing) =
+                replica.commit(Extent::All, Self::now(1)).unwrap()
+            {
+                let back = missing.iter().map(|name| (*name, lost[name].clone()));
+                disk.put_nodes(&back.collect::<Vec<_>>()).unwrap();
+            }
+            replica
+                .change(vec![put("far1000 too", 1)], Self::now(2))
+                .unwrap();
+        }
+        if kept != Kept::Nothing {
+            replica.change(vec![put("y", 1)], Self::now(2)).unwrap();
+            replica.keep_pending().unwrap();
+        }
+        replica.change(vec![put("y", 2)], Self::now(2)).unwrap();
+        Self {
+            disk,
+            replica,
+            kept,
+            lost,
+        }
+    }
+
+    fn restart(&mut self, puts: usize) {
+        self.disk.crash(puts);
+        self.replica = Self::open(&self.disk);
+    }
+
+    fn merge_all(&self) {
+        let heads = self.replica.state.read().heads.to_merge(Self::now(3).at);
+        for head in heads {
+            let effort = Effort::default();
+            let step = self.replica.merge(&head.digest(), &effort, Self::now(3));
+            step.unwrap();
+        }
+    }
+
+    /// Whether what was written last is there.
+    fn is_there(&self) -> bool {
+        let shown = self.replica.get(&at("y")).unwrap();
+        shown.is_some_and(|shown| shown.entry.kind == file(2).kind)
+    }
+
+    fn check(&self, why: &str) {
+        self.merge_all();
+        let lost: Vec<_> = self.lost.clone().into_iter().collect();
+        self.disk.put_nodes(&lost).unwrap();
+        self.replica.commit(Extent::All, Self::now(4)).unwrap();
+        let state = self.replica.state.read();
+        let versions = |path: &str| {
+            let key = manifest::Key::of_path(&at(path)).unwrap();
+            let root = state.root.unwrap();
+            let versions = manifest::get(&self.replica.nodes, root, &key).unwrap();
+            versions.map_or(0, |versions| versions.as_slice().len())
+        };
+        assert_eq!(versions("x"), 1, "{why}");
+        let is_lost = self.kept == Kept::Nothing && versions("y") == 0;
+        assert!(is_lost || versions("y") == 1, "{why}: {}", versions("y"));
+        let waited = usize::from(self.kept == Kept::WithOneThatWaits);
+        assert_eq!(versions("far1000 too"), waited, "{why}");
+        assert_eq!(state.overlay.len(), 0, "{why}");
+        let heads = self.disk.heads().unwrap();
+        let is_head = |(key, _): &&(Vec<u8>, Vec<u8>)| key[0] == b'h';
+        assert_eq!(heads.iter().filter(is_head).count(), 1, "{why}");
+        assert!(self.replica.records.signed().unwrap().is_none(), "{why}");
+    }
+}
+
+/// Whether the change of a head is there after a crash that has so many of its puts reach the disk; `None` if there are fewer.
+fn crash_amid_a_head(kept: Kept, puts: usize) -> Option<bool> {
+    let mut member = AboutToPublish::new(kept);
+    let by = member.replica.committed_by().unwrap();
+    member.disk.cut_off();
+    let now = AboutToPublish::now(2);
+    member.replica.commit(Extent::Here, now).unwrap();
+    let waiting = member.replica.state.read().overlay.len();
+    assert_eq!(waiting, usize::from(kept == Kept::WithOneThatWaits));
+    if puts > member.disk.unflushed() {
         return None;
     }
-    disk.crash(kept);
-    let replica = open();
-    let is_there = || {
-        let shown = replica.get(&at("y")).unwrap();
-        shown.is_some_and(|shown| shown.entry.kind == file(2).kind)
-    };
-    // From the first look on.
-    assert_eq!(is_there(), replica.was_committed(by), "{kept} of the puts");
-    assert!(replica.get(&at("x")).unwrap().is_some());
-    let heads = replica.state.read().heads.to_merge(now(3).at);
-    for head in heads {
-        let effort = Effort::default();
-        replica.merge(&head.digest(), &effort, now(3)).unwrap();
+    member.restart(puts);
+    let why = format!("{kept:?}, {puts} of the puts");
+    let is_there = member.is_there();
+    if kept != Kept::WithOneThatWaits {
+        // From the first look on.
+        assert_eq!(is_there, member.replica.was_committed(by), "{why}");
+        member.merge_all();
+        assert_eq!(member.is_there(), member.replica.was_committed(by), "{why}");
     }
-    assert_eq!(is_there(), replica.was_committed(by), "{kept} of the puts");
-    Some(is_there())
+    member.check(&why);
+    assert_eq!(member.is_there(), is_there, "{why}");
+    Some(is_there)
+}
+
+/// Whether something failed; `failing` are the puts and flushes that do.
+fn fail_amid_a_head(kept: Kept, failing: Range<usize>, is_killed: bool) -> bool {
+    let mut member = AboutToPublish::new(kept);
+    let why = format!("{kept:?}, {failing:?}, killed: {is_killed}");
+    member.disk.fail(failing);
+    let now = AboutToPublish::now(2);
+    let is_published = member.replica.commit(Extent::Here, now).is_ok();
+    let has_failed = member.disk.has_failed();
+    member.disk.fail(0..0);
+    assert!(member.is_there(), "{why}");
+    if is_killed {
+        member.restart(usize::MAX);
+        assert!(member.is_there() || !is_published, "{why}");
+    }
+    member.check(&why);
+    assert!(member.is_there() || is_killed && !is_published, "{why}");
+    has_failed
 }
 
 #[test]

@@ -11,7 +11,7 @@ use libp2p::{PeerId, identity::Keypair};
 use super::{
     Edit, NamespaceError,
     disk::Disk,
-    heads::{HeadSet, KnownHead},
+    heads::{HeadSet, KnownHead, Offered},
     overlay::{Changes, Overlay},
     recent::Recent,
     records::{OwnHead, Records, Redo, StateRecord},
@@ -49,6 +49,14 @@ pub(super) struct ShownPart {
     pub(super) covers: CausalContext,
 }
 
+/// The last head that was signed here, while not everything that changed with it is where it belongs on the disk.
+pub(super) struct Unfinished {
+    pub(super) head: KnownHead,
+    pub(super) own: OwnHead,
+    /// The heads that it takes the place of.
+    pub(super) dropped: Vec<KnownHead>,
+}
+
 pub(super) struct State {
     /// The merged state; `None` before the first head.
     pub(super) root: Option<NodeHash>,
@@ -83,6 +91,7 @@ pub(super) struct State {
     pub(super) kept_made: u64,
     /// The sequence with which all changes made before were put there last; no head has it.
     pub(super) kept: Option<Dot>,
+    pub(super) unfinished: Option<Unfinished>,
     /// The sequence of the head that is being made of the changes before this moment.
     pub(super) committing: Option<u64>,
     pub(super) identity: Keypair,
@@ -219,32 +228,46 @@ impl State {
             pending_kept: false,
             kept_made: 0,
             kept: None,
+            unfinished: None,
             committing: None,
             identity,
             writer,
             redo: records.redo()?,
             join_due: None,
         };
+        let mut on_disk = Vec::new();
         for bytes in records.heads()? {
             let head = Head::decode(&bytes)
                 .map_err(|error| NamespaceError::Failed(format!("a kept head: {error}")))?;
             let head = known(&head, bytes);
             let digest = head.digest();
             state.saw(head.time);
+            on_disk.push(head.clone());
             state.heads.offer(head, false);
             state.seen_heads.put(digest, ());
         }
-        let later = |state: &Self| -> Result<bool, NamespaceError> {
-            let Some(writer) = &state.writer else {
-                return Ok(false);
-            };
-            let own = writer.own.last_key_value().map_or(0, |(own, _)| *own);
-            let kept = records.kept(writer.number)?;
-            Ok(kept.is_some_and(|kept| kept.sequence > own))
-        };
-        if state.follow_own_head(records)? && !later(&state)? {
-            // All that was pending is in it, and nothing was kept after it.
-            records.save_pending(&Changes::new(), &[])?;
+        // The process ended before all of it was where it belongs.
+        let mut kept = None;
+        if let Some(signed) = records.signed()? {
+            kept = signed.kept;
+            let (head, own) = (signed.head, signed.own);
+            state.saw(head.time);
+            (state.root, state.covers) = (Some(head.root), head.covers.clone());
+            if let Some(writer) = &mut state.writer
+                && writer.number == head.writer
+            {
+                writer.own.insert(head.sequence, own);
+            }
+            state.seen_heads.put(head.digest(), ());
+            if state.heads.offer(head.clone(), true) == Offered::Covered {
+                state.heads.set_in_state(&head.digest());
+            }
+            let is_dropped = |other: &KnownHead| *other != head && other.covered_by(&head);
+            state.unfinished = Some(Unfinished {
+                dropped: on_disk.into_iter().filter(is_dropped).collect(),
+                head,
+                own,
+            });
         }
         // Its root may not have been looked at yet.
         let first = state
@@ -252,59 +275,26 @@ impl State {
             .iter()
             .find(|head| Some(head.root) == state.root);
         state.first = first.map(KnownHead::digest);
-        let pending = records.pending()?;
-        state.pending_kept = !pending.is_empty();
+        let kept = match kept {
+            Some(kept) => kept,
+            None => records.pending()?,
+        };
+        state.pending_kept = !kept.pending.is_empty() || !kept.renames.is_empty();
         if let Some(writer) = &state.writer {
             state.kept = records.kept(writer.number)?;
         }
         if state.writer.is_some() {
             // Kept without the clock, which may have been set back since.
-            let times = pending.iter().map(|(_, pending)| pending.time);
+            let times = kept.pending.iter().map(|(_, pending)| pending.time);
             state.saw(times.max().unwrap_or_default());
-            state.overlay.restore(pending);
-            state.kept_made = state.overlay.generation();
-            for (from, to, time) in records.renames()? {
+            state.overlay.restore(kept.pending);
+            for (from, to, time) in kept.renames {
                 state.saw(time);
                 state.overlay.renamed(from, to, time);
             }
+            state.kept_made = state.overlay.generation();
         }
         Ok(state)
-    }
-
-    /// A crash may have come while a head was put on disk. There is first what it stands for, then the head, then the state: what is
-    /// noted of a head that is not there doesn't count, and one that is there is the state from the first look on. True if there
-    /// is one that had all changes in it.
-    fn follow_own_head(&mut self, records: &Records<impl Disk>) -> Result<bool, NamespaceError> {
-        let Some(writer) = &mut self.writer else {
-            return Ok(false);
-        };
-        let covers = self.heads.iter().map(|head| &head.covers);
-        let covers = covers.chain([&self.covers]);
-        let signed = covers.map(|covers| covers.sequence(writer.number)).max();
-        let signed = signed.unwrap_or(0).max(writer.confirmed);
-        // One without changes is in nobody's context, and tells of nothing.
-        let is_cut_off = |sequence: u64, own: &OwnHead| own.root != own.base && sequence > signed;
-        let cut_off = writer.own.iter();
-        let cut_off: Vec<u64> = cut_off
-            .filter_map(|(sequence, own)| is_cut_off(*sequence, own).then_some(*sequence))
-            .collect();
-        for sequence in cut_off {
-            writer.own.remove(&sequence);
-            let writer = writer.number;
-            records.remove_own_head(Dot { writer, sequence })?;
-        }
-        let Some((sequence, own)) = writer.own.last_key_value() else {
-            return Ok(false);
-        };
-        let is_it = |head: &&KnownHead| head.writer == writer.number && head.sequence == *sequence;
-        if let Some(head) = self.heads.iter().find(is_it)
-            && self.root == Some(own.base)
-            && head.covers.includes(&self.covers)
-        {
-            (self.root, self.covers) = (Some(head.root), head.covers.clone());
-            return Ok(own.commits && own.root != own.base);
-        }
-        Ok(false)
     }
 
     /// The last sequence with which all local changes made before are on disk: in an own head, or kept without one.

@@ -1,6 +1,6 @@
 //! A disk in memory that loses, at a crash, what was not flushed.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -68,6 +68,21 @@ struct Inner {
     since: Vec<Put>,
     /// Nothing reaches it from now on.
     is_cut_off: bool,
+    /// Which of the next puts and flushes fail; what only takes something away does not.
+    failing: Range<usize>,
+    has_failed: bool,
+}
+
+impl Inner {
+    fn may_fail(&mut self) -> Result<(), StoreError> {
+        let fails = self.failing.contains(&0);
+        self.failing = self.failing.start.saturating_sub(1)..self.failing.end.saturating_sub(1);
+        self.has_failed |= fails;
+        match fails {
+            true => Err(StoreError::Full),
+            false => Ok(()),
+        }
+    }
 }
 
 /// See the module. Clones are the same disk.
@@ -75,10 +90,27 @@ struct Inner {
 pub(super) struct MemoryDisk(Arc<Mutex<Inner>>);
 
 impl MemoryDisk {
-    fn put(&self, put: Put) {
+    fn put(&self, put: Put) -> Result<(), StoreError> {
         let mut inner = self.0.lock();
+        if !matches!(
+            put,
+            Put::Setting(_, None) | Put::Head(_, None) | Put::Gone(_)
+        ) {
+            inner.may_fail()?;
+        }
         inner.now.take(put.clone());
         inner.since.push(put);
+        Ok(())
+    }
+
+    /// Has some of the next puts and flushes fail, by their numbers; none after that.
+    pub(super) fn fail(&self, which: Range<usize>) {
+        self.0.lock().failing = which;
+    }
+
+    /// Whether any did.
+    pub(super) fn has_failed(&self) -> bool {
+        self.0.lock().has_failed
     }
 
     /// From now on a flush does nothing, until [`MemoryDisk::crash`].
@@ -117,19 +149,16 @@ impl Disk for MemoryDisk {
         Ok(self.0.lock().now.settings.get(name).cloned())
     }
     fn set_setting(&self, name: &str, value: Option<&[u8]>) -> Result<(), StoreError> {
-        self.put(Put::Setting(name.to_owned(), value.map(<[u8]>::to_vec)));
-        Ok(())
+        self.put(Put::Setting(name.to_owned(), value.map(<[u8]>::to_vec)))
     }
     fn heads(&self) -> Result<Pairs, StoreError> {
         Ok(self.0.lock().now.heads.clone().into_iter().collect())
     }
     fn put_head(&self, key: &[u8], record: &[u8]) -> Result<(), StoreError> {
-        self.put(Put::Head(key.to_vec(), Some(record.to_vec())));
-        Ok(())
+        self.put(Put::Head(key.to_vec(), Some(record.to_vec())))
     }
     fn remove_head(&self, key: &[u8]) -> Result<(), StoreError> {
-        self.put(Put::Head(key.to_vec(), None));
-        Ok(())
+        self.put(Put::Head(key.to_vec(), None))
     }
     fn node(&self, hash: &NodeHash) -> Result<Option<Bytes>, StoreError> {
         Ok(self.0.lock().now.nodes.get(hash).cloned())
@@ -137,8 +166,7 @@ impl Disk for MemoryDisk {
     fn put_nodes(&self, nodes: &[(NodeHash, Vec<u8>)]) -> Result<(), StoreError> {
         let nodes = nodes.iter();
         let nodes = nodes.map(|(hash, bytes)| (*hash, Bytes::copy_from_slice(bytes)));
-        self.put(Put::Nodes(nodes.collect()));
-        Ok(())
+        self.put(Put::Nodes(nodes.collect()))
     }
     fn node_names(
         &self,
@@ -151,16 +179,13 @@ impl Disk for MemoryDisk {
         Ok(names.take(limit).collect())
     }
     fn remove_nodes(&self, nodes: &[NodeHash]) -> Result<(), StoreError> {
-        self.put(Put::Gone(nodes.to_vec()));
-        Ok(())
+        self.put(Put::Gone(nodes.to_vec()))
     }
     fn remove_roots(&self, minutes: &[u64]) -> Result<(), StoreError> {
-        self.put(Put::RootsGone(minutes.to_vec()));
-        Ok(())
+        self.put(Put::RootsGone(minutes.to_vec()))
     }
     fn put_root(&self, minute: u64, record: &[u8], oldest: u64) -> Result<(), StoreError> {
-        self.put(Put::Root(minute, record.to_vec(), oldest));
-        Ok(())
+        self.put(Put::Root(minute, record.to_vec(), oldest))
     }
     fn roots(&self) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
         Ok(self.0.lock().now.roots.clone().into_iter().collect())
@@ -170,6 +195,7 @@ impl Disk for MemoryDisk {
     }
     fn flush(&self) -> Result<(), StoreError> {
         let inner = &mut *self.0.lock();
+        inner.may_fail()?;
         if !inner.is_cut_off {
             for put in inner.since.drain(..) {
                 inner.flushed.take(put);
