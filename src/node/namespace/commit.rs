@@ -15,7 +15,7 @@ use super::{
     heads::{KnownHead, Offered},
     overlay::{Changes, PORTION_MAX, Rename},
     plan::{self, Copied, Edits},
-    records::OwnHead,
+    records::{Kept, OwnHead, Signed},
     replica::{Event, Moment, Replica},
     state::{State, Unfinished, known},
 };
@@ -97,9 +97,10 @@ pub(super) struct Signing {
     pub(super) pending: Changes,
     /// The renames that it tells of, or does without.
     pub(super) renames: Vec<Rename>,
-    /// Those that were pending too and are not in it; `None` where that wasn't asked. With none left, all changes made
-    /// here before are in it.
-    pub(super) left: Option<Changes>,
+    /// Whether all changes made here before are in it.
+    pub(super) commits: bool,
+    /// What the record of pending changes has from then on, where that has some of what is in the head.
+    pub(super) kept: Option<Kept>,
 }
 
 impl<D: Disk> Replica<D> {
@@ -133,7 +134,7 @@ impl<D: Disk> Replica<D> {
 
     /// `turn` is held.
     fn commit_pending(&self, extent: Extent, now: Moment) -> Result<Step, NamespaceError> {
-        let (base, covers, pending, mut renames, joins, contradicted, made) = {
+        let (base, covers, pending, renames, joins, contradicted, made) = {
             let _choosing = self.choosing.write();
             let mut state = self.state.write();
             let Some(root) = state.root else {
@@ -182,7 +183,8 @@ impl<D: Disk> Replica<D> {
             }
             Err(error) => return Err(error.into()),
         };
-        renames.retain(|rename| !left.iter().any(|(path, _)| rename.is_of(path)));
+        let is_left = |rename: &Rename| left.iter().any(|(path, _)| rename.is_of(path));
+        let (left_renames, renames): (Vec<_>, Vec<_>) = renames.into_iter().partition(is_left);
         let ways: &[Extras] = match renames.is_empty() && self.has_row(base)? {
             true => &EXTRAS[..1],
             false => &EXTRAS,
@@ -225,16 +227,22 @@ impl<D: Disk> Replica<D> {
             let place = pending.binary_search_by(|(path, _)| path.cmp(&copied.record));
             place.is_err()
         });
+        let commits = left.is_empty();
+        let kept = self.is_kept(&pending, &renames).then_some(Kept {
+            pending: left,
+            renames: left_renames,
+        });
         if applied.root == base && !joins {
-            // Deletions of what was never committed, or is gone already: no head tells of them.
-            if left.is_empty() {
+            // Deletions of what was never committed, or is gone already: no head tells of them. What was kept must not come
+            // again after a crash.
+            if let Some(kept) = &kept {
+                self.records.save_pending(kept)?;
+                self.state.write().now_kept(kept);
+            }
+            if commits {
                 self.note_kept(dot)?;
             }
-            let is_kept = self.is_kept(&pending, &[]);
             self.forget_pending(&pending, dot);
-            if is_kept {
-                self.keep_ready(&mut self.state.write())?;
-            }
             return Ok(step);
         }
         let mut covers = covers;
@@ -251,7 +259,8 @@ impl<D: Disk> Replica<D> {
                 copied,
                 pending,
                 renames,
-                left: Some(left),
+                commits,
+                kept,
             },
             now,
             |_| {},
@@ -419,7 +428,8 @@ impl<D: Disk> Replica<D> {
             copied,
             pending,
             renames,
-            left,
+            commits,
+            kept,
         } = signing;
         // Contents before the entries that name them, which may reach the disk from the first record on.
         self.records.settle()?;
@@ -447,22 +457,21 @@ impl<D: Disk> Replica<D> {
             root: head.root,
             base,
             time,
-            commits: left.as_ref().is_some_and(Changes::is_empty),
+            commits,
         };
         let dot = Dot {
             writer: number,
             sequence,
         };
         self.nodes.put(&applied.nodes)?;
-        let head_known = known(&head, bytes.clone());
-        let is_kept = self.is_kept(&pending, &renames);
-        let mut untold = self.state.read().overlay.renames();
-        untold.retain(|rename| !renames.contains(rename));
-        // What was kept and is in this head must not come again after a crash.
-        let kept = left.as_ref().filter(|_| is_kept);
-        let kept = kept.map(|left| (left, untold.as_slice()));
-        self.records.save_signed(&head_known, &own, kept)?;
-        if let Err(error) = self.records.flush() {
+        let signed = Signed {
+            head: known(&head, bytes.clone()),
+            own,
+            wall_ns: now.wall_ns,
+            kept,
+        };
+        let put = self.records.save_signed(&signed);
+        if let Err(error) = put.and_then(|()| self.records.flush()) {
             // Another one comes in its place.
             self.records.forget_signed()?;
             return Err(error);
@@ -475,16 +484,15 @@ impl<D: Disk> Replica<D> {
             if let Some(writer) = &mut state.writer {
                 writer.own.insert(sequence, own);
             }
-            state.seen_heads.put(head_known.digest(), ());
-            let dropped = match state.heads.offer(head_known.clone(), true) {
+            state.seen_heads.put(signed.head.digest(), ());
+            let dropped = match state.heads.offer(signed.head.clone(), true) {
                 Offered::Taken { dropped, .. } => dropped,
                 Offered::Covered => Vec::new(),
             };
-            state.unfinished = Some(Unfinished {
-                head: head_known,
-                own,
-                dropped,
-            });
+            if let Some(kept) = &signed.kept {
+                state.now_kept(kept);
+            }
+            state.unfinished = Some(Arc::new(Unfinished { signed, dropped }));
             state.overlay.renames_told(&renames);
             and_then(&mut state);
             state.join_due = None;
@@ -492,8 +500,7 @@ impl<D: Disk> Replica<D> {
         }
         self.forget_pending(&pending, dot);
         // The head is there: what follows only tidies up.
-        let finished = self.finish_head();
-        if let Err(error) = finished.and_then(|()| self.records.note_root(now.wall_ns, head.root)) {
+        if let Err(error) = self.finish_head() {
             tracing::warn!(%error, "what changes with a new head could not all be put on the disk yet");
         }
         let push = Push::Manifest {
@@ -506,21 +513,28 @@ impl<D: Disk> Replica<D> {
 
     /// `turn` is held. Puts where it belongs what changed with the last head, if that is not done.
     fn finish_head(&self) -> Result<(), NamespaceError> {
-        let mut state = self.state.write();
-        let Some(Unfinished { head, own, dropped }) = &state.unfinished else {
-            return Ok(());
+        let (unfinished, state, is_needed) = {
+            let state = self.state.read();
+            let Some(unfinished) = state.unfinished.clone() else {
+                return Ok(());
+            };
+            let is_needed = state.heads.get(&unfinished.signed.head.digest()).is_some();
+            (unfinished, state.record(), is_needed)
         };
-        if state.heads.get(&head.digest()).is_some() {
-            self.records.put_head(head)?;
+        let signed = &unfinished.signed;
+        match is_needed {
+            true => self.records.put_head(&signed.head)?,
+            false => self.records.remove_head(&signed.head)?,
         }
-        self.records.save_state(&state.record())?;
-        self.records.put_own_head(head.dot(), own)?;
-        self.drop_heads(dropped)?;
-        if state.pending_kept {
-            self.keep_ready(&mut state)?;
+        self.records.save_state(&state)?;
+        self.records.put_own_head(signed.head.dot(), &signed.own)?;
+        self.records.note_root(signed.wall_ns, signed.head.root)?;
+        if let Some(kept) = &signed.kept {
+            self.records.save_pending(kept)?;
         }
+        self.drop_heads(&unfinished.dropped)?;
         self.records.forget_signed()?;
-        state.unfinished = None;
+        self.state.write().unfinished = None;
         Ok(())
     }
 
@@ -539,15 +553,6 @@ impl<D: Disk> Replica<D> {
         let mut pending = pending.iter().map(|(_, pending)| pending.since);
         let mut renames = renames.iter().map(|rename| rename.generation);
         state.pending_kept && (pending.any(is_in) || renames.any(is_in))
-    }
-
-    /// Has what is pending now take the place of what the record of pending changes has.
-    fn keep_ready(&self, state: &mut State) -> Result<(), NamespaceError> {
-        let (ready, renames) = (state.overlay.ready(), state.overlay.renames());
-        self.records.save_pending(&ready, &renames)?;
-        state.pending_kept = !ready.is_empty() || !renames.is_empty();
-        state.kept_made = state.overlay.generation();
-        Ok(())
     }
 
     /// Whether this node's row is in the table of writers, as far as that is here.
@@ -592,7 +597,8 @@ impl<D: Disk> Replica<D> {
                 copied: Vec::new(),
                 pending: Changes::new(),
                 renames: Vec::new(),
-                left: Some(Changes::new()),
+                commits: true,
+                kept: None,
             },
             now,
             |_| {},

@@ -124,6 +124,12 @@ impl<D: Disk> Replica<D> {
         };
         let mut covers = lowered(&covers, &[first_contested]);
         covers.add(dot);
+        let kept = {
+            let state = self.state.read();
+            state
+                .pending_kept
+                .then(|| state.overlay.renumbered(new_dot))
+        };
         let signing = Signing {
             applied,
             covers,
@@ -134,7 +140,8 @@ impl<D: Disk> Replica<D> {
             copied: Vec::new(),
             pending: Vec::new(),
             renames: Vec::new(),
-            left: None,
+            commits: false,
+            kept,
         };
         let published = self.sign(signing, now, |state| {
             state.redo = None;

@@ -529,7 +529,8 @@ impl<D: Disk> Replica<D> {
             copied: merged.copied,
             pending: Vec::new(),
             renames: Vec::new(),
-            left: None,
+            commits: false,
+            kept: None,
         };
         // How the state changes is not how the view does, where that shows more.
         let (before, is_known) = {

@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Edit, plan::Copied, recent::Recent};
+use super::{Edit, plan::Copied, recent::Recent, records::Kept};
 use crate::content::Object;
 use crate::manifest::{Dot, Entry, FileId, HybridTime, Kind, Moved, Name, Shown, TreePath};
 
@@ -341,15 +341,21 @@ impl Overlay {
     }
 
     /// Takes back what was pending when the process ended.
-    pub(super) fn restore(&mut self, edits: Vec<(TreePath, Pending)>) {
+    pub(super) fn restore(&mut self, kept: &Kept) {
         // Which of them belong together is not known any more.
         let call = self.call();
-        for (path, mut pending) in edits {
-            pending.calls = Some(call.clone());
+        for (path, pending) in &kept.pending {
             self.generation += 1;
-            pending.generation = self.generation;
-            pending.since = self.generation;
-            self.edits.insert(Arc::new(path), Arc::new(pending));
+            let pending = Pending {
+                generation: self.generation,
+                since: self.generation,
+                calls: Some(call.clone()),
+                ..(**pending).clone()
+            };
+            self.edits.insert(path.clone(), Arc::new(pending));
+        }
+        for rename in kept.renames.iter().cloned() {
+            self.renamed(rename.from, rename.to, rename.time);
         }
     }
 
@@ -387,6 +393,19 @@ impl Overlay {
                 continue;
             }
             self.succeed(path, &done.seen, own);
+        }
+    }
+
+    /// What is to be committed and the renames that no head tells of, to be kept for the next start; with what
+    /// [`Overlay::renumber`] will make of it.
+    pub(super) fn renumbered(&self, new_dot: impl Fn(Dot) -> Option<Dot>) -> Kept {
+        let mut pending = self.ready();
+        for (_, pending) in &mut pending {
+            follow(pending, &new_dot);
+        }
+        Kept {
+            pending,
+            renames: self.renames(),
         }
     }
 

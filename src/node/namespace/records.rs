@@ -7,6 +7,8 @@
 //! last collection, and that stayed then). Records among the heads: `h` ‖ digest → a head that
 //! is needed; `o` ‖ writer ‖ sequence → what a head of this node stood for.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_bytes::ByteBuf;
 
@@ -82,15 +84,24 @@ pub(super) struct OwnHead {
 pub(super) struct Signed {
     pub(super) head: KnownHead,
     pub(super) own: OwnHead,
-    /// What the record of pending changes has from then on, if it had some of those that are in the head.
+    /// When it was signed, by the clock on the wall: nanoseconds since 1970.
+    pub(super) wall_ns: u64,
+    /// What the record of pending changes has from then on, where it had some of those that are in the head.
     pub(super) kept: Option<Kept>,
 }
 
 /// Pending changes that are kept for the next start.
+#[derive(Default)]
 pub(super) struct Kept {
-    pub(super) pending: Vec<(TreePath, Pending)>,
-    /// From where, where to and when: the renames among them that no head tells of.
-    pub(super) renames: Vec<(TreePath, TreePath, HybridTime)>,
+    pub(super) pending: Changes,
+    /// The renames among them that no head tells of.
+    pub(super) renames: Vec<Rename>,
+}
+
+impl Kept {
+    pub(super) fn is_empty(&self) -> bool {
+        self.pending.is_empty() && self.renames.is_empty()
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -98,6 +109,7 @@ struct SignedRecord {
     head: ByteBuf,
     base: NodeHash,
     commits: bool,
+    wall_ns: u64,
     kept: Option<(Vec<PendingRecord>, Vec<RenameRecord>)>,
 }
 
@@ -179,23 +191,25 @@ impl<D: Disk> Records<D> {
                 commits: record.commits,
             },
             head,
+            wall_ns: record.wall_ns,
             kept: kept.transpose()?,
         }))
     }
 
-    /// Keeps a head with all that changes with it; `kept`: see [`Signed`].
-    pub(super) fn save_signed(
-        &self,
-        head: &KnownHead,
-        own: &OwnHead,
-        kept: Option<(&Changes, &[Rename])>,
-    ) -> Result<(), NamespaceError> {
+    /// Keeps a head with all that changes with it.
+    pub(super) fn save_signed(&self, signed: &Signed) -> Result<(), NamespaceError> {
+        let kept = signed.kept.as_ref();
         let record = SignedRecord {
-            head: ByteBuf::from(head.bytes.as_slice()),
-            base: own.base,
-            commits: own.commits,
-            kept: kept
-                .map(|(pending, renames)| (pending_records(pending), rename_records(renames))),
+            head: ByteBuf::from(signed.head.bytes.as_slice()),
+            base: signed.own.base,
+            commits: signed.own.commits,
+            wall_ns: signed.wall_ns,
+            kept: kept.map(|kept| {
+                (
+                    pending_records(&kept.pending),
+                    rename_records(&kept.renames),
+                )
+            }),
         };
         self.save(SIGNED, &record)
     }
@@ -371,21 +385,17 @@ impl<D: Disk> Records<D> {
         )
     }
 
-    /// Keeps the pending changes for the next start, and which of them are renames that no head tells of; none removes the
-    /// record.
-    pub(super) fn save_pending(
-        &self,
-        pending: &Changes,
-        renames: &[Rename],
-    ) -> Result<(), NamespaceError> {
-        match renames {
-            [] => self.disk.set_setting(RENAMES, None)?,
-            renames => self.save(RENAMES, &rename_records(renames))?,
+    /// Keeps pending changes for the next start. A rename is there behind what it changed, or not: a head can do without its
+    /// hint, and is not to tell of one that was not made.
+    pub(super) fn save_pending(&self, kept: &Kept) -> Result<(), NamespaceError> {
+        match kept.pending.is_empty() {
+            true => self.disk.set_setting(PENDING, None)?,
+            false => self.save(PENDING, &pending_records(&kept.pending))?,
         }
-        if pending.is_empty() {
-            return Ok(self.disk.set_setting(PENDING, None)?);
+        match kept.renames.is_empty() {
+            true => Ok(self.disk.set_setting(RENAMES, None)?),
+            false => self.save(RENAMES, &rename_records(&kept.renames)),
         }
-        self.save(PENDING, &pending_records(pending))
     }
 }
 
@@ -450,10 +460,16 @@ fn restore(
             moved,
             calls: None,
         };
-        Ok::<_, NamespaceError>((path, pending))
+        Ok::<_, NamespaceError>((Arc::new(path), Arc::new(pending)))
     };
-    let rename =
-        |(from, to, time): RenameRecord| Ok::<_, NamespaceError>((path(&from)?, path(&to)?, time));
+    let rename = |(from, to, time): RenameRecord| {
+        Ok::<_, NamespaceError>(Rename {
+            from: path(&from)?,
+            to: path(&to)?,
+            time,
+            generation: 0,
+        })
+    };
     Ok(Kept {
         pending: pending.into_iter().map(change).collect::<Result<_, _>>()?,
         renames: renames.into_iter().map(rename).collect::<Result<_, _>>()?,

@@ -24,7 +24,7 @@ use super::{
     merge::Eagerness,
     nodes::Nodes,
     overlay::{Changes, PORTION_MAX, over_children},
-    records::Records,
+    records::{Kept, Records},
     state::{State, Writer},
 };
 use crate::{
@@ -423,7 +423,7 @@ impl<D: Disk> Replica<D> {
             true => Some(self.next_dot(1)?),
             false => None,
         };
-        let (pending, renames) = {
+        let pending = {
             let _choosing = self.choosing.write();
             let mut state = self.state.write();
             state.pending_kept = true;
@@ -432,9 +432,12 @@ impl<D: Disk> Replica<D> {
             if let (Some(kept), Some(writer)) = (kept, &mut state.writer) {
                 writer.last = kept.sequence;
             }
-            (state.overlay.ready(), state.overlay.renames())
+            Kept {
+                pending: state.overlay.ready(),
+                renames: state.overlay.renames(),
+            }
         };
-        self.records.save_pending(&pending, &renames)?;
+        self.records.save_pending(&pending)?;
         match kept {
             Some(kept) => self.note_kept(kept),
             None => self.records.flush(),

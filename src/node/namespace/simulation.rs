@@ -1187,7 +1187,16 @@ impl AboutToPublish {
         shown.is_some_and(|shown| shown.entry.kind == file(2).kind)
     }
 
-    fn check(&self, why: &str) {
+    /// All is well in the end, also after one more start.
+    fn check(&mut self, why: &str) {
+        self.check_now(why);
+        self.restart(usize::MAX);
+        self.check_now(why);
+        let kept = self.replica.records.pending().unwrap();
+        assert!(kept.is_empty(), "{why}");
+    }
+
+    fn check_now(&self, why: &str) {
         self.merge_all();
         let lost: Vec<_> = self.lost.clone().into_iter().collect();
         self.disk.put_nodes(&lost).unwrap();
@@ -1209,6 +1218,71 @@ impl AboutToPublish {
         let is_head = |(key, _): &&(Vec<u8>, Vec<u8>)| key[0] == b'h';
         assert_eq!(heads.iter().filter(is_head).count(), 1, "{why}");
         assert!(self.replica.records.signed().unwrap().is_none(), "{why}");
+    }
+}
+
+#[test]
+fn a_crash_amid_a_commit_that_makes_no_head_has_no_removal_undone() {
+    for kept in [Kept::Earlier, Kept::WithOneThatWaits] {
+        for puts in 0.. {
+            let mut member = AboutToPublish::new(kept);
+            let removal = Edit {
+                path: at("y"),
+                entry: None,
+                seen: Vec::new(),
+                held: false,
+                written: None,
+                moved: None,
+            };
+            let now = AboutToPublish::now(2);
+            member.replica.change(vec![removal], now).unwrap();
+            let by = member.replica.committed_by().unwrap();
+            member.disk.cut_off();
+            member.replica.commit(Extent::Here, now).unwrap();
+            if puts > member.disk.unflushed() {
+                break;
+            }
+            member.restart(puts);
+            let why = format!("{kept:?}, {puts} of the puts");
+            let is_gone = member.replica.get(&at("y")).unwrap().is_none();
+            assert!(is_gone || !member.replica.was_committed(by), "{why}");
+            member.restart(usize::MAX);
+            assert_eq!(
+                member.replica.get(&at("y")).unwrap().is_none(),
+                is_gone,
+                "{why}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_a_read_only_start_finds_half_done_leaves_what_was_kept() {
+    for puts in 0.. {
+        let mut member = AboutToPublish::new(Kept::WithOneThatWaits);
+        member.disk.cut_off();
+        let now = AboutToPublish::now(2);
+        member.replica.commit(Extent::Here, now).unwrap();
+        if puts > member.disk.unflushed() {
+            break;
+        }
+        member.disk.crash(puts);
+        let keys = ClusterId::generate([7; 32]).read_only().keys();
+        let identity = Keypair::ed25519_from_bytes([1; 32]).unwrap();
+        let name = "a".to_owned();
+        let disk = member.disk.clone();
+        let reader = Replica::open(disk, keys, identity, name, [2; 32], |_| {}).unwrap();
+        reader.prove_first(false, now).unwrap();
+        drop(reader);
+        member.restart(usize::MAX);
+        let is_pending = member
+            .replica
+            .state
+            .read()
+            .overlay
+            .is_pending(&at("far1000 too"));
+        assert!(is_pending, "{puts} of the puts");
+        member.check(&format!("{puts} of the puts"));
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     heads::{HeadSet, KnownHead, Offered},
     overlay::{Changes, Overlay},
     recent::Recent,
-    records::{OwnHead, Records, Redo, StateRecord},
+    records::{Kept, OwnHead, Records, Redo, Signed, StateRecord},
     refresh::Outdated,
 };
 use crate::{
@@ -51,8 +51,7 @@ pub(super) struct ShownPart {
 
 /// The last head that was signed here, while not everything that changed with it is where it belongs on the disk.
 pub(super) struct Unfinished {
-    pub(super) head: KnownHead,
-    pub(super) own: OwnHead,
+    pub(super) signed: Signed,
     /// The heads that it takes the place of.
     pub(super) dropped: Vec<KnownHead>,
 }
@@ -91,7 +90,7 @@ pub(super) struct State {
     pub(super) kept_made: u64,
     /// The sequence with which all changes made before were put there last; no head has it.
     pub(super) kept: Option<Dot>,
-    pub(super) unfinished: Option<Unfinished>,
+    pub(super) unfinished: Option<Arc<Unfinished>>,
     /// The sequence of the head that is being made of the changes before this moment.
     pub(super) committing: Option<u64>,
     pub(super) identity: Keypair,
@@ -247,27 +246,24 @@ impl State {
             state.seen_heads.put(digest, ());
         }
         // The process ended before all of it was where it belongs.
-        let mut kept = None;
         if let Some(signed) = records.signed()? {
-            kept = signed.kept;
-            let (head, own) = (signed.head, signed.own);
+            let head = &signed.head;
             state.saw(head.time);
             (state.root, state.covers) = (Some(head.root), head.covers.clone());
             if let Some(writer) = &mut state.writer
                 && writer.number == head.writer
             {
-                writer.own.insert(head.sequence, own);
+                writer.own.insert(head.sequence, signed.own);
             }
             state.seen_heads.put(head.digest(), ());
             if state.heads.offer(head.clone(), true) == Offered::Covered {
                 state.heads.set_in_state(&head.digest());
             }
-            let is_dropped = |other: &KnownHead| *other != head && other.covered_by(&head);
-            state.unfinished = Some(Unfinished {
+            let is_dropped = |other: &KnownHead| other != head && other.covered_by(head);
+            state.unfinished = Some(Arc::new(Unfinished {
                 dropped: on_disk.into_iter().filter(is_dropped).collect(),
-                head,
-                own,
-            });
+                signed,
+            }));
         }
         // Its root may not have been looked at yet.
         let first = state
@@ -275,23 +271,23 @@ impl State {
             .iter()
             .find(|head| Some(head.root) == state.root);
         state.first = first.map(KnownHead::digest);
-        let kept = match kept {
-            Some(kept) => kept,
-            None => records.pending()?,
+        let unfinished = state.unfinished.clone();
+        let changed = unfinished.as_ref().and_then(|it| it.signed.kept.as_ref());
+        let found = match changed {
+            Some(_) => None,
+            None => Some(records.pending()?),
         };
-        state.pending_kept = !kept.pending.is_empty() || !kept.renames.is_empty();
+        let kept = changed.or(found.as_ref());
+        state.pending_kept = kept.is_some_and(|kept| !kept.is_empty());
         if let Some(writer) = &state.writer {
             state.kept = records.kept(writer.number)?;
         }
-        if state.writer.is_some() {
+        if let Some(kept) = kept.filter(|_| state.writer.is_some()) {
             // Kept without the clock, which may have been set back since.
             let times = kept.pending.iter().map(|(_, pending)| pending.time);
+            let times = times.chain(kept.renames.iter().map(|rename| rename.time));
             state.saw(times.max().unwrap_or_default());
-            state.overlay.restore(kept.pending);
-            for (from, to, time) in kept.renames {
-                state.saw(time);
-                state.overlay.renamed(from, to, time);
-            }
+            state.overlay.restore(kept);
             state.kept_made = state.overlay.generation();
         }
         Ok(state)
@@ -323,6 +319,12 @@ impl State {
             covers: self.covers.clone(),
             clock: self.clock,
         }
+    }
+
+    /// The record of pending changes has these from now on, and no later ones than there are.
+    pub(super) fn now_kept(&mut self, kept: &Kept) {
+        self.pending_kept = !kept.is_empty();
+        self.kept_made = self.overlay.generation();
     }
 
     /// Heads that are neither merged nor shown yet.

@@ -284,7 +284,7 @@ async fn what_waits_for_nodes_is_on_the_disk_soon_though_nobody_asks_for_that() 
         });
         until("it is kept", async || {
             let pending = b.ns.shared.replica.records.pending().unwrap();
-            pending.pending.iter().any(|(path, _)| *path == at(name))
+            pending.pending.iter().any(|(path, _)| **path == at(name))
         })
         .await;
     }
