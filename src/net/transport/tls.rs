@@ -17,7 +17,7 @@ use rustls::{
         Resumption, UnbufferedClientConnection,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::aws_lc_rs::{self, cipher_suite},
+    crypto::{aws_lc_rs, ring},
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::{
         NoServerSessionStorage, UnbufferedServerConnection,
@@ -61,7 +61,7 @@ impl Tls {
     pub(super) fn new(identity: &Keypair) -> Result<Self, TlsError> {
         let (certificate, key) = certificate::generate(identity)?;
         let mut provider = aws_lc_rs::default_provider();
-        provider.cipher_suites = cipher_suites(has_aes());
+        provider.cipher_suites = cipher_suites(has_aes(), has_wide_aes_without_avx512());
         // The certificate's libp2p extension is marked critical, so rustls's own check of the pair would refuse it.
         let key = provider.key_provider.load_private_key(key)?;
         let shown = Arc::new(SingleCertAndKey::from(CertifiedKey::new(
@@ -130,11 +130,23 @@ fn peer_id(certificates: Option<&[CertificateDer<'static>]>) -> Result<PeerId, T
     }
 }
 
-/// The suites in order of preference.
-fn cipher_suites(aes: bool) -> Vec<SupportedCipherSuite> {
-    let aes_128 = cipher_suite::TLS13_AES_128_GCM_SHA256;
-    let aes_256 = cipher_suite::TLS13_AES_256_GCM_SHA384;
-    let chacha = cipher_suite::TLS13_CHACHA20_POLY1305_SHA256;
+/// The suites in order of preference. Of the two libraries that have them, AWS-LC's use 512 bits at a time where the processor
+/// can; ring's use 256, for which AWS-LC has nothing: it takes twice as long there (docs/performance.md).
+fn cipher_suites(aes: bool, in_256_bits: bool) -> Vec<SupportedCipherSuite> {
+    use aws_lc_rs::cipher_suite as aws_lc;
+    use ring::cipher_suite as ring;
+    let (aes_128, aes_256) = if in_256_bits {
+        (
+            ring::TLS13_AES_128_GCM_SHA256,
+            ring::TLS13_AES_256_GCM_SHA384,
+        )
+    } else {
+        (
+            aws_lc::TLS13_AES_128_GCM_SHA256,
+            aws_lc::TLS13_AES_256_GCM_SHA384,
+        )
+    };
+    let chacha = aws_lc::TLS13_CHACHA20_POLY1305_SHA256;
     if aes {
         vec![aes_128, aes_256, chacha]
     } else {
@@ -149,6 +161,17 @@ fn has_aes() -> bool {
     #[cfg(target_arch = "aarch64")]
     return std::arch::is_aarch64_feature_detected!("aes");
     #[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+/// Whether the processor has instructions for two blocks of AES at a time, and none for four.
+fn has_wide_aes_without_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("vaes")
+        && std::arch::is_x86_feature_detected!("vpclmulqdq")
+        && std::arch::is_x86_feature_detected!("avx2")
+        && !std::arch::is_x86_feature_detected!("avx512vl");
+    #[cfg(not(target_arch = "x86_64"))]
     return false;
 }
 
@@ -293,11 +316,13 @@ mod tests {
 
     #[test]
     fn aes_comes_first_where_the_processor_has_it() {
-        let first = |aes| cipher_suites(aes)[0].suite();
-        assert_eq!(first(true), rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
-        assert_eq!(
-            first(false),
-            rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
-        );
+        for in_256_bits in [false, true] {
+            let first = |aes| cipher_suites(aes, in_256_bits)[0].suite();
+            assert_eq!(first(true), rustls::CipherSuite::TLS13_AES_128_GCM_SHA256);
+            assert_eq!(
+                first(false),
+                rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
+            );
+        }
     }
 }
