@@ -107,6 +107,9 @@ impl<D: Disk> Replica<D> {
     /// When the next commit is wanted: now for local changes.
     pub(super) fn commit_due(&self, now: Instant) -> Option<Instant> {
         let state = self.state.read();
+        if state.unfinished.is_some() {
+            return Some(now);
+        }
         state.writer.as_ref()?;
         let is_new = |waiting: u64| state.overlay.generation() > waiting;
         let ready = || state.overlay.waits(u64::MAX) && state.waits_for_merge.is_none_or(is_new);
@@ -236,6 +239,8 @@ impl<D: Disk> Replica<D> {
             // Deletions of what was never committed, or is gone already: no head tells of them. What was kept must not come
             // again after a crash.
             if let Some(kept) = &kept {
+                // Whether or not all of it gets there.
+                self.state.write().keeps_up_to_now();
                 self.records.save_pending(kept)?;
                 self.state.write().now_kept(kept);
             }
@@ -522,6 +527,10 @@ impl<D: Disk> Replica<D> {
             (unfinished, state.record(), is_needed)
         };
         let signed = &unfinished.signed;
+        // First what may take much room.
+        if let Some(kept) = &signed.kept {
+            self.records.save_pending(kept)?;
+        }
         match is_needed {
             true => self.records.put_head(&signed.head)?,
             false => self.records.remove_head(&signed.head)?,
@@ -529,9 +538,6 @@ impl<D: Disk> Replica<D> {
         self.records.save_state(&state)?;
         self.records.put_own_head(signed.head.dot(), &signed.own)?;
         self.records.note_root(signed.wall_ns, signed.head.root)?;
-        if let Some(kept) = &signed.kept {
-            self.records.save_pending(kept)?;
-        }
         self.drop_heads(&unfinished.dropped)?;
         self.records.forget_signed()?;
         self.state.write().unfinished = None;

@@ -267,13 +267,14 @@ impl HeadSet {
         denied.any(|held| held.head.digest() == *digest)
     }
 
-    /// Notes that somebody gave nodes of a head.
-    pub(super) fn given(&mut self, digest: &[u8; 32]) {
+    /// Notes that somebody gave nodes of a head. A later one of its writer may have taken its place meanwhile.
+    pub(super) fn given(&mut self, digest: &[u8; 32], writer: WriterNumber) {
         for held in &mut self.0 {
             if held.head.digest() == *digest {
                 held.denied_since = None;
                 held.given = true;
             }
+            held.given |= held.head.writer == writer && !held.in_state;
         }
     }
 
@@ -527,12 +528,26 @@ mod tests {
         set.offer(of(1), false);
         assert_eq!(set.tried(&of(1).digest(), at(0)), (at(0), false));
         assert_eq!(set.tried(&of(1).digest(), at(1)), (at(1), false));
-        set.given(&of(1).digest());
+        set.given(&of(1).digest(), of(1).writer);
         assert_eq!(set.tried(&of(1).digest(), at(2)), (at(2), true));
         set.offer(of(2), false);
         assert_eq!(set.tried(&of(2).digest(), at(3)), (at(2), true));
         set.failed(&of(2).digest(), at(4));
         assert_eq!(set.tried(&of(2).digest(), at(9)), (at(9), false));
+    }
+
+    #[test]
+    fn what_is_given_for_a_head_that_was_replaced_meanwhile_counts_for_the_later_one() {
+        let mut set = HeadSet::default();
+        let of = |sequence: u64| head(1, sequence, sequence as u8, &[(1, sequence)]);
+        let now = Instant::now();
+        set.offer(of(1), false);
+        set.offer(head(2, 1, 9, &[(2, 1)]), false);
+        set.offer(of(2), false);
+        set.given(&of(1).digest(), of(1).writer);
+        assert!(set.tried(&of(2).digest(), now).1);
+        let other = head(2, 1, 9, &[(2, 1)]).digest();
+        assert!(!set.tried(&other, now).1);
     }
 
     #[test]

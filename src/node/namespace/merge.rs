@@ -622,8 +622,10 @@ impl<D: Disk> Replica<D> {
         };
         {
             let mut state = self.state.write();
-            if let Some(first) = state.first.take() {
-                state.heads.given(&first);
+            if let Some(digest) = state.first.take() {
+                if let Some(writer) = first.as_ref().map(|head| head.writer) {
+                    state.heads.given(&digest, writer);
+                }
                 // What it has seen is in the state now.
                 self.tell(Event::ToMerge);
             }
@@ -678,10 +680,10 @@ impl<D: Disk> Replica<D> {
         missing: &[NodeHash],
         now: Moment,
     ) -> Result<(), NamespaceError> {
+        self.state.write().heads.failed(digest, now.at);
         let _turn = self.take_turn()?;
         let (head, root, is_own) = {
-            let mut state = self.state.write();
-            state.heads.failed(digest, now.at);
+            let state = self.state.read();
             let (Some(head), Some(root)) = (state.heads.get(digest).cloned(), state.root) else {
                 return Ok(());
             };

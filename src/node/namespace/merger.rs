@@ -21,7 +21,7 @@ use super::{
     pace::BackOff,
     replica::Moment,
 };
-use crate::manifest::NodeHash;
+use crate::manifest::{NodeHash, WriterNumber};
 
 /// Rounds of fetching for one head; each brings up to 1024 nodes.
 const ROUNDS_MAX: usize = 1024;
@@ -50,6 +50,8 @@ enum Goal {
 }
 
 struct Attempt {
+    /// Whose head it is for.
+    writer: Option<WriterNumber>,
     effort: Effort,
     begun: Instant,
     fetching: bool,
@@ -78,8 +80,9 @@ impl fmt::Display for Failure {
 }
 
 impl Attempt {
-    fn new() -> Self {
+    fn new(head: Option<&KnownHead>) -> Self {
         Self {
+            writer: head.map(|head| head.writer),
             effort: Effort::default(),
             begun: Instant::now(),
             fetching: false,
@@ -135,7 +138,9 @@ async fn merge_forever(shared: &Arc<Shared>) {
         let outdated = shared.replica.is_outdated() && is_due(&bring_up);
         let outdated = outdated.then_some((Goal::BringUp, None));
         for (goal, head) in first_due.into_iter().chain(heads).chain(outdated) {
-            let attempt = attempts.entry(goal).or_insert_with(Attempt::new);
+            let attempt = attempts
+                .entry(goal)
+                .or_insert_with(|| Attempt::new(head.as_ref()));
             if attempt.fetching {
                 continue;
             }
@@ -216,10 +221,11 @@ fn note(
     {
         tracing::warn!(%error, "that nobody gives some manifest nodes could not be noted");
     }
-    if let Goal::Head(digest) = goal
+    if let (Goal::Head(digest), Some(writer)) = (goal, attempt.writer)
         && brought.nodes > 0
     {
-        shared.replica.state.write().heads.given(&digest);
+        let mut state = shared.replica.state.write();
+        state.heads.given(&digest, writer);
     }
     attempt.effort.rounds += 1;
     attempt.effort.nodes += brought.nodes;

@@ -89,6 +89,8 @@ impl<D: Disk> Replica<D> {
         let Some(outdated) = outdated else {
             return self.bring_for_writes(root);
         };
+        // With what was brought since.
+        self.records.save_outdated(Some(&outdated.kept))?;
         let old = outdated.kept.root;
         for adds in [false, true] {
             let nodes = self.lacking(&outdated.kept, root, adds)?;
@@ -208,9 +210,7 @@ impl<D: Disk> Replica<D> {
             *count = count.saturating_add(brought.nodes);
             outdated.kept.bytes = outdated.kept.bytes.saturating_add(brought.bytes);
             outdated.in_vain_since = None;
-            let kept = outdated.kept;
-            drop(state);
-            return self.records.save_outdated(Some(&kept));
+            return Ok(());
         }
         let since = *outdated.in_vain_since.get_or_insert(now.at);
         if now.at.duration_since(since) >= GIVE_UP_AFTER {

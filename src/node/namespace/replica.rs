@@ -474,14 +474,16 @@ impl<D: Disk> Replica<D> {
         };
         let parts = state.parts.iter().map(|part| part.root);
         let mut pending = state.overlay.contents();
-        if state.unfinished.is_some() {
-            return Ok(None);
-        }
-        if state.pending_kept {
-            // The disk may have earlier ones, which a crash brings back.
-            let kept = self.records.pending()?;
-            pending.extend(kept.pending.iter().flat_map(|(_, kept)| kept.contents()));
-        }
+        // The disk may have earlier ones, which a crash brings back.
+        let unfinished = state.unfinished.clone();
+        let signed = unfinished.as_ref().and_then(|it| it.signed.kept.as_ref());
+        let found = match signed {
+            None if state.pending_kept => Some(self.records.pending()?),
+            _ => None,
+        };
+        let kept = signed.or(found.as_ref());
+        let kept = kept.into_iter().flat_map(|kept| &kept.pending);
+        pending.extend(kept.flat_map(|(_, kept)| kept.contents()));
         Ok(Some(MadeOf {
             roots: std::iter::once(root).chain(parts).collect(),
             pending,

@@ -484,7 +484,7 @@ impl World {
                 let (came, denied) = self.fetch_or_denied(number, &nodes);
                 if came {
                     let mut state = replica.state.write();
-                    state.heads.given(&head.digest());
+                    state.heads.given(&head.digest(), head.writer);
                 }
                 effort.unreachable = !came;
                 effort.denied = denied;
@@ -1322,6 +1322,11 @@ fn fail_amid_a_head(kept: Kept, failing: Range<usize>, is_killed: bool) -> bool 
     let has_failed = member.disk.has_failed();
     member.disk.fail(0..0);
     assert!(member.is_there(), "{why}");
+    // What is left to be put is, and does not keep others from going.
+    let now = AboutToPublish::now(3);
+    let is_unfinished = member.replica.state.read().unfinished.is_some();
+    assert!(!is_unfinished || member.replica.commit_due(now.at).is_some());
+    assert!(member.replica.made_of().unwrap().is_some(), "{why}");
     if is_killed {
         member.restart(usize::MAX);
         assert!(member.is_there() || !is_published, "{why}");

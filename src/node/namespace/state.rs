@@ -11,7 +11,7 @@ use libp2p::{PeerId, identity::Keypair};
 use super::{
     Edit, NamespaceError,
     disk::Disk,
-    heads::{HeadSet, KnownHead, Offered},
+    heads::{HeadSet, KnownHead},
     overlay::{Changes, Overlay},
     recent::Recent,
     records::{Kept, OwnHead, Records, Redo, Signed, StateRecord},
@@ -234,6 +234,19 @@ impl State {
             redo: records.redo()?,
             join_due: None,
         };
+        // The process ended before all of it was where it belongs. It comes before the others: one of them may cover it.
+        let signed = records.signed()?;
+        if let Some(Signed { head, own, .. }) = &signed {
+            state.saw(head.time);
+            (state.root, state.covers) = (Some(head.root), head.covers.clone());
+            if let Some(writer) = &mut state.writer
+                && writer.number == head.writer
+            {
+                writer.own.insert(head.sequence, *own);
+            }
+            state.seen_heads.put(head.digest(), ());
+            state.heads.offer(head.clone(), true);
+        }
         let mut on_disk = Vec::new();
         for bytes in records.heads()? {
             let head = Head::decode(&bytes)
@@ -245,20 +258,8 @@ impl State {
             state.heads.offer(head, false);
             state.seen_heads.put(digest, ());
         }
-        // The process ended before all of it was where it belongs.
-        if let Some(signed) = records.signed()? {
+        if let Some(signed) = signed {
             let head = &signed.head;
-            state.saw(head.time);
-            (state.root, state.covers) = (Some(head.root), head.covers.clone());
-            if let Some(writer) = &mut state.writer
-                && writer.number == head.writer
-            {
-                writer.own.insert(head.sequence, signed.own);
-            }
-            state.seen_heads.put(head.digest(), ());
-            if state.heads.offer(head.clone(), true) == Offered::Covered {
-                state.heads.set_in_state(&head.digest());
-            }
             let is_dropped = |other: &KnownHead| other != head && other.covered_by(head);
             state.unfinished = Some(Arc::new(Unfinished {
                 dropped: on_disk.into_iter().filter(is_dropped).collect(),
@@ -324,6 +325,11 @@ impl State {
     /// The record of pending changes has these from now on, and no later ones than there are.
     pub(super) fn now_kept(&mut self, kept: &Kept) {
         self.pending_kept = !kept.is_empty();
+        self.keeps_up_to_now();
+    }
+
+    /// The record of pending changes may have any that were made until now.
+    pub(super) fn keeps_up_to_now(&mut self) {
         self.kept_made = self.overlay.generation();
     }
 
