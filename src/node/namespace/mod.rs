@@ -34,6 +34,7 @@ mod recent;
 mod records;
 mod refresh;
 mod replica;
+mod shown;
 #[cfg(test)]
 mod simulation;
 mod state;
