@@ -66,6 +66,8 @@ struct Entry {
     failures: u32,
     next: Instant,
     dialing: bool,
+    /// The network changed during this dial: should it fail, that says nothing, and the next follows at once.
+    outdated: bool,
     /// Dialed until then, however often it fails.
     until: Option<Instant>,
     /// No longer dialed; kept until `next` so that adding it again doesn't restart it at once.
@@ -171,6 +173,7 @@ impl Book {
                     failures: 0,
                     next: now,
                     dialing: false,
+                    outdated: false,
                     until,
                     resting: false,
                 };
@@ -235,6 +238,7 @@ impl Book {
                 && let Some(entry) = self.entries.get_mut(&target)
             {
                 entry.dialing = true;
+                entry.outdated = false;
                 room.take(&target, rank);
                 due.push(target);
             }
@@ -285,13 +289,16 @@ impl Book {
         }
     }
 
-    /// The dial failed. `jitter` is from 0 to 1.
-    pub(super) fn failed(&mut self, now: Instant, target: &Target, jitter: f64) {
+    /// The dial failed. `jitter` is from 0 to 1. Returns whether that is news: the first failure in a row where somebody is meant to be.
+    pub(super) fn failed(&mut self, now: Instant, target: &Target, jitter: f64) -> bool {
         let Some(entry) = self.entries.get_mut(target) else {
-            return;
+            return false;
         };
         entry.dialing = false;
         entry.found = None;
+        if std::mem::take(&mut entry.outdated) {
+            return false;
+        }
         let pause_max = match entry.until {
             Some(until) if now < until => REDIAL_PAUSE_MAX,
             _ => PAUSE_MAX,
@@ -308,6 +315,7 @@ impl Book {
             entry.resting = true;
             entry.next = now + PAUSE_MAX;
         }
+        entry.failures == 1 && entry.rank() != Rank::Heard
     }
 
     /// The address leads to this node itself.
@@ -344,12 +352,17 @@ impl Book {
         }
     }
 
-    /// The network is another one than a moment ago: whom it makes sense to dial is dialed now.
-    pub(super) fn hurry(&mut self, now: Instant) {
+    /// The network is another one than a moment ago: whom it makes sense to dial is dialed at `when`, and what is under way then
+    /// once more if it fails.
+    pub(super) fn hurry(&mut self, when: Instant) {
         for entry in self.entries.values_mut() {
+            if entry.dialing {
+                entry.outdated = true;
+                entry.next = when;
+            }
             if entry.rank() != Rank::Heard {
                 entry.failures = 0;
-                entry.next = entry.next.min(now);
+                entry.next = entry.next.min(when);
             }
         }
     }
@@ -592,6 +605,34 @@ mod tests {
         assert_eq!(book.entries.len(), ENTRIES_MAX);
         let first = book.entries.values().filter_map(|entry| entry.until).min();
         assert_eq!(first, Some(now + Duration::from_millis(1) + REDIAL_FOR));
+    }
+
+    #[test]
+    fn a_dial_during_which_the_network_changed_is_made_again_at_once_and_does_not_count() {
+        let now = Instant::now();
+        let mut book = Book::new(PeerId::random());
+        for (port, permanent) in [(1, true), (2, false)] {
+            book.add(
+                now,
+                address(port).with_p2p(PeerId::random()).unwrap(),
+                permanent,
+            );
+        }
+        let due = book.due(now, |_| false);
+        assert_eq!(due.len(), 2);
+        let when = now + Duration::from_millis(100);
+        book.hurry(when);
+        for target in &due {
+            book.failed(now, target, 0.5);
+        }
+        assert_eq!(book.next(|_| false), Some(when));
+        let again = book.due(when, |_| false);
+        assert_eq!(again, due);
+        // That was for once.
+        book.failed(when, &again[0], 0.5);
+        book.failed(when, &again[1], 0.5);
+        assert!(book.next(|_| false) > Some(when + PAUSE_MIN / 2));
+        assert!(book.entries.values().all(|entry| entry.failures == 1));
     }
 
     #[test]

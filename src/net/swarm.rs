@@ -61,6 +61,8 @@ const DOUBTED_MAX: Duration = Duration::from_secs(2);
 /// A connection that is older than a new one by this much is dead where the other side says that it knows of the new one only. Of
 /// one that is hardly older it may not know yet.
 const ELDER_MIN: Duration = Duration::from_secs(1);
+/// The system tells of an address that goes a moment before it stops to send from it.
+const ADDRESS_GOES_WITHIN: Duration = Duration::from_millis(100);
 /// After an upset of the network those who were lost by it are dialed at once.
 const UPSET_FOR: Duration = Duration::from_secs(5);
 /// libp2p closes a connection without streams after this. Those that should end sooner are ended here.
@@ -177,8 +179,10 @@ pub(super) struct Owner {
     leaving: BTreeSet<PeerId>,
     /// Which addresses this machine has; nothing where the system doesn't tell.
     interfaces: Option<IfWatcher>,
-    /// When the network last became another one.
+    /// When the network last became another one; dials make sense from then on.
     upset: Option<Instant>,
+    /// When nothing is sent any more from an address that went: dials that began before are made again then.
+    settles: Option<Instant>,
 }
 
 impl Owner {
@@ -220,6 +224,7 @@ impl Owner {
                 .inspect_err(|error| warn!(%error, "changes of addresses are noticed late"))
                 .ok(),
             upset: None,
+            settles: None,
         };
         let deadline = tokio::time::Instant::now() + LISTEN_WITHIN;
         while let Some(address) = unbound.values().next() {
@@ -281,7 +286,7 @@ impl Owner {
                 Some(note) = self.notes.recv() => self.on_note(note),
                 command = self.commands.recv() => match command {
                     Some(Command::Connect { address, reply }) => self.connect(address, reply),
-                    Some(Command::Doubt) => self.doubt(),
+                    Some(Command::Doubt) => self.doubt(Duration::ZERO),
                     Some(Command::Stop { closed }) => {
                         self.close().await;
                         let _ = closed.send(());
@@ -330,7 +335,8 @@ impl Owner {
             .values()
             .filter_map(|connection| Some(connection.answered? + SILENT_MAX));
         let doubted = self.connections.values().filter_map(Connection::doubt_ends);
-        unproven.chain(silent).chain(doubted).chain(book).min()
+        let deadlines = unproven.chain(silent).chain(doubted).chain(book);
+        deadlines.chain(self.settles).min()
     }
 
     /// Connections to peers that are neither proven nor trackers.
@@ -350,6 +356,9 @@ impl Owner {
 
     fn maintain(&mut self) {
         let now = Instant::now();
+        if self.settles.take_if(|at| now >= *at).is_some() {
+            self.shared.sockets.interrupt_dials();
+        }
         let (blocked, unblocked, due) = {
             let connected = self.shared.connected.read();
             let mut book = self.shared.book.lock();
@@ -415,15 +424,12 @@ impl Owner {
     /// An address of this machine came or went.
     fn on_address(&mut self, event: std::io::Result<IfEvent>) {
         match event {
-            Ok(IfEvent::Up(_)) => {
-                self.upset = Some(Instant::now());
-                self.shared.book.lock().hurry(Instant::now());
-            }
+            Ok(IfEvent::Up(_)) => self.hurry(Duration::ZERO),
             Ok(IfEvent::Down(gone)) => {
                 debug!(address = %gone.addr(), "an address went: its connections end");
                 let sockets = &self.shared.sockets;
                 sockets.sever(|line| line.local.ip() == gone.addr());
-                self.doubt();
+                self.doubt(ADDRESS_GOES_WITHIN);
             }
             Err(error) => {
                 warn!(%error, "changes of addresses are noticed late from now on");
@@ -458,14 +464,24 @@ impl Owner {
         }
     }
 
-    /// Gives each connection a moment to prove itself, and dials at once whom it would dial later.
-    fn doubt(&mut self) {
+    /// Gives each connection a moment to prove itself, and dials anew, after so long.
+    fn doubt(&mut self, pause: Duration) {
         let now = Instant::now();
-        self.upset = Some(now);
         for connection in self.connections.values_mut() {
             connection.doubted.get_or_insert(now);
         }
-        self.shared.book.lock().hurry(now);
+        self.hurry(pause);
+        self.shared.sockets.interrupt_dials();
+        if !pause.is_zero() {
+            self.settles = Some(now + pause);
+        }
+    }
+
+    /// The network became another one: who would be dialed later is dialed after so long.
+    fn hurry(&mut self, pause: Duration) {
+        let when = Instant::now() + pause;
+        self.upset = Some(when);
+        self.shared.book.lock().hurry(when);
     }
 
     fn connect(&mut self, address: Multiaddr, reply: oneshot::Sender<Result<PeerId, String>>) {
@@ -505,11 +521,14 @@ impl Owner {
                 }
             }
             Some(Dial::Member(target)) => {
-                debug!(address = %target.address, reason = explain(error), "could not connect");
+                let (address, reason) = (&target.address, explain(error));
                 let mut book = self.shared.book.lock();
-                match error {
-                    DialError::LocalPeerId { .. } => book.is_self(&target),
-                    _ => book.failed(Instant::now(), &target, jitter()),
+                if let DialError::LocalPeerId { .. } = error {
+                    book.is_self(&target);
+                } else if book.failed(Instant::now(), &target, jitter()) {
+                    info!(%address, reason, "could not connect: it is tried again and again");
+                } else {
+                    debug!(%address, reason, "could not connect");
                 }
             }
         }
@@ -627,7 +646,7 @@ impl Owner {
             | SwarmEvent::ExpiredListenAddr { .. }
             | SwarmEvent::ListenerClosed { .. }) => {
                 if matches!(event, SwarmEvent::ExpiredListenAddr { .. }) {
-                    self.doubt();
+                    self.doubt(ADDRESS_GOES_WITHIN);
                 }
                 let addresses: Vec<Multiaddr> = self.swarm.listeners().cloned().collect();
                 *self.shared.addresses.write() = addresses.clone();
@@ -703,8 +722,8 @@ impl Owner {
             let mut book = self.shared.book.lock();
             let now = Instant::now();
             book.lost(now, peer, addresses, left, jitter());
-            if self.upset.is_some_and(|at| now < at + UPSET_FOR) {
-                book.hurry(now);
+            if let Some(at) = self.upset.filter(|at| now < *at + UPSET_FOR) {
+                book.hurry(now.max(at));
             }
             drop(book);
             let _ = self.shared.events.send(NetEvent::Down(peer));

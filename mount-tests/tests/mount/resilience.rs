@@ -181,3 +181,29 @@ fn a_read_goes_on_after_its_machine_or_its_source_has_got_another_address() {
         Instant::now()
     });
 }
+
+#[test]
+fn a_machine_that_gets_another_address_while_it_dials_is_connected_again_at_once() {
+    let lab = Lab::new();
+    let (a, b) = (lab.host("a"), lab.host("b"));
+    let (id, _) = a.create("");
+    let first = a.mount("c", "");
+    let second = b.mount(&id, &format!("--peer {}", first.multiaddr()));
+    first.meets(1);
+    lab.split_off(&[&a]);
+    // Nobody says that the other side is unreachable: what it dials waits.
+    until(LONG, "it dials", || {
+        let dials = a.sh("ss -Htn state syn-sent");
+        first.status()["peers"] == serde_json::json!([]) && !dials.is_empty()
+    });
+    a.moves_to("10.77.0.200");
+    lab.heal();
+    let over = Instant::now();
+    until(Duration::from_secs(5), "they are connected again", || {
+        first.status()["peers"]
+            .as_array()
+            .is_some_and(|peers| peers.len() == 1)
+    });
+    println!("recovered in {:?}", over.elapsed());
+    second.meets(1);
+}

@@ -75,6 +75,10 @@ pub(super) fn build(
             sockets().boxed()
         }
     };
+    let sockets = severable::Interruptible {
+        inner: sockets,
+        sockets: open.clone(),
+    };
     let connections = sockets.and_then(move |socket, endpoint| {
         async move {
             let (local, remote) = (socket.0.local_addr()?, socket.0.peer_addr()?);

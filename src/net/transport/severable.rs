@@ -1,8 +1,11 @@
-//! Sockets that can be ended from outside, at once.
+//! Sockets and dials that can be ended from outside, at once.
 //!
 //! A connection whose local address is gone, or whose other side no longer knows it, carries nothing any more, and TCP would say so
 //! after minutes. libp2p closes connections politely: it counts them as there until a last word is sent, for which a
 //! dead line has no room. A socket that is severed fails its next read and write, and so ends its connection without a word.
+//!
+//! A dial sends from the address that the system chose when it began. Should that address go, TCP goes on from it, and nobody can
+//! answer. The system tells of an address that goes before it stops to choose it, so a dial that begins then may be one of these too.
 
 use std::{
     io,
@@ -16,12 +19,25 @@ use std::{
     time::Instant,
 };
 
-use futures::{AsyncRead, AsyncWrite, task::AtomicWaker};
+use futures::{
+    AsyncRead, AsyncWrite, FutureExt,
+    future::{BoxFuture, Either, select},
+    task::AtomicWaker,
+};
+use libp2p::{
+    Multiaddr, Transport,
+    core::transport::{Boxed, DialOpts, ListenerId, TransportError, TransportEvent},
+};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
-/// All open sockets of the transport; bounded by the limits on connections.
+/// All open sockets of the transport, bounded by the limits on connections, and its dials.
 #[derive(Debug, Default)]
-pub(in crate::net) struct Sockets(Mutex<Vec<Weak<Line>>>);
+pub(in crate::net) struct Sockets {
+    lines: Mutex<Vec<Weak<Line>>>,
+    /// Ends the dials that are under way.
+    interrupt: Arc<Notify>,
+}
 
 /// One socket, as those see it who may sever it.
 #[derive(Debug)]
@@ -48,7 +64,7 @@ impl Sockets {
             reader: AtomicWaker::new(),
             writer: AtomicWaker::new(),
         });
-        let mut lines = self.0.lock();
+        let mut lines = self.lines.lock();
         lines.retain(|line| line.strong_count() > 0);
         lines.push(Arc::downgrade(&line));
         Severable { socket, line }
@@ -56,13 +72,18 @@ impl Sockets {
 
     /// Severs those sockets.
     pub(in crate::net) fn sever(&self, doomed: impl Fn(&Line) -> bool) {
-        for line in self.0.lock().iter().filter_map(Weak::upgrade) {
+        for line in self.lines.lock().iter().filter_map(Weak::upgrade) {
             if doomed(&line) {
                 line.severed.store(true, SeqCst);
                 line.reader.wake();
                 line.writer.wake();
             }
         }
+    }
+
+    /// Ends all dials for which no line is there yet, with an error.
+    pub(in crate::net) fn interrupt_dials(&self) {
+        self.interrupt.notify_waiters();
     }
 }
 
@@ -150,6 +171,57 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Severable<S> {
     }
 }
 
+/// Makes lines; [`Sockets::interrupt_dials`] ends its dials.
+pub(super) struct Interruptible<S> {
+    pub(super) inner: Boxed<S>,
+    pub(super) sockets: Arc<Sockets>,
+}
+
+impl<S: Send + 'static> Transport for Interruptible<S> {
+    type Output = S;
+    type Error = io::Error;
+    type ListenerUpgrade = <Boxed<S> as Transport>::ListenerUpgrade;
+    type Dial = BoxFuture<'static, io::Result<S>>;
+
+    fn listen_on(
+        &mut self,
+        id: ListenerId,
+        address: Multiaddr,
+    ) -> Result<(), TransportError<io::Error>> {
+        self.inner.listen_on(id, address)
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) -> bool {
+        self.inner.remove_listener(id)
+    }
+
+    fn dial(
+        &mut self,
+        address: Multiaddr,
+        options: DialOpts,
+    ) -> Result<Self::Dial, TransportError<io::Error>> {
+        // Made before the dial begins: from now on it hears of every interruption.
+        let interrupted = self.sockets.interrupt.clone().notified_owned().boxed();
+        let dial = self.inner.dial(address, options)?;
+        Ok(select(dial, interrupted)
+            .map(|first| match first {
+                Either::Left((line, _)) => line,
+                Either::Right(_) => Err(io::Error::new(
+                    io::ErrorKind::Interrupted,
+                    "the addresses of this machine changed meanwhile",
+                )),
+            })
+            .boxed())
+    }
+
+    fn poll(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<TransportEvent<Self::ListenerUpgrade, io::Error>> {
+        Pin::new(&mut self.inner).poll(cx)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use futures::{AsyncReadExt, AsyncWriteExt};
@@ -180,8 +252,8 @@ mod tests {
         assert!(waits.await.unwrap().is_err());
         assert!(stuck.await.unwrap().is_err());
         other.write_all(&[0; 4]).await.unwrap();
-        assert_eq!(sockets.0.lock().len(), 3);
+        assert_eq!(sockets.lines.lock().len(), 3);
         let _new = hold("10.0.0.3:1");
-        assert_eq!(sockets.0.lock().len(), 2, "closed ones are forgotten");
+        assert_eq!(sockets.lines.lock().len(), 2, "closed ones are forgotten");
     }
 }
