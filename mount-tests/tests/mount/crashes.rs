@@ -25,8 +25,12 @@ use rustix::process::{Pid, Signal, kill_process};
 const NAMES: &[Name] = &[
     "a", "b", "c", "d", "d/a", "d/b", "d/c", "e", "e/a", "e/b", "e/c",
 ];
-/// Programs that work at the same time, each in a folder of its own.
-const PROGRAMS: usize = 4;
+/// The same where things meet often: most of it is about several names of a file, and names that change hands.
+const FEW_NAMES: &[Name] = &["a", "b", "d", "d/a", "d/b"];
+/// Names, and how many programs work at the same time, each in a folder of its own.
+type Where = (&'static [Name], usize);
+const SPREAD: Where = (NAMES, 4);
+const CROWDED: Where = (FEW_NAMES, 16);
 
 /// A machine whose process is killed, or which goes down, again and again.
 struct Machine {
@@ -89,14 +93,14 @@ impl Machine {
     }
 
     /// Programs work until it ends while they do; what they were promised. Each begins with something that is published.
-    fn work(&self, run: u64, random: &mut StdRng) -> Vec<Work> {
+    fn work(&self, run: u64, (names, programs): Where, random: &mut StdRng) -> Vec<Work> {
         let folder = self.mount.path(&format!("run{run}"));
         let mut works = Vec::new();
-        for program in 0..PROGRAMS {
+        for program in 0..programs {
             let root = folder.join(program.to_string());
             fs::create_dir_all(&root).unwrap();
             works.push((
-                Work::new(root, NAMES),
+                Work::new(root, names),
                 StdRng::seed_from_u64(random.random()),
             ));
         }
@@ -181,13 +185,13 @@ fn start(host: &Host, kernel: &FailingDisk, after: After, boots: u64) -> Mount {
     kernel.around(|| host.mount("c", options))
 }
 
-fn random_work_survives(after: After, crashes: u64) {
+fn random_work_survives(after: After, place: Where, crashes: u64) {
     let mut random = StdRng::seed_from_u64(seed());
     let mut machine = Machine::new(after);
     for run in turns(crashes) {
         let works = machine
             .mount
-            .with_within(2 * LONG, "", |_| machine.work(run, &mut random));
+            .with_within(2 * LONG, "", |_| machine.work(run, place, &mut random));
         machine.restart();
         // Now and then it does not come far.
         if random.random_range(0..4) == 0 {
@@ -202,12 +206,22 @@ fn random_work_survives(after: After, crashes: u64) {
 
 #[test]
 fn random_work_keeps_its_promises_when_the_process_is_killed() {
-    random_work_survives(After::Kill, 10);
+    random_work_survives(After::Kill, SPREAD, 10);
 }
 
 #[test]
 fn random_work_keeps_its_promises_when_the_machine_goes_down() {
-    random_work_survives(After::PowerLoss, 6);
+    random_work_survives(After::PowerLoss, SPREAD, 6);
+}
+
+#[test]
+fn random_work_on_few_names_keeps_its_promises_when_the_process_is_killed() {
+    random_work_survives(After::Kill, CROWDED, 6);
+}
+
+#[test]
+fn random_work_on_few_names_keeps_its_promises_when_the_machine_goes_down() {
+    random_work_survives(After::PowerLoss, CROWDED, 4);
 }
 
 /// What the sequences are made of. There are a file `a` of three cells, a small one `b`, a folder `d` with a file `a`.
