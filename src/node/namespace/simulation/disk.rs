@@ -103,14 +103,14 @@ impl MemoryDisk {
         Ok(())
     }
 
-    /// Has some of the next puts and flushes fail, by their numbers; none after that.
+    /// Has some of the next puts and flushes fail, by their numbers; none after that. [`MemoryDisk::crash`] ends it.
     pub(super) fn fail(&self, which: Range<usize>) {
         self.0.lock().failing = which;
     }
 
-    /// Whether any did.
+    /// Whether any did, since it was last asked.
     pub(super) fn has_failed(&self) -> bool {
-        self.0.lock().has_failed
+        std::mem::take(&mut self.0.lock().has_failed)
     }
 
     /// From now on a flush does nothing, until [`MemoryDisk::crash`].
@@ -131,6 +131,7 @@ impl MemoryDisk {
         }
         inner.now = inner.flushed.clone();
         inner.is_cut_off = false;
+        inner.failing = 0..0;
     }
 
     /// Another disk with what is on this one for certain.
