@@ -131,13 +131,8 @@ pub(crate) fn resolve(common: &Common, named: &str) -> Result<PathBuf, Failure> 
         .and_then(|name| state_base(common).ok()?.by_name(&name).ok());
     match saved {
         Some(SavedCluster { dir, .. }) => Ok(dir),
-        None if is_dead_mount(path) => Err(Failure::new(format_args!(
-            "{named}: the process behind the mount is gone"
-        ))
-        .hint(format_args!(
-            "clear it with: p2pfs unmount {named}; mounting again does too"
-        ))),
         None => {
+            is_alive(path)?;
             is_allowed(path)?;
             Err(Failure::new(format_args!(
                 "{named}: no mount is there, and no cluster is saved under that name"
@@ -260,11 +255,28 @@ fn named_by_ancestor(path: &Path) -> Option<(PathBuf, PathBuf)> {
 }
 
 /// A mount whose process was killed answers nothing that the kernel has to ask it.
-fn is_dead_mount(path: &Path) -> bool {
-    matches!(
-        rustix::fs::statfs(path),
-        Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED)
-    )
+///
+/// # Errors
+/// Where a path is in one.
+fn is_alive(path: &Path) -> Result<(), Failure> {
+    let is_dead = |path: &&Path| {
+        let about = rustix::fs::statfs(*path);
+        matches!(
+            about,
+            Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::CONNABORTED)
+        )
+    };
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let Some(mount) = absolute.ancestors().filter(is_dead).last() else {
+        return Ok(());
+    };
+    let (named, mount) = (path.display(), mount.display());
+    Err(Failure::new(format_args!(
+        "{named}: the process behind the mount is gone"
+    ))
+    .hint(format_args!(
+        "clear it with: p2pfs unmount {mount}; mounting again does too"
+    )))
 }
 
 /// Any folder can carry the attribute: what it names is believed only where it is this user's and nobody else can write.
@@ -283,6 +295,7 @@ pub(crate) async fn mount_of(path: &Path) -> Result<Found, Failure> {
     match behind(path) {
         Some(dir) => Found::at(dir).checked(&named.to_string()).await,
         None => {
+            is_alive(path)?;
             is_allowed(path)?;
             Err(
                 Failure::new(format_args!("{named} is not inside a p2pfs mount"))

@@ -20,9 +20,12 @@ fn filter(common: &Common, plain: &str) -> EnvFilter {
         (_, _) => "trace",
     };
     // fuser is left out: it calls it an error that whoever waited for an answer was killed, and a warning that a folder
-    // which somebody else unmounted cannot be unmounted. What it really fails at comes back as a result.
+    // which somebody else unmounted cannot be unmounted. What it really fails at comes back as a result. libp2p warns of each connection
+    // that ends without a last word, as those to whoever went away do.
     EnvFilter::try_from_default_env().unwrap_or_else(|_| {
-        EnvFilter::new(format!("warn,fuser=off,p2pfs={own},p2pfs_tracker={own}"))
+        EnvFilter::new(format!(
+            "warn,fuser=off,libp2p_swarm=error,p2pfs={own},p2pfs_tracker={own}"
+        ))
     })
 }
 

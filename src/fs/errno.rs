@@ -107,9 +107,10 @@ impl FsError {
         }
     }
 
-    /// Whether it tells of trouble that the log should have, rather than of what a program asked for.
+    /// Whether it tells of trouble that the log should have and has not, rather than of what a program asked for.
     pub(crate) fn is_trouble(&self) -> bool {
-        matches!(self.errno(), libc::EIO | libc::ENOSPC) && !matches!(self, Self::AttributesFull)
+        let is_told = matches!(self, Self::AttributesFull | Self::Transfer(_));
+        matches!(self.errno(), libc::EIO | libc::ENOSPC) && !is_told
     }
 }
 

@@ -92,6 +92,12 @@ impl Core {
     pub(super) fn aftermath(&self) -> Result<Vec<Unfinished>, StoreError> {
         let left = self.store.journaled()?.into_iter();
         let left = left.map(|(id, record)| (id, record, self.store.fate(id)));
+        let left = left.inspect(|(id, record, fate)| {
+            let path = String::from_utf8_lossy(&record.path);
+            let is_kept = |by| self.tree.was_committed(by);
+            let (place, is_ended) = (fate.place(is_kept).map(|place| place.by), fate.ended.is_some_and(is_kept));
+            tracing::debug!(file = id.0, %path, record.size, ?fate, ?place, is_ended, "left by the last process");
+        });
         let aftermath = sort_out(left.collect(), |by| self.tree.was_committed(by));
         for id in aftermath.ended {
             if let Err(error) = self.store.unstage(id) {

@@ -30,6 +30,15 @@ pub(super) fn probe(address: &Multiaddr) -> std::io::Result<()> {
     }
 }
 
+/// Whether it stands for all addresses that the machine has, or gets.
+pub(super) fn is_unspecified(address: &Multiaddr) -> bool {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => ip.is_unspecified(),
+        Some(Protocol::Ip6(ip)) => ip.is_unspecified(),
+        _ => false,
+    }
+}
+
 /// An error as a person would say it.
 pub(super) fn plain(error: &std::io::Error) -> String {
     use std::io::ErrorKind::*;

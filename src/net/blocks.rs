@@ -233,7 +233,6 @@ async fn run(
     let receiving = async {
         loop {
             let head: BlockHead = framing::read(&mut reader, HEAD_BYTES_MAX).await?;
-            traffic.alive();
             let (BlockHead::Data { number, .. }
             | BlockHead::WrongSize { number, .. }
             | BlockHead::Batch { number, .. }
@@ -244,7 +243,6 @@ async fn run(
                 return Err(FrameError::Malformed("an answer to no request".into()));
             };
             let count = |bytes: usize| {
-                traffic.alive();
                 traffic.block_received.fetch_add(bytes as u64, Relaxed);
                 let counter = &shared.counters.block_received;
                 counter.fetch_add(bytes as u64, Relaxed);
@@ -421,7 +419,6 @@ pub(super) async fn serve(
     let reading = async {
         loop {
             let call = framing::read(&mut reader, CALL_BYTES_MAX).await?;
-            peer.traffic.alive();
             while tasks.try_join_next().is_some() {}
             let service = shared.service.clone();
             let refused = |reason: &'static str| FrameError::Malformed(reason.into());
@@ -612,7 +609,6 @@ async fn write_answer<S: AsyncWrite + Unpin>(
         };
         written?;
         left = left.saturating_sub(started.elapsed());
-        peer.traffic.alive();
     }
     match timeout(left, writer.flush()).await {
         Ok(flushed) => flushed?,

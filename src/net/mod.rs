@@ -395,10 +395,11 @@ impl Net {
         answered(&there, within, once_more(ask)).await
     }
 
-    /// Bytes of block answers that have come from a proven peer since it was last admitted, as they come.
-    pub fn block_bytes_received(&self, peer: &PeerId) -> Option<u64> {
-        let peer = self.shared.peer(peer)?;
-        Some(peer.traffic.block_received.load(Relaxed))
+    /// Bytes that have come from a proven peer over the connections that it has now, of whatever kind, as they come: over a slow line
+    /// a frame of an answer takes seconds, and is seen above only when it is whole.
+    pub fn bytes_received(&self, peer: &PeerId) -> Option<u64> {
+        self.shared.peer(peer)?;
+        Some(self.shared.sockets.received_from(peer))
     }
 
     /// Block answers that are being worked on now, for all peers.

@@ -173,7 +173,7 @@ impl Shared {
                 at,
                 round_trip: None,
             }),
-            sync: sync::start(self, id, &gone, &traffic),
+            sync: sync::start(self, id, &gone),
             blocks: blocks::start(self, id, &gone, &traffic),
             traffic,
             answers: Arc::new(Semaphore::new(ANSWERS_PER_PEER_MAX)),
@@ -256,19 +256,6 @@ pub(super) struct About {
 pub(super) struct Traffic {
     pub(super) block_received: AtomicU64,
     pub(super) block_sent: AtomicU64,
-    active: Mutex<Option<Instant>>,
-}
-
-impl Traffic {
-    /// The peer read or wrote something.
-    pub(super) fn alive(&self) {
-        *self.active.lock() = Some(Instant::now());
-    }
-
-    /// When it last did. A ping that waits behind data on a slow line is no sign of death.
-    pub(super) fn last(&self) -> Option<Instant> {
-        *self.active.lock()
-    }
 }
 
 /// A proven peer.

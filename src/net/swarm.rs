@@ -7,7 +7,6 @@
 use std::{
     collections::{BTreeSet, HashMap},
     future::poll_fn,
-    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::Poll,
@@ -23,9 +22,7 @@ use libp2p::{
         ConnectedPoint,
         transport::{ListenerId, TransportError},
     },
-    identify,
-    multiaddr::Protocol,
-    ping,
+    identify, ping,
     swarm::{
         ConnectionId, DialError, NetworkBehaviour, SwarmEvent,
         dial_opts::{DialOpts, PeerCondition},
@@ -37,27 +34,31 @@ use tracing::{debug, info, warn};
 
 use super::{
     NetError, NetEvent,
-    addresses::{dialable, explain, plain, probe},
+    addresses::{dialable, explain, is_unspecified, plain, probe},
     book::Target,
     hello::HelloError,
     peers::{Note, Shared, Whereabouts},
     proto::ADDRESSES_MAX,
     sources::Sources,
     streams::{self, HELLO_WITHIN},
-    transport::without_peer,
+    transport::{Line, without_peer},
 };
 
 /// Longest life of a connection to a peer that proves nothing: the handshake's time and a little for closing.
 const UNPROVEN_MAX: Duration = HELLO_WITHIN.saturating_add(Duration::from_secs(1));
 /// Pause between two pings.
 const PING_INTERVAL: Duration = Duration::from_millis(1500);
-/// A connection is closed when no ping was answered, and no data moved, for this long: pings queue behind the data on a slow
-/// line. The longer packets are lost, the longer TCP waits before it sends them again, as long again as they were lost; a new
+/// A connection is closed when no ping was answered, and nothing moved over its line, for this long: pings queue behind the data on a
+/// slow one. The longer packets are lost, the longer TCP waits before it sends them again, as long again as they were lost; a new
 /// connection is there sooner. (libp2p reports only the second failure in a row, which takes longer.)
 const SILENT_MAX: Duration = Duration::from_secs(8);
 /// The same where there is reason to believe that a connection broke: an address of this machine went, it slept, or the
-/// other side made a new one. Only a ping counts then, which proves this one connection.
+/// other side made a new one. What had come before and is read only then proves nothing.
 const DOUBTED_MAX: Duration = Duration::from_secs(2);
+/// How often it is looked whether anything moves, where a ping is overdue.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// When a ping is overdue.
+const OVERDUE: Duration = PING_INTERVAL.saturating_mul(2);
 /// A connection that is older than a new one by this much is dead where the other side says that it knows of the new one only. Of
 /// one that is hardly older it may not know yet.
 const ELDER_MIN: Duration = Duration::from_secs(1);
@@ -78,6 +79,8 @@ const PENDING_OUTGOING_MAX: u32 = 64;
 const PER_PEER_MAX: u32 = 6;
 /// Longest wait for the listeners to report their addresses.
 const LISTEN_WITHIN: Duration = Duration::from_secs(10);
+/// The same where any address will do: a machine that has none now may get one later.
+const NAMED_WITHIN: Duration = Duration::from_secs(1);
 /// Longest wait for all connections to close.
 const CLOSE_WITHIN: Duration = Duration::from_millis(500);
 
@@ -151,8 +154,12 @@ struct Connection {
     dialed: Option<Target>,
     /// Wanted without proof.
     to_tracker: bool,
-    /// When a ping was last answered, or the peer otherwise seen to live; nothing where it does not speak ping.
+    /// When a ping was last answered; nothing where it does not speak ping.
     answered: Option<Instant>,
+    /// How much had moved over its line, and when that was looked at.
+    looked: Option<(Instant, u64)>,
+    /// Something moved after this.
+    moved: Option<Instant>,
     /// Since when it has to prove that it is alive.
     doubted: Option<Instant>,
 }
@@ -162,6 +169,42 @@ impl Connection {
     fn doubt_ends(&self) -> Option<Instant> {
         self.answered?;
         Some(self.doubted? + DOUBTED_MAX)
+    }
+
+    /// Whether a line is this connection's.
+    fn is_over(&self, line: &Line) -> bool {
+        self.address == line.remote && line.since <= self.since
+    }
+
+    /// When it is to be looked whether anything moves.
+    fn look_due(&self) -> Option<Instant> {
+        let overdue = self.answered? + OVERDUE;
+        let first = self.doubted.map_or(overdue, |since| since.min(overdue));
+        Some(
+            self.looked
+                .map_or(first, |(last, _)| first.max(last + LOOK_EVERY)),
+        )
+    }
+
+    /// So much has moved over its line by now.
+    fn look(&mut self, now: Instant, moved: u64) {
+        if let Some((last, before)) = self.looked
+            && moved > before
+        {
+            self.moved = Some(last);
+        }
+        self.looked = Some((now, moved));
+    }
+
+    /// Whether it is to be taken for dead; ends a doubt.
+    fn is_dead(&mut self, now: Instant) -> bool {
+        let Some(answered) = self.answered else {
+            return false;
+        };
+        let alive = self.moved.map_or(answered, |moved| moved.max(answered));
+        let is_due = self.doubt_ends().is_some_and(|at| now >= at);
+        let since = self.doubted.take_if(|_| is_due);
+        since.is_some_and(|since| alive <= since) || now >= alive + SILENT_MAX
     }
 }
 
@@ -226,10 +269,23 @@ impl Owner {
             upset: None,
             settles: None,
         };
-        let deadline = tokio::time::Instant::now() + LISTEN_WITHIN;
+        let begun = tokio::time::Instant::now();
         while let Some(address) = unbound.values().next() {
+            let may_be_none = unbound.values().all(is_unspecified);
+            let deadline = begun
+                + if may_be_none {
+                    NAMED_WITHIN
+                } else {
+                    LISTEN_WITHIN
+                };
             let event = tokio::time::timeout_at(deadline, owner.swarm.select_next_some()).await;
             let Ok(event) = event else {
+                if may_be_none {
+                    warn!(
+                        "this machine has no network address: nobody reaches it before it has one"
+                    );
+                    break;
+                }
                 return Err(NetError::Listen {
                     address: address.clone(),
                     reason: "the system named no address for it".into(),
@@ -330,12 +386,9 @@ impl Owner {
         let unproven = self
             .unwanted()
             .map(|(_, connection)| connection.since + UNPROVEN_MAX);
-        let silent = self
-            .connections
-            .values()
-            .filter_map(|connection| Some(connection.answered? + SILENT_MAX));
+        let looked = self.connections.values().filter_map(Connection::look_due);
         let doubted = self.connections.values().filter_map(Connection::doubt_ends);
-        let deadlines = unproven.chain(silent).chain(doubted).chain(book);
+        let deadlines = unproven.chain(looked).chain(doubted).chain(book);
         deadlines.chain(self.settles).min()
     }
 
@@ -397,23 +450,15 @@ impl Owner {
         }
         let mut dead = Vec::new();
         for (id, connection) in &mut self.connections {
-            let Some(answered) = connection.answered else {
-                continue;
-            };
-            let is_due = connection.doubt_ends().is_some_and(|at| now >= at);
-            let since = connection.doubted.take_if(|_| is_due);
-            let doubted = since.is_some_and(|since| answered <= since);
-            if doubted || now >= answered + SILENT_MAX {
-                let known = self.shared.peer(&connection.peer);
-                let active = known.and_then(|known| known.traffic.last());
-                if !doubted && active.is_some_and(|at| now < at + SILENT_MAX) {
-                    connection.answered = active;
-                } else {
-                    debug!(peer = %connection.peer, "no sign of life: closing the connection");
-                    dead.push(*id);
-                    // Closing may take a moment; it is not asked for again at once.
-                    connection.answered = Some(now);
-                }
+            if connection.look_due().is_some_and(|at| now >= at) {
+                let moved = self.shared.sockets.moved(|line| connection.is_over(line));
+                connection.look(now, moved.unwrap_or_default());
+            }
+            if connection.is_dead(now) {
+                debug!(peer = %connection.peer, "no sign of life: closing the connection");
+                dead.push(*id);
+                // Closing may take a moment; it is not asked for again at once.
+                connection.answered = Some(now);
             }
         }
         for id in dead {
@@ -440,12 +485,8 @@ impl Owner {
 
     /// Ends a connection that is taken for dead, without a last word.
     fn sever(&mut self, id: ConnectionId) {
-        let connection = self.connections.get(&id);
-        if let Some((remote, since)) =
-            connection.and_then(|one| Some((socket_address(&one.address)?, one.since)))
-        {
-            let sockets = &self.shared.sockets;
-            sockets.sever(|line| line.remote == remote && line.since <= since);
+        if let Some(connection) = self.connections.get(&id) {
+            self.shared.sockets.sever(|line| connection.is_over(line));
         }
         self.swarm.close_connection(id);
     }
@@ -675,6 +716,8 @@ impl Owner {
             dialed: None,
             to_tracker: false,
             answered: Some(Instant::now()),
+            looked: None,
+            moved: None,
             doubted: None,
         };
         match self.dials.remove(&id) {
@@ -765,20 +808,6 @@ async fn changes(interfaces: &mut Option<IfWatcher>) -> std::io::Result<IfEvent>
     }
 }
 
-/// The IP address and port in the address of a connection; one that was dialed by name has none.
-fn socket_address(address: &Multiaddr) -> Option<SocketAddr> {
-    let mut parts = address.iter();
-    let ip = match parts.next()? {
-        Protocol::Ip4(ip) => IpAddr::V4(ip),
-        Protocol::Ip6(ip) => IpAddr::V6(ip).to_canonical(),
-        _ => return None,
-    };
-    match parts.next()? {
-        Protocol::Tcp(port) => Some(SocketAddr::new(ip, port)),
-        _ => None,
-    }
-}
-
 fn jitter() -> f64 {
     rand::rng().random()
 }
@@ -802,21 +831,76 @@ fn dial_options(target: &Target) -> DialOpts {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_doubt_about_a_peer_that_does_not_speak_ping_is_never_due() {
-        let now = Instant::now();
-        let mut connection = Connection {
+    fn connection(now: Instant) -> Connection {
+        Connection {
             peer: PeerId::random(),
             since: now,
             address: Multiaddr::empty(),
             dialed: None,
             to_tracker: false,
             answered: Some(now),
-            doubted: Some(now),
-        };
+            looked: None,
+            moved: None,
+            doubted: None,
+        }
+    }
+
+    #[test]
+    fn a_doubt_about_a_peer_that_does_not_speak_ping_is_never_due() {
+        let now = Instant::now();
+        let mut connection = connection(now);
+        connection.doubted = Some(now);
         assert_eq!(connection.doubt_ends(), Some(now + DOUBTED_MAX));
         // Else the swarm's owner would wake up for it again and again, at once.
         connection.answered = None;
         assert_eq!(connection.doubt_ends(), None);
+        assert_eq!(connection.look_due(), None);
+    }
+
+    /// Looks whenever that is due, until it is dead, a minute at most; `moved` tells how much has moved by then.
+    fn dies_after(
+        connection: &mut Connection,
+        moved: impl Fn(Duration) -> u64,
+    ) -> Option<Duration> {
+        let begun = connection.since;
+        let mut now = begun;
+        while now < begun + Duration::from_secs(60) {
+            let due = connection.look_due().into_iter();
+            now = due.chain(connection.doubt_ends()).min()?.max(now);
+            if connection.look_due().is_some_and(|at| now >= at) {
+                connection.look(now, moved(now - begun));
+            }
+            if connection.is_dead(now) {
+                return Some(now - begun);
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn a_line_over_which_something_moves_is_alive_though_no_ping_comes_back() {
+        let now = Instant::now();
+        let slowly = |since: Duration| since.as_millis() as u64;
+        for doubted in [None, Some(now)] {
+            let mut connection = connection(now);
+            connection.doubted = doubted;
+            assert_eq!(dies_after(&mut connection, slowly), None);
+        }
+    }
+
+    #[test]
+    fn a_line_over_which_nothing_moves_is_dead_after_a_while_and_soon_if_it_is_doubted() {
+        let now = Instant::now();
+        assert_eq!(dies_after(&mut connection(now), |_| 7), Some(SILENT_MAX));
+        let until = Duration::from_secs(20);
+        let stops = |since: Duration| since.min(until).as_millis() as u64;
+        let after = dies_after(&mut connection(now), stops).unwrap();
+        let latest = until + SILENT_MAX + LOOK_EVERY;
+        assert!((until + SILENT_MAX - LOOK_EVERY..=latest).contains(&after));
+        // What was there already is read in the first moment.
+        let was_there = |since: Duration| u64::from(since > Duration::from_millis(100));
+        let mut doubted = connection(now);
+        doubted.doubted = Some(now);
+        assert_eq!(dies_after(&mut doubted, was_there), Some(DOUBTED_MAX));
     }
 }

@@ -35,7 +35,7 @@ use tracing::debug;
 
 use super::{
     framing::{self, FrameError},
-    peers::{Note, Peer, Shared, Traffic},
+    peers::{Note, Peer, Shared},
     proto::{
         CALL_BYTES_MAX, Push, SYNC, SYNC_BYTES_MAX, SyncAnswer, SyncCall, SyncReply, SyncRequest,
     },
@@ -130,15 +130,10 @@ pub(super) fn encode_push(push: Push) -> Result<Bytes, FrameError> {
 }
 
 /// Starts the asking side of a peer; it ends with `gone`.
-pub(super) fn start(
-    shared: &Arc<Shared>,
-    peer: PeerId,
-    gone: &CancellationToken,
-    traffic: &Arc<Traffic>,
-) -> SyncClient {
+pub(super) fn start(shared: &Arc<Shared>, peer: PeerId, gone: &CancellationToken) -> SyncClient {
     let (questions, mut asked) = mpsc::channel(ASKED_MAX);
     let (pushes, mut pushed) = mpsc::channel(PUSHES_MAX);
-    let (shared, gone, traffic) = (shared.clone(), gone.clone(), traffic.clone());
+    let (shared, gone) = (shared.clone(), gone.clone());
     tokio::spawn(async move {
         let client = async {
             let [mut pause, pause_max] = REOPEN_PAUSES;
@@ -146,7 +141,7 @@ pub(super) fn start(
                 let ended = match streams::open(&shared, peer, SYNC).await {
                     Ok(stream) => {
                         pause = REOPEN_PAUSES[0];
-                        run(&shared, &traffic, stream, &mut asked, &mut pushed).await
+                        run(&shared, stream, &mut asked, &mut pushed).await
                     }
                     Err(error) => FrameError::Io(io::Error::other(error.to_string())),
                 };
@@ -171,7 +166,6 @@ type Waiting = Mutex<BTreeMap<u64, Question>>;
 /// Uses one stream until it ends; tells why it did.
 async fn run(
     shared: &Shared,
-    traffic: &Traffic,
     stream: Stream,
     asked: &mut mpsc::Receiver<Question>,
     pushed: &mut mpsc::Receiver<Outgoing>,
@@ -205,7 +199,6 @@ async fn run(
     let receiving = async {
         loop {
             let bytes = framing::read_bytes(&mut reader, SYNC_BYTES_MAX).await?;
-            traffic.alive();
             let counter = &shared.counters.manifest_received;
             counter.fetch_add(bytes.len() as u64, Relaxed);
             let SyncReply(number, answer) = framing::decode(&bytes)?;
@@ -252,7 +245,6 @@ pub(super) async fn serve(
             let place = peer.sync_answers.clone().acquire_owned().await;
             let place = place.map_err(io::Error::other)?;
             let bytes = framing::read_bytes(&mut reader, CALL_BYTES_MAX).await?;
-            peer.traffic.alive();
             match framing::decode(&bytes)? {
                 SyncCall::Request(number, request) => {
                     let unfit = request.check().err();

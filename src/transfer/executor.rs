@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Blame, Holders, TransferError,
+    Blame, Holders, Stalls, TransferError,
     board::Board,
     scheduler::{
         self, Answer, Held, Output, Priority, RequestId, Scheduler, Verdict, Wanted, WishId,
@@ -155,6 +155,7 @@ pub(super) struct Parts {
     pub(super) source: Arc<dyn BlockSource>,
     pub(super) holders: Arc<dyn Holders>,
     pub(super) board: Arc<Mutex<Board>>,
+    pub(super) stalls: Arc<Stalls>,
     pub(super) clock: Arc<AwakeClock>,
     pub(super) stop: CancellationToken,
 }
@@ -280,6 +281,7 @@ impl Executor {
     fn on_event(&mut self, event: &NetEvent) {
         match event {
             NetEvent::Up(peer) | NetEvent::Missed(peer) => {
+                self.parts.stalls.forget(None);
                 // Missed: one of its connections broke, with what was asked over it, and that was held against the peer.
                 if matches!(event, NetEvent::Missed(_)) {
                     self.scheduler.handle_peer_down(self.now(), *peer);
@@ -370,6 +372,9 @@ impl Executor {
         match report {
             Report::Have { peer, answers } => {
                 for (object, held) in answers {
+                    if held.as_ref().is_some_and(|held| *held != Held::No) {
+                        self.parts.stalls.forget(Some(&object));
+                    }
                     self.scheduler.handle_have(now, peer, object, held);
                 }
             }
@@ -535,11 +540,9 @@ impl Executor {
         };
         let error = result.as_ref().err().map(ToString::to_string);
         if let Some(error) = &error {
-            if done.is_some() {
-                tracing::warn!(object = %object.content, "a transfer failed: {error}");
-            } else {
-                tracing::debug!(object = %object.content, "a prefetch failed: {error}");
-            }
+            // Whoever waits for it tells of it, with the path.
+            let is_awaited = done.is_some();
+            tracing::debug!(object = %object.content, is_awaited, "a transfer failed: {error}");
         }
         answer(done, result);
         self.note_end(&object, error);

@@ -138,12 +138,15 @@ pub struct Transfers {
     board: Arc<Mutex<Board>>,
     clock: Arc<AwakeClock>,
     stop: CancellationToken,
-    stalls: Arc<Mutex<VecDeque<Stall>>>,
+    stalls: Arc<Stalls>,
     kin: Arc<Kin>,
     made: Arc<Mutex<Made>>,
 }
 
-/// A range that nobody could serve a moment ago.
+/// Ranges that nobody could serve a moment ago.
+#[derive(Default)]
+struct Stalls(Mutex<VecDeque<Stall>>);
+
 struct Stall {
     object: Object,
     blocks: Range<u64>,
@@ -151,9 +154,41 @@ struct Stall {
     error: TransferError,
 }
 
-/// For so long a part of a range that stalled fails at once. The kernel asks again, page by page, for what its own readahead
-/// could not get: without this, one read would wait twice.
-const STALLED_FOR: Duration = Duration::from_secs(1);
+impl Stalls {
+    fn note(&self, object: Object, blocks: Range<u64>, error: TransferError) {
+        let mut stalls = self.0.lock();
+        if stalls.len() >= STALLS_MAX {
+            stalls.pop_front();
+        }
+        stalls.push_back(Stall {
+            object,
+            blocks,
+            at: Instant::now(),
+            error,
+        });
+    }
+
+    fn of(&self, object: &Object, blocks: &Range<u64>) -> Option<TransferError> {
+        let mut stalls = self.0.lock();
+        stalls.retain(|stall| stall.at.elapsed() < STALLED_FOR);
+        let covers = |stall: &&Stall| {
+            stall.object == *object
+                && stall.blocks.start <= blocks.start
+                && blocks.end <= stall.blocks.end
+        };
+        stalls.iter().find(covers).map(|stall| stall.error.clone())
+    }
+
+    /// Somebody is there who may have it, or have anything.
+    fn forget(&self, object: Option<&Object>) {
+        let mut stalls = self.0.lock();
+        stalls.retain(|stall| object.is_some_and(|object| stall.object != *object));
+    }
+}
+
+/// For so long a part of a range that stalled fails at once, unless somebody has said meanwhile that it is there. The kernel asks
+/// again, page by page and right away, for what its own readahead could not get: without this, one read would wait twice.
+const STALLED_FOR: Duration = Duration::from_millis(300);
 /// Objects that a peer may ask about at a time and be taken to want them all.
 const INTERESTS_MAX: usize = 16;
 /// How long a wish waits that found too many of its kind.
@@ -202,6 +237,7 @@ impl Transfers {
             source,
             holders,
             board: engine.board.clone(),
+            stalls: engine.stalls.clone(),
             clock: engine.clock.clone(),
             stop: engine.stop.clone(),
         };
@@ -280,7 +316,7 @@ impl Transfers {
         if (size_proven || to_read) && present.contains(blocks.clone()) {
             return Some(Ok(()));
         }
-        if let Some(error) = self.stalled(&object, &blocks) {
+        if let Some(error) = self.stalls.of(&object, &blocks) {
             return Some(Err(error));
         }
         if self.kin.knows(&object) {
@@ -310,33 +346,9 @@ impl Transfers {
         given_up.wish = None;
         let result = answer.ok()?;
         if let Err(error @ TransferError::Stalled { .. }) = &result {
-            self.remember_stall(object, blocks, error.clone());
+            self.stalls.note(object, blocks, error.clone());
         }
         Some(result)
-    }
-
-    fn remember_stall(&self, object: Object, blocks: Range<u64>, error: TransferError) {
-        let mut stalls = self.stalls.lock();
-        if stalls.len() >= STALLS_MAX {
-            stalls.pop_front();
-        }
-        stalls.push_back(Stall {
-            object,
-            blocks,
-            at: Instant::now(),
-            error,
-        });
-    }
-
-    fn stalled(&self, object: &Object, blocks: &Range<u64>) -> Option<TransferError> {
-        let mut stalls = self.stalls.lock();
-        stalls.retain(|stall| stall.at.elapsed() < STALLED_FOR);
-        let covers = |stall: &&Stall| {
-            stall.object == *object
-                && stall.blocks.start <= blocks.start
-                && blocks.end <= stall.blocks.end
-        };
-        stalls.iter().find(covers).map(|stall| stall.error.clone())
     }
 
     /// Fetches ahead, without anybody waiting; goes behind every [`Transfers::ensure`]. Passed over when there is too much

@@ -20,7 +20,7 @@ pub(super) trait BlockSource: Send + Sync + 'static {
     fn local(&self) -> PeerId;
     /// Those that are connected, with their round trips where measured.
     fn peers(&self) -> Vec<(PeerId, Option<Duration>)>;
-    /// Bytes of answers that have come from a peer over its present connection, as they come.
+    /// Bytes that have come from a peer over its present connections, as they come, answers among them.
     fn received(&self, peer: &PeerId) -> Option<u64>;
     /// Follows who comes and goes; after a gap [`BlockSource::peers`] is read anew.
     fn events(&self) -> broadcast::Receiver<NetEvent>;
@@ -93,7 +93,7 @@ impl BlockSource for Net {
     }
 
     fn received(&self, peer: &PeerId) -> Option<u64> {
-        Net::block_bytes_received(self, peer)
+        Net::bytes_received(self, peer)
     }
 
     fn events(&self) -> broadcast::Receiver<NetEvent> {

@@ -1,6 +1,6 @@
 //! The commands about what is in the cache, and what comes into it.
 
-use std::fs;
+use std::{fs, time::Instant};
 
 use p2pfs_mount_tests::{Finished, LONG, Lab, Mount, SOON, eventually, hash, noise, until};
 use serde_json::Value;
@@ -574,4 +574,47 @@ fn find_tells_nothing_found_from_nothing_known() {
     let b = b.mount(&id, "");
     let said = b.ask("find none").fails(1).to_owned();
     assert!(said.contains("no state of the cluster"), "{said}");
+}
+
+#[test]
+fn a_command_for_something_in_a_dead_mount_says_so_and_how_to_clear_it() {
+    let lab = Lab::new();
+    let host = lab.host("a");
+    host.create("");
+    let mount = host.mount("c", "");
+    host.sh("mkdir mnt/d && echo x > mnt/d/f");
+    mount.kill();
+    let hint = format!("p2pfs unmount {}/mnt;", host.dir().display());
+    for words in [
+        "fetch mnt/d/f",
+        "why mnt/d/f",
+        "status -C mnt/d/f",
+        "wait -C mnt",
+    ] {
+        let finished = host.p2pfs(words);
+        let said = finished.to_string();
+        assert!(
+            said.contains("the process behind the mount is gone"),
+            "{words}: {said}"
+        );
+        assert!(said.contains(&hint), "{words}: {said}");
+    }
+    host.p2pfs("unmount mnt").ok();
+}
+
+#[test]
+fn a_machine_without_any_network_mounts_all_the_same() {
+    let lab = Lab::new();
+    let host = lab.host("a");
+    for link in ["eth0", "lo"] {
+        host.sh(&format!(
+            "ip link set {link} down && ip addr flush dev {link}"
+        ));
+    }
+    host.create("");
+    let begun = Instant::now();
+    let mount = host.mount("c", "");
+    println!("mounted after {:?}", begun.elapsed());
+    mount.write("f", b"x");
+    mount.shows("f", b"x");
 }

@@ -628,3 +628,25 @@ fn random_work_at_two_members_comes_out_as_in_a_plain_folder() {
         }
     }
 }
+
+#[test]
+fn a_file_that_is_cut_to_the_length_that_it_has_is_changed_now() {
+    for options in ["", "--no-passthrough"] {
+        let pair = pair_with(options);
+        let seconds = |path: &str| {
+            let time = pair.a.host().sh(&format!("stat -c %Y mnt/{path}"));
+            time.trim().parse::<u64>().unwrap()
+        };
+        // What make does with a stamp; and the same for what has bytes.
+        pair.a
+            .host()
+            .sh("cd mnt && : > stamp && echo x > full && touch -d 2020-01-01 stamp full");
+        assert_eq!(seconds("stamp"), 1_577_836_800);
+        pair.a
+            .host()
+            .sh("cd mnt && : > stamp && truncate -s 2 full");
+        for path in ["stamp", "full"] {
+            assert!(seconds(path) > 1_700_000_000, "{path} with {options:?}");
+        }
+    }
+}

@@ -124,6 +124,30 @@ fn a_read_goes_on_from_an_only_source_whose_link_becomes_slow() {
 }
 
 #[test]
+fn a_read_over_a_link_that_is_slow_from_the_start_comes_to_its_end() {
+    let lab = Lab::new();
+    let (a, b) = (lab.host("a"), lab.host("b"));
+    let (id, _) = a.create("");
+    let source = a.mount("c", "");
+    let bytes = noise(78, 700_000);
+    source.write("data", &bytes);
+    source.publishes();
+    // A queue of ten seconds: what is sent next, and so each answer to a ping, waits for all that was sent before.
+    let queue = "tbf rate 256kbit burst 16k limit 320k";
+    a.sh(&format!("tc qdisc replace dev eth0 root {queue}"));
+    let options = format!("--read-timeout 8s --peer {}", source.multiaddr());
+    let reader = b.mount(&id, &options);
+    until(LONG, "the entry is seen", || reader.has("data"));
+    let mut read = b.start_sh("exec cat mnt/data > copy");
+    let status = read.ends_within(2 * LONG);
+    assert!(status.success(), "{}", read.output());
+    assert!(fs::read(b.path("copy")).unwrap() == bytes);
+    // Nothing was asked for twice, or only little.
+    let received = cached(&reader);
+    assert!(received < 1_000_000, "{received} bytes");
+}
+
+#[test]
 fn a_read_goes_on_from_another_source_while_one_is_stopped() {
     let read = prepare(2, "20mbit", false);
     let stopped = read.sources[0].pid();

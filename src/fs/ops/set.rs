@@ -67,7 +67,6 @@ impl Core {
             }
         };
         match facts.kind {
-            Kind::File(object) if object.size == size => return Ok(()),
             Kind::File(_) => {}
             Kind::Directory => return Err(FsError::IsDirectory.into()),
             _ => return Err(FsError::Invalid.into()),

@@ -15,7 +15,7 @@ mod tls;
 #[cfg(test)]
 mod tests;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, os::fd::AsRawFd, sync::Arc, time::Duration};
 
 use futures::{
     AsyncRead, AsyncWrite,
@@ -39,7 +39,7 @@ use multistream_select::{
 };
 use tracing::warn;
 
-pub(super) use self::severable::Sockets;
+pub(super) use self::severable::{Line, Sockets};
 use super::counters::{Counted, Counters};
 
 /// Longest time from the first TCP packet to a multiplexed connection.
@@ -81,10 +81,16 @@ pub(super) fn build(
     };
     let connections = sockets.and_then(move |socket, endpoint| {
         async move {
-            let (local, remote) = (socket.0.local_addr()?, socket.0.peer_addr()?);
-            let socket = Counted::new(open.hold(socket, local, remote), counters);
+            let local = socket.0.local_addr()?;
+            let remote = without_peer(endpoint.get_remote_address().clone());
+            let system = socket.0.as_raw_fd();
+            let socket = open.hold(socket, Some(system), local, remote);
+            let line = socket.line();
+            let socket = Counted::new(socket, counters);
             let (role, expected) = role(&endpoint);
             let (peer, channel) = security.secure(socket, role, expected).await?;
+            line.is_to(peer);
+            drop(line);
             let (_, channel) = negotiate(channel, role, [mux::NAME]).await?;
             let muxer = mux::Muxer::new(channel, role);
             Ok::<_, UpgradeError>((peer, StreamMuxerBox::new(muxer)))

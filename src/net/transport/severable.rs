@@ -10,10 +10,14 @@
 use std::{
     io,
     net::SocketAddr,
+    os::fd::{AsRawFd, BorrowedFd, RawFd},
     pin::Pin,
     sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        Arc, OnceLock, Weak,
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     task::{Context, Poll},
     time::Instant,
@@ -25,7 +29,7 @@ use futures::{
     task::AtomicWaker,
 };
 use libp2p::{
-    Multiaddr, Transport,
+    Multiaddr, PeerId, Transport,
     core::transport::{Boxed, DialOpts, ListenerId, TransportError, TransportEvent},
 };
 use parking_lot::Mutex;
@@ -44,25 +48,72 @@ pub(in crate::net) struct Sockets {
 pub(in crate::net) struct Line {
     /// This end.
     pub(in crate::net) local: SocketAddr,
-    /// The other end.
-    pub(in crate::net) remote: SocketAddr,
+    /// Where the other end is, as whoever dialed or was dialed knows it.
+    pub(in crate::net) remote: Multiaddr,
     /// When it was opened.
     pub(in crate::net) since: Instant,
     severed: AtomicBool,
     reader: AtomicWaker,
     writer: AtomicWaker,
+    /// Who proved to be at the other end.
+    peer: OnceLock<PeerId>,
+    /// Bytes that came in, and that were given to the system to be sent.
+    received: AtomicU64,
+    given: AtomicU64,
+    /// To ask the system for what it has not sent; nothing once the socket is about to be closed.
+    socket: Mutex<Option<RawFd>>,
+}
+
+impl Line {
+    /// Notes who has proven to be at the other end.
+    pub(super) fn is_to(&self, peer: PeerId) {
+        // The first to prove it is the only one.
+        let _ = self.peer.set(peer);
+    }
+
+    /// Bytes that came in, and those that the other side's system has confirmed. As long as it grows the line is alive, however
+    /// slow it is and however much is queued before an answer.
+    pub(in crate::net) fn moved(&self) -> u64 {
+        let given = self.given.load(Relaxed);
+        let queued = match *self.socket.lock() {
+            // SAFETY: it is open: whoever closes it takes it out first, for which it waits for this lock.
+            Some(socket) => unsent(unsafe { BorrowedFd::borrow_raw(socket) }).unwrap_or(given),
+            None => given,
+        };
+        self.received
+            .load(Relaxed)
+            .saturating_add(given.saturating_sub(queued))
+    }
+}
+
+/// Bytes that the system has for a socket and that the other side has not confirmed (`SIOCOUTQ`, tcp(7)).
+fn unsent(socket: BorrowedFd<'_>) -> Option<u64> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the call writes one number, there.
+    let outcome = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+    (outcome == 0).then(|| u64::try_from(bytes).unwrap_or(0))
 }
 
 impl Sockets {
-    /// Makes a socket severable.
-    pub(super) fn hold<S>(&self, socket: S, local: SocketAddr, remote: SocketAddr) -> Severable<S> {
+    /// Makes a socket severable. `system` is what it is to the system, if it is one of its.
+    pub(super) fn hold<S>(
+        &self,
+        socket: S,
+        system: Option<RawFd>,
+        local: SocketAddr,
+        remote: Multiaddr,
+    ) -> Severable<S> {
         let line = Arc::new(Line {
             local: canonical(local),
-            remote: canonical(remote),
+            remote,
             since: Instant::now(),
             severed: AtomicBool::new(false),
             reader: AtomicWaker::new(),
             writer: AtomicWaker::new(),
+            peer: OnceLock::new(),
+            received: AtomicU64::new(0),
+            given: AtomicU64::new(0),
+            socket: Mutex::new(system),
         });
         let mut lines = self.lines.lock();
         lines.retain(|line| line.strong_count() > 0);
@@ -79,6 +130,21 @@ impl Sockets {
                 line.writer.wake();
             }
         }
+    }
+
+    /// How much has moved over the last of these lines: see [`Line::moved`].
+    pub(in crate::net) fn moved(&self, which: impl Fn(&Line) -> bool) -> Option<u64> {
+        let lines = self.lines.lock();
+        let mut lines = lines.iter().rev().filter_map(Weak::upgrade);
+        lines.find(|line| which(line)).map(|line| line.moved())
+    }
+
+    /// Bytes that have come from a peer over the lines to it that are open.
+    pub(in crate::net) fn received_from(&self, peer: &PeerId) -> u64 {
+        let lines = self.lines.lock();
+        let lines = lines.iter().filter_map(Weak::upgrade);
+        let theirs = lines.filter(|line| line.peer.get() == Some(peer));
+        theirs.map(|line| line.received.load(Relaxed)).sum()
     }
 
     /// Ends all dials for which no line is there yet, with an error.
@@ -98,7 +164,26 @@ pub(super) struct Severable<S> {
     line: Arc<Line>,
 }
 
+impl<S> Drop for Severable<S> {
+    fn drop(&mut self) {
+        *self.line.socket.lock() = None;
+    }
+}
+
 impl<S> Severable<S> {
+    /// To note who is at the other end, once that is proven.
+    pub(super) fn line(&self) -> Arc<Line> {
+        self.line.clone()
+    }
+
+    fn received(&self, read: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        count(&self.line.received, read)
+    }
+
+    fn given(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        count(&self.line.given, written)
+    }
+
     fn check(&self) -> io::Result<()> {
         match self.line.severed.load(SeqCst) {
             true => Err(io::Error::new(
@@ -121,6 +206,13 @@ impl<S> Severable<S> {
     }
 }
 
+fn count(counter: &AtomicU64, moved: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    if let Poll::Ready(Ok(bytes)) = &moved {
+        counter.fetch_add(*bytes as u64, Relaxed);
+    }
+    moved
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Severable<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -128,7 +220,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Severable<S> {
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         self.reads(cx)?;
-        Pin::new(&mut self.socket).poll_read(cx, buffer)
+        let read = Pin::new(&mut self.socket).poll_read(cx, buffer);
+        self.received(read)
     }
 
     fn poll_read_vectored(
@@ -137,7 +230,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Severable<S> {
         buffers: &mut [io::IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
         self.reads(cx)?;
-        Pin::new(&mut self.socket).poll_read_vectored(cx, buffers)
+        let read = Pin::new(&mut self.socket).poll_read_vectored(cx, buffers);
+        self.received(read)
     }
 }
 
@@ -148,7 +242,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Severable<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.writes(cx)?;
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
+        self.given(written)
     }
 
     fn poll_write_vectored(
@@ -157,7 +252,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Severable<S> {
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.writes(cx)?;
-        Pin::new(&mut self.socket).poll_write_vectored(cx, buffers)
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, buffers);
+        self.given(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -234,11 +330,61 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_the_other_side_has_not_confirmed_has_not_moved() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (theirs, _) = listener.accept().unwrap();
+        for socket in [&ours, &theirs] {
+            socket.set_nonblocking(true).unwrap();
+        }
+        let ours = tokio::net::TcpStream::from_std(ours).unwrap();
+        let mut theirs = tokio::net::TcpStream::from_std(theirs).unwrap();
+        let sockets = Sockets::default();
+        let system = ours.as_raw_fd();
+        let remote = "/ip4/127.0.0.1/tcp/1".parse().unwrap();
+        let mut ours = sockets.hold(ours.compat(), Some(system), at("127.0.0.1:2"), remote);
+        let moved = || sockets.moved(|_| true);
+        assert_eq!(moved(), Some(0));
+        // Until nothing more fits between the two; the other side reads nothing.
+        let mut given = 0;
+        let chunk = [7; 65_536];
+        let write_all = async {
+            loop {
+                given += ours.write(&chunk).await.unwrap() as u64;
+            }
+        };
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(300), write_all).await;
+        let before = moved().unwrap();
+        assert!(before < given, "{before} of {given}");
+        let mut read = vec![0; 1 << 20];
+        theirs.read_exact(&mut read).await.unwrap();
+        theirs.write_all(&[1; 10]).await.unwrap();
+        let mut answer = [0; 10];
+        ours.read_exact(&mut answer).await.unwrap();
+        let deadline = Instant::now() + std::time::Duration::from_secs(5);
+        while moved().unwrap() < before + 10 + 65_536 {
+            assert!(
+                Instant::now() < deadline,
+                "it does not see that more was taken"
+            );
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        drop(ours);
+        assert_eq!(moved(), None);
+    }
+
+    #[tokio::test]
     async fn a_severed_socket_ends_whoever_waits_for_it_and_no_other() {
         let sockets = Sockets::default();
         let hold = |local: &str| {
             let (ours, theirs) = tokio::io::duplex(4);
-            let ours = sockets.hold(ours.compat(), at(local), at("10.0.0.9:1"));
+            let ours = sockets.hold(
+                ours.compat(),
+                None,
+                at(local),
+                "/ip4/10.0.0.9/tcp/1".parse().unwrap(),
+            );
             (ours, theirs)
         };
         let (mut doomed, _theirs) = hold("10.0.0.1:1");
