@@ -121,10 +121,11 @@ fn print_status(report: &StatusReport) {
         line(
             "cache full",
             format!(
-                "{why}. Stays: pinned {}, only here {}, being written, promised to others, open, or what no member that is \
-                 reached promises to keep",
+                "{why}. Stays: pinned {}, only here {}, the index {}, being written, promised to others, open, or what no member \
+                 that is reached promises to keep",
                 size(report.cache.pinned_bytes),
-                size(report.cache.only_here_bytes)
+                size(report.cache.only_here_bytes),
+                size(report.cache.index_bytes)
             ),
         );
     }

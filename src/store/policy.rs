@@ -25,6 +25,8 @@ const INDEX_IDLE_BYTES: u64 = 16 * 1024 * 1024;
 const SMALL_SHARE: u64 = 16;
 /// …and this part where they were written here, so that nobody else may have them yet.
 const WRITTEN_SHARE: u64 = 4;
+/// One part in so many of the limit is left to contents however large the index is.
+const INDEX_LEAVES: u64 = 4;
 /// Of what is taken, small contents are much from one part in so many on.
 const MUCH_SHARE: u64 = 4;
 
@@ -130,21 +132,21 @@ impl Taken {
     }
 
     /// All that counts.
-    pub(super) fn all(&self) -> u64 {
-        [
-            self.files,
-            self.packs,
-            self.staging,
-            self.reserved,
-            self.index,
-            self.index_since,
-        ]
-        .into_iter()
-        .fold(OVERHEAD_BYTES, u64::saturating_add)
+    pub(super) fn all(&self, limits: &Limits) -> u64 {
+        let index = limits.counted_of_index(self.index.saturating_add(self.index_since));
+        [self.files, self.packs, self.staging, self.reserved, index]
+            .into_iter()
+            .fold(OVERHEAD_BYTES, u64::saturating_add)
     }
 }
 
 impl Limits {
+    /// How much of what the index takes counts. It can't be let go, and others' changes put more there: a part of the limit is left to
+    /// contents however large it is.
+    pub fn counted_of_index(&self, index: u64) -> u64 {
+        index.min(self.cache_bytes_max - self.cache_bytes_max / INDEX_LEAVES)
+    }
+
     /// What the cache may take, the margin apart.
     fn usable(&self) -> u64 {
         self.cache_bytes_max - self.cache_bytes_max / MARGIN_DIVISOR
@@ -180,7 +182,7 @@ impl Limits {
     pub(super) fn lacks(&self, taken: &Taken, disk_free: u64, want: Want) -> Option<Lack> {
         let (bytes, small) = want.parts();
         let over = |has: u64, wants: u64, may: u64| has.saturating_add(wants).saturating_sub(may);
-        let of_cache = over(taken.all(), bytes, self.usable());
+        let of_cache = over(taken.all(self), bytes, self.usable());
         let of_disk = over(
             taken.reserved.saturating_add(self.free_bytes_min),
             bytes,
@@ -432,6 +434,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_index_that_is_larger_than_the_limit_leaves_room_for_contents() {
+        let mib = 1024 * 1024;
+        let limits = Limits {
+            cache_bytes_max: 40 * mib,
+            free_bytes_min: 0,
+        };
+        let taken = Taken {
+            index: 500 * mib,
+            ..Taken::default()
+        };
+        let wants = |bytes| limits.lacks(&taken, u64::MAX, Want::Files(bytes));
+        assert_eq!(wants(8 * mib), None);
+        assert!(wants(9 * mib).is_some());
+        assert!(limits.ever_fits(&taken, Want::Files(8 * mib)));
+    }
+
     proptest! {
         #[test]
         fn what_lacks_nothing_stays_within_both_limits(
@@ -446,7 +465,7 @@ mod tests {
             let [files, packs, staging, reserved, index, index_since, small, reserved_small] = parts;
             let taken = Taken { files, packs, staging, reserved, reserved_small, index, index_since, small };
             let want = [Want::Files(bytes), Want::Small(bytes), Want::Written(bytes)][usize::from(kind)];
-            let fits_files = taken.all() + bytes <= limits.usable() && reserved + bytes + min <= free;
+            let fits_files = taken.all(&limits) + bytes <= limits.usable() && reserved + bytes + min <= free;
             let fits = match want {
                 Want::Files(_) => fits_files,
                 Want::Small(_) => fits_files && small + reserved_small + bytes <= limits.small_max(),

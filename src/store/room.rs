@@ -440,8 +440,8 @@ impl Core {
             files_bytes = taken.files,
             staging_bytes = taken.staging,
             index_bytes = taken.index,
-            "no room: {why}, and nothing more is known that may go: the rest is pinned, unpublished, promised to others, open, or \
-             no other member promised to keep it"
+            "no room: {why}, and nothing more is known that may go: the rest is the index's, pinned, unpublished, promised to \
+             others, open, or no other member promised to keep it"
         );
     }
 

@@ -228,16 +228,11 @@ fn lacking(store: &Store, object: Object, blocks: Range<u64>) -> Result<u64, Sto
 /// Whether so much fits, into what is free or may go.
 fn has_room(store: &Store, bytes: u64) -> bool {
     let room = store.room();
-    let taken = [
-        room.files_bytes,
-        room.staging_bytes,
-        room.index_bytes,
-        bytes,
-    ];
-    let taken = taken.into_iter().fold(0, u64::saturating_add);
-    let taken = taken.saturating_sub(room.cleared_bytes);
-    let fits = room
-        .limits
-        .is_none_or(|limits| taken <= limits.cache_bytes_max);
+    let fits = room.limits.is_none_or(|limits| {
+        let index = limits.counted_of_index(room.index_bytes);
+        let taken = [room.files_bytes, room.staging_bytes, index, bytes];
+        let taken = taken.into_iter().fold(0, u64::saturating_add);
+        taken.saturating_sub(room.cleared_bytes) <= limits.cache_bytes_max
+    });
     fits && !store.is_tight()
 }

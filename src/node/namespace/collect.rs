@@ -2,8 +2,8 @@
 //!
 //! What stays: what the state, the heads that are known and the remembered roots are made of; what may lie below a node of the
 //! first two that is not here (`manifest::Reach`), for this member may be the only one who has it; where there is such a node,
-//! what this node's own work was made on that not all heads have seen; and what came since the collection before this one,
-//! which somebody may be working with.
+//! what this node's own work was made on that not all heads have seen; and what came within the last one or two minutes, which
+//! somebody may be working with.
 //!
 //! A member who comes back after long may have made its work on a state that nobody has in full any more. It merges that itself
 //! (`Replica::merge_own_work`).
@@ -23,10 +23,13 @@ use crate::{
 };
 
 /// How often it is looked whether enough has come, and when first: a mount may be one of many short ones.
-const LOOKED_EVERY: Duration = Duration::from_secs(5 * 60);
+const LOOKED_EVERY: Duration = Duration::from_secs(30);
 const LOOKED_FIRST: Duration = Duration::from_secs(20);
-/// A collection takes as long as reading all nodes, so it waits for so many bytes of new ones, and half of what stayed.
-const GROWN_BYTES_MIN: u64 = 64 * 1024 * 1024;
+/// A collection takes as long as reading all nodes, so it waits for so many bytes of new ones, and for as many as stayed. Where several
+/// members change one folder, a few states a second leave some hundred KiB a second that nobody needs any more.
+const GROWN_BYTES_MIN: u64 = 8 * 1024 * 1024;
+/// What was put is young for so long at least: somebody may be working with it, or fetching it from here.
+const YOUNG_FOR: Duration = Duration::from_secs(60);
 /// Nodes that are looked at at a time, and the pause after them.
 const STEP_NODES: usize = 256;
 const NAMES_STEP: usize = 4096;
@@ -40,6 +43,10 @@ pub(super) async fn run(shared: Arc<Shared>, closing: CancellationToken) {
     tokio::select! {
         () = closing.cancelled() => {}
         () = collect_forever(&shared) => {}
+    }
+    // What came since the last look counts for the next mount: many are short.
+    if let Err(error) = blocking(move || shared.replica.collection_due()).await {
+        tracing::warn!(%error, "how much came since manifest nodes were let go could not be noted");
     }
 }
 
@@ -56,7 +63,11 @@ async fn collect_forever(shared: &Arc<Shared>) {
 
 async fn collect(shared: &Arc<Shared>) -> Result<(), NamespaceError> {
     let here = shared.clone();
-    let due = blocking(move || here.replica.collection_due()).await?;
+    let look = move || {
+        here.replica.let_grow_old(Moment::now());
+        here.replica.collection_due()
+    };
+    let due = blocking(look).await?;
     if !due {
         return Ok(());
     }
@@ -77,6 +88,7 @@ async fn collect(shared: &Arc<Shared>) -> Result<(), NamespaceError> {
         if done {
             tracing::info!(
                 removed = next.removed,
+                young_bytes = next.young_bytes,
                 stay_bytes = next.stay_bytes,
                 "manifest nodes that nobody needs any more were let go"
             );
@@ -94,6 +106,8 @@ pub(super) struct Collection {
     after: Option<NodeHash>,
     removed: u64,
     stay_bytes: u64,
+    /// What nothing needs and is young: the next one's.
+    young_bytes: u64,
 }
 
 impl Collection {
@@ -102,8 +116,8 @@ impl Collection {
     }
 }
 
-/// A node that nothing is known to need.
-type Unneeded = (NodeHash, Node);
+/// A node that nothing is known to need, and its bytes.
+type Unneeded = (NodeHash, Node, u64);
 
 /// Nodes as they are on the disk, without the memory of those that were used last: most are read once.
 struct OnDisk<'a, D>(&'a Replica<D>);
@@ -128,7 +142,14 @@ impl<D: Disk> Replica<D> {
         if new > 0 {
             self.records.save_nodes_grown(grown, stayed)?;
         }
-        Ok(grown >= GROWN_BYTES_MIN.max(stayed / 2))
+        Ok(grown >= GROWN_BYTES_MIN.max(stayed))
+    }
+
+    /// Ends the youth of nodes, where that is due.
+    pub(super) fn let_grow_old(&self, now: Moment) {
+        // Nobody is about to make a state of nodes that were put before this moment.
+        let _turn = self.turn.lock();
+        self.nodes.begin_generation(now.at, YOUNG_FOR);
     }
 
     /// The roots of what is shown, and of the heads that are known.
@@ -172,9 +193,9 @@ impl<D: Disk> Replica<D> {
     /// Finds out what is needed.
     pub(super) fn begin_collection(&self, now: Moment) -> Result<Collection, NamespaceError> {
         let redo = {
-            // Nobody is about to make a state of nodes that were put before this moment.
             let _turn = self.turn.lock();
-            self.nodes.begin_generation();
+            // What came before is looked at.
+            self.nodes.take_grown();
             self.state.read().redo.map(|redo| redo.base)
         };
         let mut reach = Reach::default();
@@ -199,6 +220,7 @@ impl<D: Disk> Replica<D> {
             after: None,
             removed: 0,
             stay_bytes: 0,
+            young_bytes: 0,
         })
     }
 
@@ -209,8 +231,9 @@ impl<D: Disk> Replica<D> {
     ) -> Result<Option<Vec<Unneeded>>, NamespaceError> {
         let names = self.nodes.names(collection.after, STEP_NODES)?;
         let Some(last) = names.last() else {
-            self.nodes.take_grown();
-            self.records.save_nodes_grown(0, collection.stay_bytes)?;
+            let grown = self.nodes.take_grown().max(collection.young_bytes);
+            self.records
+                .save_nodes_grown(grown, collection.stay_bytes)?;
             return Ok(None);
         };
         collection.after = Some(*last);
@@ -221,7 +244,9 @@ impl<D: Disk> Replica<D> {
             };
             // What is damaged is left to whoever reads it.
             match Node::decode(&bytes) {
-                Ok(node) if !collection.needs(&hash, &node) => unneeded.push((hash, node)),
+                Ok(node) if !collection.needs(&hash, &node) => {
+                    unneeded.push((hash, node, bytes.len() as u64));
+                }
                 _ => collection.stay_bytes += bytes.len() as u64,
             }
         }
@@ -243,9 +268,11 @@ impl<D: Disk> Replica<D> {
         for root in self.present_roots() {
             collection.reach.add(&OnDisk(self), root, true)?;
         }
-        unneeded.retain(|(hash, node)| !collection.needs(hash, node));
-        let names = unneeded.into_iter().map(|(hash, _)| hash).collect();
-        collection.removed += self.nodes.remove_old(names)? as u64;
+        unneeded.retain(|(hash, node, _)| !collection.needs(hash, node));
+        let nodes = unneeded.into_iter().map(|(hash, _, bytes)| (hash, bytes));
+        let (removed, young_bytes) = self.nodes.remove_old(nodes.collect())?;
+        collection.removed += removed as u64;
+        collection.young_bytes += young_bytes;
         Ok(())
     }
 
@@ -263,7 +290,9 @@ impl<D: Disk> Replica<D> {
     pub(super) fn collect_all(&self, now: Moment) -> Result<u64, NamespaceError> {
         let all = |minutes: &[u64], _| minutes.to_vec();
         self.records.thin_roots(now.wall_ns, all)?;
-        self.nodes.begin_generation();
+        for _ in 0..2 {
+            self.nodes.begin_generation(now.at, Duration::ZERO);
+        }
         self.collect_rest(self.begin_collection(now)?)
     }
 }

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -37,11 +38,12 @@ pub(super) struct Nodes<D> {
     grown: AtomicU64,
 }
 
-/// What was put since the last collection of nodes began, and between that and the one before: 32 bytes for each.
+/// What was put since the last generation of nodes began, and in the one before: 32 bytes for each.
 #[derive(Default)]
 struct Came {
     young: HashSet<NodeHash>,
     older: HashSet<NodeHash>,
+    since: Option<Instant>,
 }
 
 impl<D: Disk> Nodes<D> {
@@ -55,10 +57,14 @@ impl<D: Disk> Nodes<D> {
         }
     }
 
-    /// A collection begins: what was put before the last one did is old.
-    pub(super) fn begin_generation(&self) {
+    /// Begins a generation, unless the last one is younger than that: what was put before that one is old.
+    pub(super) fn begin_generation(&self, now: Instant, lasts: Duration) {
         let mut came = self.came.lock();
-        came.older = std::mem::take(&mut came.young);
+        let since = *came.since.get_or_insert(now);
+        if now >= since + lasts {
+            came.older = std::mem::take(&mut came.young);
+            came.since = Some(now);
+        }
     }
 
     /// Bytes that were put since this was asked.
@@ -75,16 +81,20 @@ impl<D: Disk> Nodes<D> {
         self.disk.node_names(after, limit)
     }
 
-    /// Removes those of these nodes that are old. Returns how many.
-    pub(super) fn remove_old(&self, nodes: Vec<NodeHash>) -> Result<usize, StoreError> {
+    /// Removes those of these nodes, told with their bytes, that are old. Returns how many, and the bytes of the others.
+    pub(super) fn remove_old(
+        &self,
+        nodes: Vec<(NodeHash, u64)>,
+    ) -> Result<(usize, u64), StoreError> {
         // Held until they are gone: what is put meanwhile is put after that.
         let came = self.came.lock();
         let is_old = |hash: &NodeHash| !came.young.contains(hash) && !came.older.contains(hash);
-        let old: Vec<_> = nodes.into_iter().filter(is_old).collect();
+        let (old, young): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|(hash, _)| is_old(hash));
+        let old: Vec<_> = old.into_iter().map(|(hash, _)| hash).collect();
         self.disk.remove_nodes(&old)?;
         let mut decoded = self.decoded.lock();
         old.iter().for_each(|hash| decoded.remove(hash));
-        Ok(old.len())
+        Ok((old.len(), young.iter().map(|(_, bytes)| bytes).sum()))
     }
 
     fn keep(&self, nodes: &[(NodeHash, Vec<u8>)]) -> Result<(), StoreError> {

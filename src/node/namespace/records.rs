@@ -38,7 +38,7 @@ const KEPT: &str = "namespace/kept";
 const IDENTITY: &str = "namespace/identity";
 const REDO: &str = "namespace/redo";
 const OUTDATED: &str = "namespace/outdated";
-const NODES: &str = "namespace/nodes";
+const NODES: &str = "namespace/collected";
 const MINUTE_NS: u64 = 60 * 1_000_000_000;
 /// How long roots are remembered.
 const ROOTS_MINUTES: u64 = 30 * 24 * 60;

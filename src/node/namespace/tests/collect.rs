@@ -174,8 +174,11 @@ async fn a_state_that_comes_while_nodes_go_finds_again_what_it_has_of_one_of_bef
         .records
         .thin_roots(Moment::now().wall_ns, all)
         .unwrap();
-    a.ns.shared.replica.nodes.begin_generation();
-    let collection = replica.begin_collection(Moment::now()).unwrap();
+    let now = Moment::now();
+    for _ in 0..2 {
+        replica.nodes.begin_generation(now.at, Duration::ZERO);
+    }
+    let collection = replica.begin_collection(now).unwrap();
     // Its leaves are those of the state before the last.
     b.remove("folder 3/new").await;
     a.hears(&b).await;
