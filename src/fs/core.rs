@@ -8,7 +8,7 @@
 //! agree. Who changes names has the tree hold ([`super::parts::Tree::hold`]) next after `order`, until the journal agrees as well. Nobody waits for a disk to sync while holding any of them but `syncing`.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, hash_map::RandomState},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::RandomState},
     ops::Range,
     path::PathBuf,
     sync::{
@@ -177,6 +177,8 @@ pub(crate) struct Core {
     pub(super) unsettled: Notify,
     /// Places where a publication here met a change from elsewhere: the kernel has yet to hear.
     pub(super) stirred: Mutex<BTreeSet<TreePath>>,
+    /// What stands, by changes from elsewhere, where the kernel has forgotten what stood: the next change follows on from it.
+    pub(super) heirs: Mutex<BTreeMap<TreePath, Object>>,
     pub(super) stir: Notify,
     /// Counts ended publications and moves, and steps of them that somebody may wait for.
     pub(super) published: watch::Sender<u64>,
@@ -238,6 +240,7 @@ impl Core {
             settling: Mutex::new(Vec::new()),
             unsettled: Notify::new(),
             stirred: Mutex::new(BTreeSet::new()),
+            heirs: Mutex::default(),
             stir: Notify::new(),
             published: watch::Sender::new(0),
         }

@@ -17,6 +17,8 @@ use crate::{
 /// Threads that send notices. Each has its share of the folders, so that one in which a look-up waits for the network holds
 /// up only what concerns the same share.
 const THREADS: usize = 8;
+/// Places of which it is remembered what stands there by changes from elsewhere that nobody here has looked at.
+const HEIRS_MAX: usize = 256;
 /// Notices that wait for a thread; of more than that it is no longer known which they are, and everything in the thread's
 /// folders is named instead.
 const WAITING_MAX: usize = 1024;
@@ -243,7 +245,7 @@ impl Core {
                 let Ok(next) = at.join(name) else { break };
                 at = next;
                 let child = self.inodes.lock().child(folder, name);
-                if let Some(child) = child.filter(|_| at == *path) {
+                if at == *path {
                     self.tell_replaced(child, path);
                 }
                 let was_folder = child.is_some_and(|child| self.was_folder(child));
@@ -272,13 +274,22 @@ impl Core {
         notices
     }
 
-    /// Tells the engine which content took the place of the one that an inode stands for, before the kernel forgets that.
-    fn tell_replaced(&self, number: u64, path: &TreePath) {
-        if let Some(old) = self.content_of(number)
+    /// Tells the engine which content took the place of the one that an inode stands for, before the kernel forgets that, or of the one
+    /// that did so before, while nobody looked.
+    fn tell_replaced(&self, number: Option<u64>, path: &TreePath) {
+        let mut heirs = self.heirs.lock();
+        let heir = heirs.remove(path);
+        let known = number.and_then(|number| self.content_of(number));
+        if let Some(old) = known.or(heir)
             && let Ok(Some(shown)) = self.tree.get(path)
             && let Kind::File(new) = shown.entry.kind
         {
             self.bring.replaced(new, old);
+            if heirs.len() >= HEIRS_MAX {
+                // Any will do: what is forgotten is fetched whole.
+                heirs.pop_first();
+            }
+            heirs.insert(path.clone(), new);
         }
     }
 

@@ -47,6 +47,20 @@ fn of_a_changed_file_only_what_changed_moves() {
     patch(a, &mut bytes, 100 * MIB + 5, &noise(32, 64 << 10));
     assert!(moves(b, "a patch of 64 KiB", &bytes) < MIB);
 
+    // Several changes between two looks follow on from each other.
+    for (number, place) in [1, 60, 200].into_iter().enumerate() {
+        patch(
+            a,
+            &mut bytes,
+            place * MIB,
+            &noise(40 + number as u64, 64 << 10),
+        );
+        a.publishes();
+        let manifest = || b.status()["manifest"]["hash"] == a.status()["manifest"]["hash"];
+        until(LONG, "it is heard of", manifest);
+    }
+    assert!(moves(b, "three patches", &bytes) < MIB);
+
     let more = noise(33, MIB);
     bytes.extend(&more);
     a.with_within(LONG, "f", |path| {
