@@ -384,7 +384,7 @@ impl Key {
         prefix
     }
     /// The range of raw key bytes that holds the records of all files that have several names.
-    pub(super) fn files() -> Range<Vec<u8>> {
+    pub(crate) fn files() -> Range<Vec<u8>> {
         vec![END, FILE]..vec![END, FILE + 1]
     }
     /// The range of raw key bytes that holds the names of such a file.

@@ -7,13 +7,15 @@
 //! - A name's row in the index has the versions of the name that link to the file, by the same dots. So what a merge keeps of
 //!   the one it keeps of the other.
 //! - Who puts a name puts the record anew, in the same write. So whoever removes the record, with the last name that is known
-//!   there, leaves a version of it to every name that is not.
+//!   there, leaves a version of it to every name that is not. Who gives or renames a name brings the record along as it is
+//!   seen then: it may be removed before that is written.
 //! - Who changes the record puts the name through which that was done anew, so that a removal of all names at the same
 //!   time loses nothing: that name stays. (This one is for those who change it to keep.)
 //!
 //! A record that is put for the sake of a name says nothing new. So it tells of what it is a copy ([`Moved`], with the versions
 //! that say it first), and gives way to whatever is concurrent with it: to others it is shown behind every real change, and who
-//! merges the two drops it where the other side has written over what it is a copy of.
+//! merges the two drops it where the other side has written over what it is a copy of. One that is brought along is put only
+//! where there is no record any more; else what is there is put anew.
 //!
 //! A record that was really changed on two sides at once would hide one of the two. So the first writer that has both puts
 //! each but the one that is shown beside a name of the file, as a concurrent version of that name: a conflict like any other.
@@ -108,6 +110,15 @@ impl Shown {
     /// Whether it is a name of that file.
     pub(crate) fn is_of(&self, file: Option<FileId>) -> bool {
         self.link.as_ref().map(|link| link.file) == file
+    }
+
+    /// What is put with a name for which one of several names of a file is given or renamed: the place of the file's record,
+    /// which may be removed before that is written, and of what versions it is a copy. `None` where nobody but this node knows
+    /// of the record, or it says nothing.
+    pub(crate) fn record_copy(&self, name: &TreePath) -> Option<(TreePath, Moved)> {
+        let link = self.link.as_ref()?;
+        let copied = Moved::new(name.clone(), &link.seen)?;
+        Some((TreePath::of_record(&link.file), copied))
     }
 
     /// A name that links to a file, with that file's record.
@@ -245,6 +256,7 @@ impl<S: NodeSource> Completion<'_, S> {
         let Some(record) = self.current(&key)? else {
             return Ok(());
         };
+        let record = self.without_copy(&key, record)?;
         let names = self.first_names(&file)?;
         let Some(first) = names.first() else {
             self.edits.insert(key, None);
@@ -293,6 +305,21 @@ impl<S: NodeSource> Completion<'_, S> {
         }
         self.edits.insert(key, Versions::new(left));
         Ok(())
+    }
+
+    /// The record as it was before this write, where that brings a copy along and there is one.
+    fn without_copy(&mut self, key: &Key, record: Versions) -> Result<Versions, TreeError> {
+        let own = self.dot;
+        let is_copy = |version: &Version| version.dot == own && version.moved.is_some();
+        if !record.as_slice().iter().any(is_copy) {
+            return Ok(record);
+        }
+        let there = gather(&mut self.missing, get(self.source, self.root, key))?.flatten();
+        let Some(there) = there else {
+            return Ok(record);
+        };
+        self.edits.remove(key);
+        Ok(there)
     }
 
     /// The record, in which the version of this write tells of what it is a copy, where it is one.

@@ -107,6 +107,10 @@ impl Core {
         if facts.kind == Kind::Directory {
             return Err(FsError::NotPermitted.into());
         }
+        if matches!(facts.kind, Kind::Link(_)) {
+            // There is nothing that a second name could show.
+            return Err(FsError::Stuck.into());
+        }
         if facts.links >= LINKS_MAX {
             return Err(FsError::TooManyLinks.into());
         }
@@ -119,7 +123,6 @@ impl Core {
             Some(link) => link.file,
             None => new_file_id(number),
         };
-        let seen = shown.link.as_ref().map(|link| link.seen.clone());
         let put = |path: TreePath, entry: Entry, seen: Vec<Dot>| Edit {
             path,
             entry: Some(entry),
@@ -128,10 +131,18 @@ impl Core {
             written: None,
             moved: None,
         };
-        let record = TreePath::of_record(&file);
-        let mut edits = vec![put(record, shown.entry.clone(), seen.unwrap_or_default())];
-        if shown.link.is_none() {
-            edits.push(put(from.clone(), Entry::link(file), shown.seen.clone()));
+        let mut edits = Vec::new();
+        match &shown.link {
+            // One that no head has yet is put anew, so that the two are committed together.
+            Some(link) => edits.push(Edit::bring_record(&from, &shown).unwrap_or_else(|| {
+                let record = TreePath::of_record(&link.file);
+                put(record, shown.entry.clone(), link.seen.clone())
+            })),
+            None => {
+                let record = TreePath::of_record(&file);
+                edits.push(put(record, shown.entry.clone(), Vec::new()));
+                edits.push(put(from.clone(), Entry::link(file), shown.seen.clone()));
+            }
         }
         edits.push(put(path.clone(), Entry::link(file), Vec::new()));
         let _held = self.tree.hold();

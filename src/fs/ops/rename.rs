@@ -42,6 +42,8 @@ struct Moved {
     seen: Vec<Dot>,
     /// Its first publication is still to come.
     held: bool,
+    /// The record of a file with several names, which comes along.
+    record: Option<Edit>,
 }
 
 /// Keeps others from changing what is below places, until dropped.
@@ -278,7 +280,7 @@ impl Core {
             let moved = path.moved(from, to).ok_or(FsError::Invalid)?;
             gathered.push(Moved {
                 to: moved.map_err(FsError::from)?,
-                // Of one of several names of a file: its record is put anew with the name, as it is by then.
+                record: Edit::bring_record(&path, &shown),
                 entry: shown.own_entry(),
                 seen: shown.seen,
                 held: held.contains(&path),
@@ -349,7 +351,10 @@ fn moves(
     let is_exchange = !back.is_empty();
     let mut edits = Vec::with_capacity(2 * (there.len() + back.len()));
     let mut removed = Vec::new();
-    for moved in there.into_iter().chain(back) {
+    // Each once, though several names of a file may be moved.
+    let mut records = HashMap::new();
+    for mut moved in there.into_iter().chain(back) {
+        records.extend(moved.record.take().map(|edit| (edit.path.clone(), edit)));
         edits.push(Edit {
             seen: replaced.remove(&moved.to).unwrap_or_default(),
             path: moved.to,
@@ -371,5 +376,6 @@ fn moves(
         written: None,
         moved: None,
     }));
+    edits.extend(records.into_values());
     edits
 }

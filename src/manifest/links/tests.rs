@@ -33,6 +33,15 @@ fn content(entry: &Entry) -> Option<u64> {
     }
 }
 
+/// What is put with a name of a file that has several: its record as it is seen.
+fn record_of(name: &TreePath, shown: &Shown) -> Vec<Put> {
+    let copy = shown.record_copy(name).into_iter();
+    let seen = shown.link.as_ref().map(|link| link.seen.clone());
+    let seen = seen.unwrap_or_default();
+    copy.map(|(record, moved)| (record, Some(shown.entry.clone()), seen.clone(), Some(moved)))
+        .collect()
+}
+
 /// A replica that changes names as the filesystem does.
 struct Replica {
     writer: u64,
@@ -41,9 +50,23 @@ struct Replica {
     covers: CausalContext,
 }
 
+/// Entries in place of what was seen, `None` to remove, and where a rename brings an entry from.
+type Put = (TreePath, Option<Entry>, Vec<Dot>, Option<Moved>);
+
+fn put(path: TreePath, entry: Option<Entry>, seen: Vec<Dot>) -> Put {
+    (path, entry, seen, None)
+}
+
+/// What was changed and is in no state so far, with the paths of a rename.
+type Waiting = (Vec<Put>, Option<(TreePath, TreePath)>);
+
 struct World {
     memory: Memory,
     replicas: Vec<Replica>,
+    /// What each has still to commit, on what it has merged by then.
+    waiting: Vec<Option<Waiting>>,
+    /// Whether changes wait from now on.
+    holds: bool,
     clock: u64,
     /// Contents that somebody saw and overwrote or removed.
     removed: BTreeSet<u64>,
@@ -59,8 +82,11 @@ impl World {
             root: empty_root(),
             covers: CausalContext::default(),
         });
+        let replicas: Vec<_> = replicas.collect();
         Self {
-            replicas: replicas.collect(),
+            waiting: replicas.iter().map(|_| None).collect(),
+            holds: false,
+            replicas,
             memory,
             clock: 0,
             removed: BTreeSet::new(),
@@ -78,8 +104,7 @@ impl World {
         Some(resolve(&self.memory, &view, name).unwrap())
     }
 
-    /// Puts entries in place of what was seen; `None` removes.
-    fn commit(&mut self, by: usize, edits: Vec<(TreePath, Option<Entry>, Vec<Dot>)>) {
+    fn commit(&mut self, by: usize, edits: Vec<Put>) {
         self.commit_renamed(by, edits, None);
     }
 
@@ -87,10 +112,24 @@ impl World {
     fn commit_renamed(
         &mut self,
         by: usize,
-        edits: Vec<(TreePath, Option<Entry>, Vec<Dot>)>,
-        renamed: Option<(TreePath, TreePath, Vec<Dot>)>,
+        edits: Vec<Put>,
+        renamed: Option<(TreePath, TreePath)>,
     ) {
-        let before = self.visible(by);
+        match self.holds {
+            true => self.waiting[by] = Some((edits, renamed)),
+            false => self.commit_now(by, edits, renamed),
+        }
+    }
+
+    /// Commits what waits: before anything else is changed there.
+    fn release(&mut self, by: usize) {
+        if let Some((edits, renamed)) = self.waiting[by].take() {
+            self.commit_now(by, edits, renamed);
+        }
+    }
+
+    fn commit_now(&mut self, by: usize, edits: Vec<Put>, renamed: Option<(TreePath, TreePath)>) {
+        let before = self.places(by);
         let replica = &mut self.replicas[by];
         replica.sequence += 1;
         let dot = Dot {
@@ -99,25 +138,31 @@ impl World {
         };
         let root = replica.root;
         let mut new = Edits::new();
-        for (path, entry, seen) in edits {
+        for (path, entry, mut seen, moved) in edits {
             self.clock += 1;
             let key = Key::of_path(&path).unwrap();
             let there = match new.get(&key) {
                 Some(there) => Option::clone(there),
                 None => get(&self.memory, root, &key).unwrap(),
             };
+            if path.record().is_some() {
+                let copies = list(there.as_ref()).iter().filter(|copy| {
+                    let copied = copy.moved.as_ref();
+                    copied.is_some_and(|copied| copied.dots().iter().all(|dot| seen.contains(dot)))
+                });
+                let copies: Vec<_> = copies.map(|copy| copy.dot).collect();
+                seen.extend(copies);
+            }
             let version = entry.map(|entry| Version {
                 dot,
                 time: HybridTime(self.clock),
                 entry,
-                moved: renamed.as_ref().and_then(|(from, to, dots)| {
-                    (path == *to).then(|| Moved::new(from.clone(), dots))?
-                }),
+                moved,
             });
             new.insert(key, Versions::replace(there.as_ref(), &seen, version));
         }
         complete_links(&self.memory, root, &mut new, BTreeSet::new(), &[], dot).unwrap();
-        if let Some((from, to, _)) = &renamed {
+        if let Some((from, to)) = &renamed {
             let (key, entry) = move_hint(from, to, &self.replicas[by].covers).unwrap();
             let there = get(&self.memory, root, &key).unwrap();
             let seen: Vec<_> = list(there.as_ref()).iter().map(|one| one.dot).collect();
@@ -134,31 +179,37 @@ impl World {
         let replica = &mut self.replicas[by];
         replica.root = applied.root;
         replica.covers.add(dot);
-        let after = self.visible(by);
-        self.removed.extend(before.difference(&after));
+        let after = self.places(by);
+        // Somebody else may remove it from the other places.
+        let fewer = before
+            .iter()
+            .filter(|(content, places)| after.get(content).is_none_or(|left| left < places));
+        self.removed.extend(fewer.map(|(content, _)| *content));
         self.check(by);
     }
 
     fn put(&mut self, by: usize, path: &str, written: u64) {
+        self.release(by);
         let path = at(path);
         self.written.insert(written);
         let shown = self.shown(by, &path);
         let edits = match shown.map(|shown| (shown.link, shown.seen)) {
             Some((Some(link), seen)) => vec![
-                (
+                put(
                     TreePath::of_record(&link.file),
                     Some(file(written)),
                     link.seen,
                 ),
-                (path, Some(Entry::link(link.file)), seen),
+                put(path, Some(Entry::link(link.file)), seen),
             ],
-            Some((None, seen)) => vec![(path, Some(file(written)), seen)],
-            None => vec![(path, Some(file(written)), Vec::new())],
+            Some((None, seen)) => vec![put(path, Some(file(written)), seen)],
+            None => vec![put(path, Some(file(written)), Vec::new())],
         };
         self.commit(by, edits);
     }
 
     fn link(&mut self, by: usize, from: &str, to: &str) {
+        self.release(by);
         let (from, to) = (at(from), at(to));
         let (Some(shown), None) = (self.shown(by, &from), self.shown(by, &to)) else {
             return;
@@ -171,52 +222,67 @@ impl World {
                 id
             }
         };
-        let seen = shown.link.map_or(Vec::new(), |link| link.seen);
-        let edits = vec![
-            (TreePath::of_record(&id), Some(shown.entry), seen),
-            (from, Some(Entry::link(id)), shown.seen),
-            (to, Some(Entry::link(id)), Vec::new()),
-        ];
+        let mut edits = record_of(&from, &shown);
+        if shown.link.is_none() {
+            let record = TreePath::of_record(&id);
+            edits.push(put(record, Some(shown.entry), Vec::new()));
+            edits.push(put(from, Some(Entry::link(id)), shown.seen));
+        }
+        edits.push(put(to, Some(Entry::link(id)), Vec::new()));
         self.commit(by, edits);
     }
 
+    /// What becomes of the last name that is left, where one of several goes.
+    fn without_name(&mut self, by: usize, path: &TreePath, shown: &Shown) -> Vec<Put> {
+        let Some(link) = &shown.link else {
+            return Vec::new();
+        };
+        let mut others = names(&self.memory, &self.view(by), &link.file).unwrap();
+        others.retain(|other| other != path);
+        if let [only] = others.as_slice()
+            && let Some(last) = self.shown(by, only)
+            && last.is_of(Some(link.file))
+        {
+            return vec![put(only.clone(), Some(shown.entry.clone()), last.seen)];
+        }
+        // Others may remove the others.
+        self.removed.extend(content(&shown.entry));
+        Vec::new()
+    }
+
     fn unlink(&mut self, by: usize, path: &str) {
+        self.release(by);
         let path = at(path);
         let Some(shown) = self.shown(by, &path) else {
             return;
         };
-        let mut edits = vec![(path.clone(), None, shown.seen)];
-        if let Some(link) = shown.link {
-            let mut others = names(&self.memory, &self.view(by), &link.file).unwrap();
-            others.retain(|other| *other != path);
-            if others.len() > 1 {
-                // Others may remove the others.
-                self.removed.extend(content(&shown.entry));
-            }
-            if let [only] = others.as_slice()
-                && let Some(last) = self.shown(by, only)
-                && last.link.is_some_and(|last| last.file == link.file)
-            {
-                edits.push((only.clone(), Some(shown.entry), last.seen));
-            }
-        }
+        let mut edits = self.without_name(by, &path, &shown);
+        edits.push(put(path, None, shown.seen));
         self.commit(by, edits);
     }
 
     fn rename(&mut self, by: usize, from: &str, to: &str) {
+        self.release(by);
         let (from, to) = (at(from), at(to));
-        let (Some(shown), None) = (self.shown(by, &from), self.shown(by, &to)) else {
+        let Some(shown) = self.shown(by, &from) else {
             return;
         };
-        let own = shown.own_entry();
-        self.commit_renamed(
-            by,
-            vec![
-                (from.clone(), None, shown.seen.clone()),
-                (to.clone(), Some(own), Vec::new()),
-            ],
-            Some((from, to, shown.seen)),
-        );
+        let over = self.shown(by, &to);
+        let file_of = |shown: &Shown| shown.link.as_ref().map(|link| link.file);
+        let is_same = |over: &Shown| file_of(over).is_some() && over.is_of(file_of(&shown));
+        if from == to || over.as_ref().is_some_and(is_same) {
+            return;
+        }
+        let mut edits = record_of(&from, &shown);
+        let mut seen = Vec::new();
+        if let Some(over) = over {
+            edits.extend(self.without_name(by, &to, &over));
+            seen = over.seen;
+        }
+        let moved = Moved::new(from.clone(), &shown.seen);
+        edits.push((to.clone(), Some(shown.own_entry()), seen, moved));
+        edits.push(put(from.clone(), None, shown.seen));
+        self.commit_renamed(by, edits, Some((from, to)));
     }
 
     fn chmod(&mut self, by: usize, path: &str, mode: u32) {
@@ -228,8 +294,8 @@ impl World {
             ..shown.entry
         };
         let edits = vec![
-            (TreePath::of_record(&link.file), Some(entry), link.seen),
-            (path, Some(Entry::link(link.file)), shown.seen),
+            put(TreePath::of_record(&link.file), Some(entry), link.seen),
+            put(path, Some(Entry::link(link.file)), shown.seen),
         ];
         self.commit(by, edits);
     }
@@ -238,7 +304,7 @@ impl World {
     fn write_record(&mut self, by: usize, path: &str, written: u64) {
         let link = self.shown(by, &at(path)).unwrap().link.unwrap();
         let record = TreePath::of_record(&link.file);
-        self.commit(by, vec![(record, Some(file(written)), link.seen)]);
+        self.commit(by, vec![put(record, Some(file(written)), link.seen)]);
     }
 
     fn record(&self, by: usize, path: &str) -> Vec<Version> {
@@ -338,6 +404,21 @@ impl World {
         visible
     }
 
+    /// In how many places each content stands, as a file with one name or as one with several.
+    fn places(&self, at: usize) -> BTreeMap<u64, usize> {
+        let mut places = BTreeMap::new();
+        for (key, versions) in self.rows(at) {
+            let is_record = matches!(key.internal(), Some(InternalKey::File(_)));
+            if key.path().is_some() || is_record {
+                let contents = versions.as_slice().iter();
+                for content in contents.filter_map(|version| content(&version.entry)) {
+                    *places.entry(content).or_default() += 1;
+                }
+            }
+        }
+        places
+    }
+
     fn rows(&self, at: usize) -> Vec<(Key, Versions)> {
         scan(
             &self.memory,
@@ -382,16 +463,21 @@ enum Step {
     Unlink(usize, usize),
     Rename(usize, usize, usize),
     Sync(usize, usize),
+    /// Whether changes wait from now on.
+    Hold(bool),
+    Release(usize),
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    let (by, path) = (|| 0..3usize, || 0..PATHS.len());
+fn step(paths: usize) -> impl Strategy<Value = Step> {
+    let (by, path) = (|| 0..3usize, move || 0..paths);
     prop_oneof![
         3 => (by(), path()).prop_map(|(r, p)| Step::Put(r, p)),
         4 => (by(), path(), path()).prop_map(|(r, a, b)| Step::Link(r, a, b)),
         2 => (by(), path()).prop_map(|(r, p)| Step::Unlink(r, p)),
         1 => (by(), path(), path()).prop_map(|(r, a, b)| Step::Rename(r, a, b)),
         4 => (by(), by()).prop_map(|(a, b)| Step::Sync(a, b)),
+        1 => any::<bool>().prop_map(Step::Hold),
+        1 => by().prop_map(Step::Release),
     ]
 }
 
@@ -399,7 +485,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
     fn whatever_meets_each_name_has_its_record_and_no_content_is_lost(
-        steps in proptest::collection::vec(step(), 1..40),
+        steps in prop_oneof![Just(2), Just(PATHS.len())]
+            .prop_flat_map(|paths| proptest::collection::vec(step(paths), 1..40)),
     ) {
         let mut world = World::new(3);
         for (number, step) in (1..).zip(steps) {
@@ -410,8 +497,11 @@ proptest! {
                 Step::Rename(by, from, to) => world.rename(by, PATHS[from], PATHS[to]),
                 Step::Sync(by, from) if by != from => world.sync(by, from),
                 Step::Sync(..) => {}
+                Step::Hold(holds) => world.holds = holds,
+                Step::Release(by) => world.release(by),
             }
         }
+        (0..3).for_each(|by| world.release(by));
         // Each takes over the others' until nothing is new.
         for _ in 0..3 {
             for (by, from) in [(0, 1), (0, 2), (1, 0), (2, 0)] {
@@ -493,8 +583,8 @@ fn a_file_that_was_changed_through_two_names_at_once_is_kept_in_both_versions() 
     world.commit(
         0,
         vec![
-            (row, None, shown.seen),
-            (copy.clone(), Some(file(8)), Vec::new()),
+            put(row, None, shown.seen),
+            put(copy.clone(), Some(file(8)), Vec::new()),
         ],
     );
     assert_eq!(world.conflicts(0), 0);
@@ -596,6 +686,64 @@ fn a_name_that_is_given_while_the_others_are_removed_keeps_the_file() {
     world.sync(0, 1);
     world.sync(1, 0);
     assert_eq!(content(&world.shown(0, &at("c")).unwrap().entry), Some(5));
+}
+
+#[test]
+fn a_name_that_is_given_or_renamed_before_all_names_are_removed_and_committed_after_keeps_the_file()
+{
+    for is_renamed in [true, false] {
+        let mut world = World::new(3);
+        world.put(0, "a", 5);
+        world.link(0, "a", "b");
+        world.sync(1, 0);
+        world.sync(2, 0);
+        world.holds = true;
+        match is_renamed {
+            true => world.rename(0, "a", "c"),
+            false => world.link(0, "a", "c"),
+        }
+        world.holds = false;
+        world.unlink(1, "a");
+        world.unlink(1, "b");
+        world.put(2, "e", 6);
+        world.sync(2, 1);
+        world.sync(0, 2);
+        world.release(0);
+        world.sync(1, 0);
+        world.sync(2, 1);
+        for by in 0..3 {
+            let shown = world.shown(by, &at("c")).unwrap();
+            assert_eq!(content(&shown.entry), Some(5), "{by}");
+        }
+        // What is left is removed like any.
+        world.unlink(2, "c");
+        assert_eq!(world.paths(2), [at("e")]);
+    }
+}
+
+#[test]
+fn a_name_that_is_given_or_renamed_before_a_change_and_committed_after_undoes_nothing() {
+    for is_renamed in [true, false] {
+        let mut world = World::new(2);
+        world.put(0, "a", 5);
+        world.link(0, "a", "b");
+        world.sync(1, 0);
+        world.holds = true;
+        match is_renamed {
+            true => world.rename(0, "a", "c"),
+            false => world.link(0, "a", "c"),
+        }
+        world.holds = false;
+        world.put(1, "b", 6);
+        world.sync(0, 1);
+        world.release(0);
+        world.sync(1, 0);
+        for path in ["b", "c"] {
+            let shown = world.shown(1, &at(path)).unwrap();
+            assert_eq!(content(&shown.entry), Some(6), "{path}");
+        }
+        assert_eq!(world.conflicts(1), 0);
+    }
 }
 
 #[test]

@@ -228,7 +228,8 @@ impl<D: Disk> Replica<D> {
         };
         copied.retain(|copied| {
             let place = pending.binary_search_by(|(path, _)| path.cmp(&copied.record));
-            place.is_err()
+            let there = place.ok().and_then(|place| pending.get(place));
+            there.is_none_or(|(path, pending)| pending.is_brought(path))
         });
         let commits = left.is_empty();
         let kept = self.is_kept(&pending, &renames).then_some(Kept {

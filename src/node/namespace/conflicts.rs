@@ -214,6 +214,7 @@ impl Namespace {
             edits.push(put(record, entry, link.seen.clone()));
             entry = Some(Entry::link(link.file));
         }
+        edits.extend(Edit::bring_record(&conflict.path, &keep.shown));
         edits.push(put(conflict.path.clone(), entry, seen));
         self.change(edits)?;
         let up_to = self.shared.replica.state.read().overlay.generation();

@@ -140,8 +140,24 @@ pub struct Edit {
     pub held: bool,
     /// When what it says was written, where that is earlier than now: a file is published some time after its last write.
     pub written: Option<HybridTime>,
-    /// Where a rename brings the entry from, unchanged.
+    /// Where a rename brings the entry from, unchanged; of a file's record, of what it is a copy.
     pub moved: Option<Moved>,
+}
+
+impl Edit {
+    /// Brings along the record of a file with several names, as it is seen, where one of them, `name`, is given to it or put
+    /// under another path: by then that the edit is committed, others may have removed all names that they know.
+    pub(crate) fn bring_record(name: &TreePath, shown: &Shown) -> Option<Self> {
+        let (path, copied) = shown.record_copy(name)?;
+        Some(Self {
+            path,
+            entry: Some(shown.entry.clone()),
+            seen: copied.dots().to_vec(),
+            held: false,
+            written: Some(shown.time),
+            moved: Some(copied),
+        })
+    }
 }
 
 /// A state that this node has just signed.

@@ -127,6 +127,7 @@ impl Overlay {
             let done = edits.binary_search_by(|(done, _)| done.cmp(path)).ok();
             if let Some((_, done)) = done.and_then(|index| edits.get(index))
                 && done.entry.is_some()
+                && !done.is_brought(path)
                 && let Some(current) = self.edits.get_mut(path)
                 && current.generation != done.generation
             {
@@ -197,12 +198,16 @@ impl Overlay {
     /// Takes local changes; `tick` gives each its time.
     pub(super) fn change(&mut self, mut edits: Vec<Edit>, mut tick: impl FnMut() -> HybridTime) {
         for edit in &mut edits {
-            edit.moved = edit.moved.take().and_then(|moved| self.copied(moved));
+            edit.moved = self.copied(edit);
         }
         let call = (edits.len() > 1).then(|| self.call());
         for edit in edits {
             let (path, pending) = self.pending(edit, call.as_ref(), tick());
             self.later.insert(path.clone());
+            let pending = match self.edits.get(&path) {
+                Some(there) => pending.over_earlier(there, &path),
+                None => pending,
+            };
             self.edits.insert(path, pending);
         }
     }
@@ -214,7 +219,8 @@ impl Overlay {
     }
 
     /// Works out local changes of one call, of different paths, without making them: until [`Overlay::put`] nothing may be
-    /// changed at these paths, or where a rename brings them from, and nothing be committed.
+    /// changed at these paths, or where a rename brings them from, and nothing be committed; but for records that are brought
+    /// along, which may be.
     pub(super) fn prepare(
         &mut self,
         edits: Vec<Edit>,
@@ -222,7 +228,7 @@ impl Overlay {
         mut tick: impl FnMut() -> HybridTime,
     ) -> Changes {
         let prepared = edits.into_iter().map(|mut edit| {
-            edit.moved = edit.moved.take().and_then(|moved| self.copied(moved));
+            edit.moved = self.copied(&edit);
             self.pending(edit, Some(call), tick())
         });
         prepared.collect()
@@ -231,25 +237,40 @@ impl Overlay {
     /// Makes the changes that were worked out. Costs what the fewer are: these or those that are pending.
     pub(super) fn put(&mut self, mut prepared: BTreeMap<Arc<TreePath>, Arc<Pending>>) {
         if prepared.len() < self.edits.len() {
-            self.edits.extend(prepared);
+            for (path, pending) in prepared {
+                let pending = match self.edits.get(&path) {
+                    Some(there) => pending.over_earlier(there, &path),
+                    None => pending,
+                };
+                self.edits.insert(path, pending);
+            }
             return;
         }
-        for (path, pending) in std::mem::take(&mut self.edits) {
-            prepared.entry(path).or_insert(pending);
+        for (path, there) in std::mem::take(&mut self.edits) {
+            match prepared.get_mut(&path) {
+                Some(pending) => *pending = pending.clone().over_earlier(&there, &path),
+                None => {
+                    prepared.insert(path, there);
+                }
+            }
         }
         self.edits = prepared;
     }
 
-    /// What a rename has copied, which may be newer than what it saw.
-    fn copied(&mut self, moved: Moved) -> Option<Moved> {
-        if let Some(source) = self.edits.get(moved.from())
+    /// What a rename has copied, which may be newer than what it saw; or who brings a record along.
+    fn copied(&mut self, edit: &Edit) -> Option<Moved> {
+        let moved = edit.moved.as_ref()?;
+        let is_record = edit.path.record().is_some();
+        let source = if is_record { &edit.path } else { moved.from() };
+        if let Some(source) = self.edits.get(source)
             && source.entry.is_some()
+            && !is_record
         {
             // What nobody else has seen yet is no copy of what they have.
             return source.moved.clone();
         }
         let mut dots = moved.dots().to_vec();
-        if let Some(line) = self.lineage.get(moved.from())
+        if let Some(line) = self.lineage.get(source)
             && line.ancestors.iter().any(|dot| dots.contains(dot))
         {
             // It was pending a moment ago.
@@ -284,21 +305,17 @@ impl Overlay {
         if let Some(earlier) = self.edits.get(&edit.path) {
             add(&mut seen, &earlier.seen);
             // It shows in the tree already, and is not noted as committed yet.
-            let shows =
-                |ready: &Arc<Pending>| ready.generation <= self.begun && ready.entry.is_some();
+            let shows = |ready: &Arc<Pending>| {
+                let is_put = ready.entry.is_some() && !ready.is_brought(&edit.path);
+                ready.generation <= self.begun && is_put
+            };
             if let Some(own) = self.shows_as
                 && Pending::ready(earlier).is_some_and(shows)
             {
                 add(&mut seen, &[own]);
             }
             time = time.max(earlier.time);
-            calls = match (calls, &earlier.calls) {
-                (Some(own), Some(before)) => {
-                    let both: BTreeSet<_> = own.iter().chain(before.iter()).copied().collect();
-                    Some(both.into_iter().collect())
-                }
-                (own, before) => own.or_else(|| before.clone()),
-            };
+            calls = all_calls(calls, earlier.calls.as_ref());
             match (edit.held, Pending::ready(earlier)) {
                 (true, ready) => under = ready.cloned(),
                 (false, Some(ready)) => since = ready.since,
@@ -365,6 +382,8 @@ impl Overlay {
         // Of what was changed more than once since, and renamed perhaps, the first change may be any from there on.
         let since = self.begun + 1;
         for (path, done) in edits {
+            // What became of a record that was brought along is told by [`Overlay::follow_copies`].
+            let is_put = done.entry.is_some() && !done.is_brought(path);
             match self.edits.get_mut(path) {
                 Some(current) if current.generation != done.generation => {
                     let current = Arc::make_mut(current);
@@ -375,12 +394,12 @@ impl Overlay {
                     if let Some(under) = &mut current.under {
                         let under = Arc::make_mut(under);
                         under.since = since.min(under.generation);
-                        if done.entry.is_some() {
+                        if is_put {
                             add(&mut under.seen, &[own]);
                         }
                     }
                     current.since = since.min(current.generation);
-                    if done.entry.is_some() {
+                    if is_put {
                         add(&mut current.seen, &[own]);
                     }
                 }
@@ -392,7 +411,9 @@ impl Overlay {
                 self.lineage.remove(path);
                 continue;
             }
-            self.succeed(path, &done.seen, own);
+            if is_put {
+                self.succeed(path, &done.seen, own);
+            }
         }
     }
 
@@ -487,15 +508,18 @@ impl Overlay {
         pending.flat_map(|pending| pending.contents()).collect()
     }
 
-    /// Records of files with several names that are pending.
-    pub(super) fn records(&self) -> BTreeMap<FileId, Shown> {
+    /// Records of files with several names that are pending, and whether each is only brought along: what the tree has is
+    /// shown before that.
+    pub(super) fn records(&self) -> BTreeMap<FileId, (Shown, bool)> {
         let root = TreePath::root();
         let pending = self
             .edits
             .range::<TreePath, _>((Bound::Excluded(&root), Bound::Unbounded))
-            .map_while(|(path, pending)| Some((path.record()?, pending)));
+            .map_while(|(path, pending)| Some((path, path.record()?, pending)));
         pending
-            .filter_map(|(file, pending)| Some((file, pending.shown()?)))
+            .filter_map(|(path, file, pending)| {
+                Some((file, (pending.shown()?, pending.is_brought(path))))
+            })
             .collect()
     }
 
@@ -525,6 +549,25 @@ impl Pending {
         all.filter_map(|pending| match &pending.entry.as_ref()?.kind {
             Kind::File(object) => Some(*object),
             _ => None,
+        })
+    }
+
+    /// Whether it is a file's record that was brought along with one of the names, at this path: it says nothing new, and is
+    /// put only where there is none.
+    pub(super) fn is_brought(&self, path: &TreePath) -> bool {
+        path.record().is_some() && self.moved.is_some()
+    }
+
+    /// What is pending with this, where something is already. A change of a record stays what it is when the record is only
+    /// brought along, and is committed with what that is brought along for.
+    fn over_earlier(self: Arc<Self>, earlier: &Arc<Self>, path: &TreePath) -> Arc<Self> {
+        if !self.is_brought(path) || earlier.is_brought(path) {
+            return self;
+        }
+        Arc::new(Self {
+            generation: self.generation,
+            calls: all_calls(self.calls.clone(), earlier.calls.as_ref()),
+            ..(**earlier).clone()
         })
     }
 
@@ -576,6 +619,17 @@ pub(super) fn over_children(
         }
     }
     children.into_iter().collect()
+}
+
+/// The calls of a change and of what it follows on from.
+fn all_calls(own: Option<Arc<[u64]>>, earlier: Option<&Arc<[u64]>>) -> Option<Arc<[u64]>> {
+    match (own, earlier) {
+        (Some(own), Some(earlier)) => {
+            let both: BTreeSet<_> = own.iter().chain(earlier.iter()).copied().collect();
+            Some(both.into_iter().collect())
+        }
+        (own, earlier) => own.or_else(|| earlier.cloned()),
+    }
 }
 
 /// Adds the new dots of those that a change has seen.
@@ -800,6 +854,51 @@ mod tests {
             let there = manifest::get(&nodes, root, &key).unwrap().unwrap();
             assert_eq!(there.as_slice().len(), 1, "{name}: {there:?}");
         }
+    }
+
+    #[test]
+    fn a_record_that_is_brought_along_undoes_no_change_of_it() {
+        let record = TreePath::of_record(&[5; 16]);
+        let edit = |entry: Entry, brings: bool| Edit {
+            path: record.clone(),
+            entry: Some(entry),
+            seen: vec![dot(1)],
+            held: false,
+            written: None,
+            moved: Moved::new(at("a"), &[dot(1)]).filter(|_| brings),
+        };
+        let changed = || edit(Entry::implied_directory(), false);
+        let brought = || edit(shown(1).entry, true);
+        let time = || HybridTime(100);
+        for many in [0, 5] {
+            let mut overlay = Overlay::new();
+            (0..many).for_each(|number| change(&mut overlay, &number.to_string(), true, &[]));
+            let call = overlay.call();
+            let prepared = overlay.prepare(vec![brought()], &call, time);
+            overlay.change(vec![changed()], time);
+            overlay.put(prepared.into_iter().collect());
+            overlay.change(vec![brought()], time);
+            let ready = overlay.ready();
+            let (_, pending) = ready.iter().find(|(path, _)| **path == record).unwrap();
+            assert_eq!(pending.entry, changed().entry);
+            assert_eq!(pending.moved, None);
+            assert_eq!(pending.calls, Some(call), "they are committed together");
+        }
+        // What is brought along twice is as it is seen then, and gives way to a change.
+        let mut overlay = Overlay::new();
+        overlay.change(vec![brought()], time);
+        overlay.change(vec![brought()], time);
+        assert!(overlay.records()[&[5; 16]].1);
+        overlay.change(vec![changed()], time);
+        assert!(!overlay.records()[&[5; 16]].1);
+        // Nobody follows on from what it was put as.
+        let mut overlay = Overlay::new();
+        overlay.change(vec![brought()], time);
+        let committing = overlay.begin_commit();
+        overlay.change(vec![changed()], time);
+        overlay.follow(&committing, dot(7));
+        overlay.committed(&committing, dot(7));
+        assert_eq!(overlay.ready()[0].1.seen, [dot(1)]);
     }
 
     #[test]

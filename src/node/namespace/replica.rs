@@ -200,19 +200,24 @@ impl<D: Disk> Replica<D> {
     fn resolve(
         &self,
         view: &View,
-        pending: &BTreeMap<FileId, Shown>,
+        pending: &BTreeMap<FileId, (Shown, bool)>,
         shown: Shown,
     ) -> Result<Shown, NamespaceError> {
         let Kind::Link(file) = shown.entry.kind else {
             return Ok(shown);
         };
-        match pending.get(&file) {
-            Some(record) => Ok(shown.with_record(file, record.clone())),
-            None => {
-                let resolve = |view: &View| manifest::resolve(&self.nodes, view, shown.clone());
-                Ok(self.look(view, resolve)?)
-            }
+        let pending = pending.get(&file);
+        if let Some((record, false)) = pending {
+            return Ok(shown.with_record(file, record.clone()));
         }
+        let resolve = |view: &View| manifest::resolve(&self.nodes, view, shown.clone());
+        let resolved = self.look(view, resolve)?;
+        Ok(match pending {
+            Some((record, _)) if resolved.link.is_none() => {
+                resolved.with_record(file, record.clone())
+            }
+            _ => resolved,
+        })
     }
 
     /// See [`super::Namespace::names_of`].

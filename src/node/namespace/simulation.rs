@@ -780,6 +780,131 @@ impl World {
         self.make(peer, deed, edits, rename);
     }
 
+    /// Writes to a file, gives it another name, or renames or removes one, as the filesystem does: a few names, and all at
+    /// once.
+    fn names(&mut self, peer: usize) {
+        let mut choose = || at(["a", "b", "d/a"].choose(&mut self.random).unwrap());
+        let (path, other) = (choose(), choose());
+        let what = self.random.random_range(0..5);
+        let Some(shown) = self.ask(peer, |replica| replica.get(&path)) else {
+            return;
+        };
+        let Some(over) = self.ask(peer, |replica| replica.get(&other)) else {
+            return;
+        };
+        let edit = |path: &TreePath, entry, seen: &[Dot]| Edit {
+            path: path.clone(),
+            entry,
+            seen: seen.to_vec(),
+            held: false,
+            written: None,
+            moved: None,
+        };
+        let content = shown.as_ref().and_then(|shown| content_of(&shown.entry));
+        let mut deed = Deed::default();
+        let mut edits = Vec::new();
+        let mut rename = None;
+        match (what, shown) {
+            (0, shown) => {
+                self.contents += 1;
+                deed.writes = Some(self.contents);
+                deed.replaces = content;
+                let entry = Some(file(self.contents));
+                match shown {
+                    Some(Shown {
+                        link: Some(link),
+                        seen,
+                        ..
+                    }) => {
+                        let record = TreePath::of_record(&link.file);
+                        edits.push(edit(&record, entry, &link.seen));
+                        edits.push(edit(&path, Some(Entry::link(link.file)), &seen));
+                    }
+                    shown => {
+                        let seen = shown.map_or(Vec::new(), |shown| shown.seen);
+                        edits.push(edit(&path, entry, &seen));
+                    }
+                }
+            }
+            (1, Some(shown)) => {
+                let Some(last) = self.without_name(peer, &path, &shown) else {
+                    return;
+                };
+                deed.replaces = content;
+                edits.extend(last);
+                edits.push(edit(&path, None, &shown.seen));
+            }
+            (2, Some(shown)) => {
+                let file_of = |shown: &Shown| shown.link.as_ref().map(|link| link.file);
+                let is_same =
+                    |over: &Shown| file_of(over).is_some() && file_of(over) == file_of(&shown);
+                if path == other || over.as_ref().is_some_and(is_same) {
+                    return;
+                }
+                edits.extend(Edit::bring_record(&path, &shown));
+                let mut seen = Vec::new();
+                if let Some(over) = over {
+                    let Some(last) = self.without_name(peer, &other, &over) else {
+                        return;
+                    };
+                    deed.replaces = content_of(&over.entry);
+                    edits.extend(last);
+                    seen = over.seen;
+                }
+                let mut put = edit(&other, Some(shown.own_entry()), &seen);
+                put.moved = Moved::new(path.clone(), &shown.seen);
+                edits.push(put);
+                edits.push(edit(&path, None, &shown.seen));
+                rename = Some((path, other));
+            }
+            (_, Some(shown)) if over.is_none() => {
+                let file = match &shown.link {
+                    Some(link) => link.file,
+                    None => self.random.random(),
+                };
+                if let Some(link) = &shown.link {
+                    let record = TreePath::of_record(&link.file);
+                    let put = edit(&record, Some(shown.entry.clone()), &link.seen);
+                    edits.push(Edit::bring_record(&path, &shown).unwrap_or(put));
+                } else {
+                    edits.push(edit(
+                        &TreePath::of_record(&file),
+                        Some(shown.entry.clone()),
+                        &[],
+                    ));
+                    edits.push(edit(&path, Some(Entry::link(file)), &shown.seen));
+                }
+                edits.push(edit(&other, Some(Entry::link(file)), &[]));
+            }
+            _ => return,
+        }
+        self.make(peer, deed, edits, rename);
+    }
+
+    /// What becomes of the last name that is left, where one of several of a file goes.
+    fn without_name(&self, peer: usize, path: &TreePath, shown: &Shown) -> Option<Vec<Edit>> {
+        let Some(link) = &shown.link else {
+            return Some(Vec::new());
+        };
+        let mut others = self.ask(peer, |replica| replica.names_of(link.file))?;
+        others.remove(path);
+        let others: Vec<_> = others.into_iter().collect();
+        let [only] = others.as_slice() else {
+            return Some(Vec::new());
+        };
+        let last = self.ask(peer, |replica| replica.get(only))?;
+        let last = last.filter(|last| last.is_of(Some(link.file)));
+        let edit = last.map(|last| Edit {
+            path: only.clone(),
+            entry: Some(shown.entry.clone()),
+            seen: last.seen,
+            held: false,
+            written: None,
+            moved: None,
+        });
+        Some(edit.into_iter().collect())
+    }
+
     /// Renames a folder with all that is in it.
     fn rename_folder(&mut self, peer: usize) {
         let folders = ["d/e", "f", "moved 0", "moved 1", "d/moved"];
@@ -953,13 +1078,15 @@ impl World {
         })
     }
 
-    /// All contents that the state of a peer holds, conflict copies included.
+    /// All contents that the state of a peer holds, conflict copies and those of files with several names included.
     fn contents(&self, number: usize) -> BTreeSet<u64> {
         let rows = self.ask(number, |replica| {
             let root = replica.state.read().root.ok_or(NamespaceError::NoHead)?;
             let [near, far] = Key::below(&TreePath::root());
             let mut rows = manifest::scan(&replica.nodes, root, near, usize::MAX)?;
             rows.extend(manifest::scan(&replica.nodes, root, far, usize::MAX)?);
+            let records = manifest::scan(&replica.nodes, root, Key::files(), usize::MAX)?;
+            rows.extend(records);
             Ok(rows)
         });
         let rows = rows.expect("everybody reaches everybody");
@@ -967,6 +1094,17 @@ impl World {
             .flat_map(|(_, versions)| versions.as_slice())
             .filter_map(|version| content_of(&version.entry))
             .collect()
+    }
+}
+
+impl World {
+    /// No name shows a file that is nowhere.
+    fn check_names(&self, peer: usize) {
+        for name in ["a", "b", "d/a"] {
+            let shown = self.ask(peer, |replica| replica.get(&at(name))).flatten();
+            let is_nowhere = shown.is_some_and(|shown| matches!(shown.entry.kind, Kind::Link(_)));
+            assert!(!is_nowhere, "{name} at {peer}");
+        }
     }
 }
 
@@ -1011,6 +1149,49 @@ fn whatever_changes_elsewhere_is_told() {
         world.settle();
         assert!(world.heard > 0);
         [world.heard, world.beside]
+    });
+}
+
+/// Names of one file are given, renamed and removed at several members at once, and merged in stages.
+#[test]
+fn each_name_of_a_file_keeps_it_whoever_removes_the_others() {
+    let plan = Plan {
+        peers: 3,
+        steps: 400,
+        clones: false,
+    };
+    run_with(20, |seed| {
+        let mut world = World::new(plan, seed);
+        for _ in 0..plan.steps {
+            let peer = world.pick();
+            match world.random.random_range(0..10) {
+                0..5 => world.names(peer),
+                5..7 => {
+                    let other = world.pick();
+                    world.meet(peer, other);
+                }
+                7..9 => {
+                    let time = world.random.random_range(1_000_000..SECOND);
+                    world.pass_time(time);
+                    world.run(peer);
+                }
+                _ => world.step(),
+            }
+            for peer in 0..plan.peers {
+                world.check_names(peer);
+            }
+        }
+        world.settle();
+        for peer in 0..plan.peers {
+            world.check_names(peer);
+        }
+        let there = world.contents(0);
+        assert_eq!(
+            world.oracle.lost(&there),
+            Vec::<u64>::new(),
+            "acknowledged writes are gone"
+        );
+        [world.beside, world.waited]
     });
 }
 
