@@ -297,6 +297,15 @@ impl Overlay {
             if follows {
                 add(&mut seen, &[line.own]);
             }
+            if edit.entry.is_none() {
+                // What is made there next is another file, and goes on with nothing: what was made there first may still be
+                // there, beside what is removed.
+                let ended = Lineage {
+                    from_nothing: false,
+                    ..line
+                };
+                self.lineage.put(Arc::new(edit.path.clone()), ended);
+            }
         }
         let mut since = self.generation;
         let mut time = edit.written.map_or(time, |written| written.min(time));
@@ -899,6 +908,20 @@ mod tests {
         overlay.follow(&committing, dot(7));
         overlay.committed(&committing, dot(7));
         assert_eq!(overlay.ready()[0].1.seen, [dot(1)]);
+    }
+
+    #[test]
+    fn what_is_made_under_a_name_that_was_removed_does_not_replace_what_stands_beside_that() {
+        let mut overlay = Overlay::new();
+        change(&mut overlay, "x", true, &[]);
+        let committing = overlay.begin_commit();
+        overlay.follow(&committing, dot(7));
+        overlay.committed(&committing, dot(7));
+        // Somebody else has made one, too, which is shown.
+        change(&mut overlay, "x", false, &[3]);
+        change(&mut overlay, "x", true, &[]);
+        change(&mut overlay, "x", true, &[]);
+        assert_eq!(overlay.ready()[0].1.seen, [dot(3)]);
     }
 
     #[test]
