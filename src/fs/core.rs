@@ -434,8 +434,7 @@ impl Core {
                 facts.modified = shown.folder_time(newest);
                 facts.changed = shown.time.max(newest);
             }
-            // The record is nowhere: refused rather than shown as something else.
-            Kind::Link(_) => return Err(FsError::Stuck.into()),
+            // A link whose record is nowhere has no content: it can be seen, renamed, replaced and removed.
             _ => facts.links = self.count_names(facts.file)?,
         }
         Ok(facts)

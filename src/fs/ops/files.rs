@@ -121,6 +121,8 @@ impl Core {
         let object = match self.inodes.lock().facts(number).map(|facts| &facts.kind) {
             Some(Kind::File(object)) => *object,
             Some(Kind::Directory) => return Err(FsError::IsDirectory.into()),
+            // What it holds is nowhere.
+            Some(Kind::Link(_)) => return Err(FsError::Stuck.into()),
             Some(_) => return Err(FsError::Invalid.into()),
             None => return Err(FsError::Stale.into()),
         };

@@ -150,11 +150,8 @@ impl Core {
         let entries = match detailed {
             true => self.details(&path, children)?,
             false => {
-                let plain = |(name, shown): (Name, Shown)| {
-                    let hidden = matches!(shown.entry.kind, Kind::Link(_));
-                    (!hidden).then(|| (name, Facts::from(shown)))
-                };
-                children.into_iter().filter_map(plain).collect()
+                let plain = |(name, shown): (Name, Shown)| (name, Facts::from(shown));
+                children.into_iter().map(plain).collect()
             }
         };
         let entries = self.in_order(entries);
@@ -317,8 +314,6 @@ impl Core {
                     let path = path.join(&name).map_err(FsError::from)?;
                     self.facts(&path, &shown)
                 }
-                // Its record is nowhere.
-                Kind::Link(_) => continue,
                 _ if shown.link.is_some() => self.facts(path, &shown),
                 _ => Ok(Facts::from(shown)),
             };

@@ -69,6 +69,7 @@ impl Core {
         match facts.kind {
             Kind::File(_) => {}
             Kind::Directory => return Err(FsError::IsDirectory.into()),
+            Kind::Link(_) => return Err(FsError::Stuck.into()),
             _ => return Err(FsError::Invalid.into()),
         }
         // A writer for as long as it takes: the live state can't end under it.
@@ -162,6 +163,10 @@ impl Core {
             return self.change_detached(number, change);
         }
         let (path, shown, facts) = self.stands(number)?.ok_or(FsError::Stale)?;
+        if matches!(shown.entry.kind, Kind::Link(_)) {
+            // What there is to say of it stands in a record that is nowhere.
+            return Err(FsError::Stuck.into());
+        }
         let mut entry = shown.entry.clone();
         // A folder's entry, put anew, tells its time: what is seen now, unless that is what changes.
         entry.modified = facts.modified;

@@ -12,7 +12,7 @@ use crate::{
         notify::Notice,
         ops::{Changes, Found, Replace},
     },
-    manifest::{Kind, Name, Timestamp},
+    manifest::{Entry, Kind, Name, Timestamp},
     store::Presence,
 };
 
@@ -1205,6 +1205,70 @@ fn a_file_that_is_being_written_gets_another_name_and_loses_the_first() {
     assert_eq!(fixture.names("").expect("listed"), ["b"]);
     assert_eq!(fixture.content("b").expect("read"), b"half and half");
     assert_eq!(fixture.attr("b").expect("there").links, 1);
+}
+
+#[test]
+fn a_name_of_a_file_that_is_nowhere_is_seen_renamed_replaced_and_removed() {
+    let fixture = Fixture::new();
+    let make = |name: &'static [u8]| {
+        fixture
+            .act(move |core| core.make(CALLER, ROOT, name, Kind::Directory, 0o755))
+            .expect("made");
+    };
+    make(b"d");
+    fixture.put("new", b"new").expect("put");
+    let names = ["d/a", "d/b", "d/c"];
+    let edit = |name: &&str| Edit {
+        path: TreePath::parse(name.as_bytes()).expect("a path"),
+        entry: Some(Entry::link([7; 16])),
+        seen: Vec::new(),
+        held: false,
+        written: None,
+        moved: None,
+    };
+    let edits = names.iter().map(edit).collect();
+    fixture.namespace.change(edits).expect("changed");
+    fixture.settle();
+
+    assert_eq!(fixture.names("d").expect("listed"), ["a", "b", "c"]);
+    assert_eq!(fixture.attr("d/a").expect("there").size, 0);
+    for flags in [libc::O_RDONLY, libc::O_WRONLY | libc::O_TRUNC] {
+        assert_eq!(fixture.open_file("d/a", flags), Err(libc::EIO));
+    }
+    assert_eq!(
+        link(&fixture, "d/a", "e").map(|_| ()),
+        Err(libc::EIO),
+        "there is nothing to give a name"
+    );
+    let number = fixture.walk("d/a").expect("there");
+    let mode = Changes {
+        mode: Some(0o600),
+        ..Default::default()
+    };
+    let changed = fixture.act(move |core| core.setattr(number, &mode));
+    assert_eq!(changed.map(|_| ()), Err(libc::EIO));
+
+    let rename = |from: &'static str, to: &'static str| {
+        let ((from, name), (to, new)) = (
+            fixture.place(from).expect("a folder"),
+            fixture.place(to).expect("a folder"),
+        );
+        fixture
+            .act(move |core| core.rename((from, &name), (to, &new), Replace::Yes))
+            .expect("renamed");
+    };
+    rename("d/a", "d/moved");
+    rename("new", "d/b");
+    assert_eq!(fixture.content("d/b").expect("read"), b"new");
+    fixture.settle();
+    for name in ["moved", "b", "c"] {
+        unlink(&fixture, &format!("d/{name}")).expect("removed");
+    }
+    fixture
+        .act(|core| core.rmdir(ROOT, b"d"))
+        .expect("removed, as it is empty");
+    assert!(fixture.names("").expect("listed").is_empty());
+    fixture.core.inodes.lock().check();
 }
 
 #[test]
