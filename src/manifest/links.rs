@@ -136,13 +136,18 @@ impl Shown {
 }
 
 /// Of the changes that a merge makes: the files that have to be looked at, whose records have versions that did not see each
-/// other, or which have lost a name that may have been the last.
+/// other, or which have lost a name that may have been the last; and those whose records are new, of which all names may have
+/// been removed here.
 pub fn contested_files(changes: &[Change]) -> BTreeSet<FileId> {
     let contested =
         changes
             .iter()
             .filter_map(|change| match (change.key.internal()?, &change.new) {
-                (InternalKey::File(file), Some(record)) if groups(record).len() > 1 => Some(file),
+                (InternalKey::File(file), Some(record))
+                    if change.old.is_none() || groups(record).len() > 1 =>
+                {
+                    Some(file)
+                }
                 (InternalKey::Name(file, _), None) => Some(file),
                 _ => None,
             });

@@ -747,6 +747,26 @@ fn a_name_that_is_given_or_renamed_before_a_change_and_committed_after_undoes_no
 }
 
 #[test]
+fn a_record_goes_with_the_names_though_it_was_put_anew_while_they_were_removed() {
+    let mut world = World::new(2);
+    world.put(1, "b", 5);
+    world.link(1, "b", "a");
+    world.sync(0, 1);
+    world.put(0, "a", 6);
+    world.put(1, "a", 7);
+    world.holds = true;
+    world.unlink(1, "a");
+    world.unlink(0, "a");
+    // Of two changes of the record one is put anew, and no name with it.
+    world.sync(1, 0);
+    (0..2).for_each(|by| world.release(by));
+    for (by, from) in [(0, 1), (1, 0), (0, 1)] {
+        world.sync(by, from);
+    }
+    assert_eq!(world.replicas[0].root, world.replicas[1].root);
+}
+
+#[test]
 fn the_stand_in_of_a_record_is_read_back_and_is_no_path() {
     let place = TreePath::of_record(&FILE);
     assert_eq!(place.record(), Some(FILE));
