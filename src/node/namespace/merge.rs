@@ -608,8 +608,9 @@ impl<D: Disk> Replica<D> {
         let mut record = state.record();
         record.root = Some(root);
         record.covers = covers.clone();
-        self.records.save_state(&record)?;
+        // What may fail comes before the state: were the disk's another one than memory's, nodes that it is made of could be let go.
         self.records.note_root(now.wall_ns, root)?;
+        self.records.save_state(&record)?;
         state.set_state(root, covers);
         state.first = None;
         let dropped = state.heads.set_in_state(digest);

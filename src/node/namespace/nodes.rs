@@ -122,7 +122,7 @@ impl<D: Disk> Nodes<D> {
         fetched: Vec<Vec<u8>>,
     ) -> Result<Vec<NodeHash>, StoreError> {
         let asked: std::collections::BTreeSet<_> = asked.iter().collect();
-        let mut good = Vec::new();
+        let (mut good, mut decoded) = (Vec::new(), Vec::new());
         for bytes in fetched {
             let hash = NodeHash::of(&bytes);
             if !asked.contains(&hash) {
@@ -131,7 +131,7 @@ impl<D: Disk> Nodes<D> {
             }
             match Node::decode(&bytes) {
                 Ok(node) => {
-                    self.remember(hash, Arc::new(node));
+                    decoded.push((hash, Arc::new(node)));
                     good.push((hash, bytes));
                 }
                 Err(error) => {
@@ -140,7 +140,11 @@ impl<D: Disk> Nodes<D> {
                 }
             }
         }
+        // First on the disk: what is in memory counts as here, and a state may be made of it.
         self.keep(&good)?;
+        for (hash, node) in decoded {
+            self.remember(hash, node);
+        }
         Ok(good.into_iter().map(|(hash, _)| hash).collect())
     }
 
