@@ -1,8 +1,8 @@
 //! Letting go of manifest nodes that no state needs any more.
 //!
 //! What stays: what the state, the heads that are known and the remembered roots are made of; what may lie below a node of the
-//! first two that is not here (`manifest::Reach`), for this member may be the only one who has it; where there is such a node,
-//! what this node's own work was made on that not all heads have seen; and what came within the last one or two minutes, which
+//! first two that is not here (`manifest::Reach`), for this member may be the only one who has it; what this node's own work was
+//! made on that not all heads have seen, where there is no such node the first of it; and what came within the last one or two minutes, which
 //! somebody may be working with.
 //!
 //! A member who comes back after long may have made its work on a state that nobody has in full any more. It merges that itself
@@ -34,6 +34,9 @@ const YOUNG_FOR: Duration = Duration::from_secs(60);
 const STEP_NODES: usize = 256;
 const NAMES_STEP: usize = 4096;
 const STEP_PAUSE: Duration = Duration::from_millis(20);
+/// Of own work that others are not known to have seen, so many states stay in any case, the first: it takes a moment before it is known
+/// what they have seen, and who goes away may have seen that much more.
+const UNTOLD_MAX: usize = 128;
 /// Of the remembered roots, each minute's stays for so long; of older ones each hour's.
 const MINUTES_KEPT: u64 = 24 * 60;
 const HOUR_MINUTES: u64 = 60;
@@ -205,8 +208,9 @@ impl<D: Disk> Replica<D> {
         }
         let mut others = self.roots_of_unseen_work();
         if !others.is_empty() && self.has_all(reach.of_whole_trees())? {
-            // Whatever comes to be merged with what is here: this side of it is.
-            others.clear();
+            // Whatever comes to be merged with what is here, this side of it is. But what several others make of a state of this node's
+            // has nodes of that which they know only by name, and none of them can tell its own work from the others'.
+            others.truncate(UNTOLD_MAX);
         }
         others.extend(redo);
         let outdated = self.state.read().outdated.as_ref().map(|it| it.kept.root);

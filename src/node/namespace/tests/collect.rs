@@ -53,6 +53,10 @@ async fn nodes_of_earlier_states_go_and_all_that_is_shown_stays() {
         a.ns.shared.replica.collection_due().unwrap(),
         "none was so far"
     );
+    // As far as others have seen it.
+    if let Some(writer) = &mut a.ns.shared.replica.state.write().writer {
+        writer.confirm(u64::MAX);
+    }
     assert!(collect(&a) > 40);
     assert!(nodes(&a) <= one_state + 3, "{} nodes", nodes(&a));
     assert_eq!(a.everything().await, shown);
@@ -131,6 +135,9 @@ async fn work_on_a_state_that_nobody_has_any_more_is_merged_by_who_did_it() {
     a.write("folder 7/moved", 50_000).await;
     collect(&a);
     collect(&b);
+    // As after more heads than are remembered.
+    let all = missing.iter().map(|node| (*node, 0));
+    a.ns.shared.replica.nodes.remove_old(all.collect()).unwrap();
     assert!(
         missing
             .iter()
