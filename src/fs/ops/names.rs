@@ -187,16 +187,7 @@ impl Core {
         let [only] = others.as_slice() else {
             return Ok((others, None));
         };
-        let last = self.shown(only)?;
-        let last = last.filter(|last| last.link.as_ref().is_some_and(|own| own.file == link.file));
-        let edit = last.map(|last| Edit {
-            path: only.clone(),
-            entry: Some(shown.entry.clone()),
-            seen: last.seen,
-            held: false,
-            written: None,
-            moved: None,
-        });
+        let edit = Edit::last_name(only, self.shown(only)?, shown);
         Ok((others, edit))
     }
 

@@ -158,6 +158,21 @@ impl Edit {
             moved: Some(copied),
         })
     }
+
+    /// Makes a plain file again of one of which a single name is left where another one goes: `removed` is what that showed, `last`
+    /// what the one that is left, `name`, does.
+    pub(crate) fn last_name(name: &TreePath, last: Option<Shown>, removed: &Shown) -> Option<Self> {
+        let file = removed.link.as_ref()?.file;
+        let last = last.filter(|last| last.is_of(Some(file)))?;
+        Some(Self {
+            path: name.clone(),
+            entry: Some(removed.entry.clone()),
+            seen: last.seen,
+            held: false,
+            written: None,
+            moved: None,
+        })
+    }
 }
 
 /// A state that this node has just signed.
