@@ -235,7 +235,8 @@ impl<D: Disk> Replica<D> {
     ) -> Result<Option<Vec<Unneeded>>, NamespaceError> {
         let names = self.nodes.names(collection.after, STEP_NODES)?;
         let Some(last) = names.last() else {
-            let grown = self.nodes.take_grown().max(collection.young_bytes);
+            // What came meanwhile and was looked at counts twice: the next one comes a little early.
+            let grown = self.nodes.take_grown() + collection.young_bytes;
             self.records
                 .save_nodes_grown(grown, collection.stay_bytes)?;
             return Ok(None);
