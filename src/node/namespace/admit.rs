@@ -167,12 +167,10 @@ impl<D: Disk> Replica<D> {
         let Some(writer) = &mut state.writer else {
             return Ok(());
         };
-        let reached = head.covers.sequence(writer.number);
+        let reached = head.covers.sequence(writer.number).min(writer.last);
         if reached > writer.confirmed {
-            let forgotten = writer.confirm(reached);
-            self.records
-                .save_confirmed(writer.number, writer.confirmed)?;
-            for dot in forgotten {
+            self.records.save_confirmed(writer.number, reached)?;
+            for dot in writer.confirm(reached) {
                 self.records.remove_own_head(dot)?;
             }
         }
@@ -199,22 +197,23 @@ impl<D: Disk> Replica<D> {
             )));
         }
         state.saw(head.time);
-        let dropped = match state.heads.offer(head.clone(), false) {
-            Offered::Covered => {
-                state.seen_heads.put(digest, ());
-                return Ok(false);
-            }
-            Offered::Taken { dropped, clash } => {
-                if clash {
-                    tracing::warn!(
-                        writer = head.writer.0,
-                        sequence = head.sequence,
-                        "one writer signed two heads with the same number: a restored backup, or a clone"
-                    );
-                }
-                dropped
-            }
+        if state.heads.covers(&head) {
+            state.seen_heads.put(digest, ());
+            return Ok(false);
+        }
+        // What may fail comes first: of a head that memory has nobody is told a second time.
+        self.records.put_head(&head)?;
+        let Offered::Taken { dropped, clash } = state.heads.offer(head.clone(), false) else {
+            return Ok(false);
         };
+        state.seen_heads.put(digest, ());
+        if clash {
+            tracing::warn!(
+                writer = head.writer.0,
+                sequence = head.sequence,
+                "one writer signed two heads with the same number: a restored backup, or a clone"
+            );
+        }
         let was_given_up = state.given_up.get(&digest).is_some();
         if was_given_up {
             // Nobody is told of it, and nothing gives way to it, before somebody gives its nodes.
@@ -225,9 +224,6 @@ impl<D: Disk> Replica<D> {
                 state.seen_heads.remove(&head.digest());
             }
         }
-        self.records.put_head(&head)?;
-        self.drop_heads(&dropped)?;
-        state.seen_heads.put(digest, ());
         if let Some(from) = from {
             state.showed.put(digest, from);
         }
@@ -236,15 +232,16 @@ impl<D: Disk> Replica<D> {
         let waited = state.waits_for_merge.take().is_some();
         self.plan_join(&mut state, now.at);
         drop(state);
-        if is_first {
-            // Nothing is fetched for this: its root node alone is looked at next.
-            self.show_first(&head, now)?;
-        }
         self.tell(Event::HeadKnown(true));
         self.tell(Event::ToMerge);
         if waited {
             self.tell(Event::ToCommit);
         }
+        if is_first {
+            // Nothing is fetched for this: its root node alone is looked at next.
+            self.show_first(&head, now)?;
+        }
+        self.drop_heads(&dropped)?;
         Ok(!was_given_up)
     }
 }

@@ -72,6 +72,8 @@ impl<D: Disk> Replica<D> {
     /// gives way to another head, where there is one; so does one whose root node those who were asked lack (`denied`).
     pub(super) fn prove_first(&self, denied: bool, now: Moment) -> Result<Step, NamespaceError> {
         let _turn = self.take_turn()?;
+        // The disk was full, or the process ended, before one was shown.
+        self.show_any(now)?;
         let first = {
             let state = self.state.read();
             let head = state.first.and_then(|digest| state.heads.get(&digest));
@@ -106,19 +108,25 @@ impl<D: Disk> Replica<D> {
             state.covers = CausalContext::default();
             drop(state);
             self.refuse(&head, &reason, now)?;
-            let next = {
-                let state = self.state.read();
-                state.heads.unmerged().max_by_key(|head| head.time).cloned()
-            };
-            match next {
-                Some(next) => self.show_first(&next, now)?,
-                None => {
-                    self.records.save_state(&self.state.read().record())?;
-                    self.tell(Event::HeadKnown(false));
-                }
+            if !self.show_any(now)? {
+                self.records.save_state(&self.state.read().record())?;
+                self.tell(Event::HeadKnown(false));
             }
         }
         Ok(Step::Done)
+    }
+
+    /// `turn` is held. Shows the newest head that is known where nothing is shown yet. Whether there is one.
+    fn show_any(&self, now: Moment) -> Result<bool, NamespaceError> {
+        let newest = {
+            let state = self.state.read();
+            let unmerged = state.heads.unmerged().filter(|_| state.root.is_none());
+            unmerged.max_by_key(|head| head.time).cloned()
+        };
+        match newest {
+            Some(newest) => self.show_first(&newest, now).map(|()| true),
+            None => Ok(false),
+        }
     }
 
     /// `turn` is held. Shows another head than the first one, which nobody has; it is merged once somebody gives it. Whether
@@ -203,21 +211,23 @@ impl<D: Disk> Replica<D> {
             // Another one was first.
             return Ok(());
         }
-        state.root = Some(head.root);
-        state.covers = head.covers.clone();
+        let mut record = state.record();
+        record.root = Some(head.root);
+        record.covers = head.covers.clone();
+        self.records.save_state(&record)?;
+        state.root = record.root;
+        state.covers = record.covers;
         state.first = Some(head.digest());
         let dropped = state.heads.set_in_state(&head.digest());
-        self.records.save_state(&state.record())?;
         self.plan_join(&mut state, now.at);
         drop(state);
-        self.drop_heads(&dropped)?;
         self.tell(Event::Changed(Arrival {
             root: head.root,
             before: None,
             changes: None,
         }));
         self.tell(Event::ToMerge);
-        Ok(())
+        self.drop_heads(&dropped)
     }
 
     /// Why the root of a head is not what it must be; `None` when it is. Entries must not be newer than their head.

@@ -893,15 +893,7 @@ impl World {
             return Some(Vec::new());
         };
         let last = self.ask(peer, |replica| replica.get(only))?;
-        let last = last.filter(|last| last.is_of(Some(link.file)));
-        let edit = last.map(|last| Edit {
-            path: only.clone(),
-            entry: Some(shown.entry.clone()),
-            seen: last.seen,
-            held: false,
-            written: None,
-            moved: None,
-        });
+        let edit = Edit::last_name(only, last, shown);
         Some(edit.into_iter().collect())
     }
 
@@ -1898,6 +1890,47 @@ fn a_head_that_nobody_has_is_given_up_and_taken_when_somebody_has_it_again() {
     for number in 0..3 {
         assert_eq!(shows(&world, number, "made"), Some(1000));
         assert_eq!(shows(&world, number, "other"), Some(1001));
+    }
+}
+
+#[test]
+fn a_head_that_came_while_the_disk_was_full_is_shown_as_soon_as_it_is_not() {
+    for is_new in [true, false] {
+        for restarts in [false, true] {
+            for puts in 0.. {
+                let (mut world, made) = with_a_head_that_nobody_has();
+                world.peers[0].cell = 0;
+                let from = world.peer_id(0);
+                if is_new {
+                    world.peers[1].disk = MemoryDisk::default();
+                    world.start(1, false);
+                }
+                let disk = world.peers[1].disk.clone();
+                disk.fail(puts..puts + 1);
+                world.arrive(1, Message::Heads(from, made.clone()));
+                let has_failed = disk.has_failed();
+                disk.fail(0..0);
+                let mut kept = disk.heads().unwrap().into_iter();
+                let is_kept = kept.any(|(_, head)| made.contains(&head));
+                if restarts && is_kept {
+                    world.start(1, false);
+                } else {
+                    // Who was told that it could not be kept shows it again.
+                    world.arrive(1, Message::Heads(from, made));
+                }
+                // What it could not fetch is tried again some time later.
+                world.pass_time(HOUR);
+                world.run(1);
+                assert_eq!(
+                    shows(&world, 1, "made"),
+                    Some(1000),
+                    "new: {is_new}, restarts: {restarts}, put {puts} fails"
+                );
+                if !has_failed {
+                    break;
+                }
+            }
+        }
     }
 }
 
