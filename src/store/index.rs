@@ -1,8 +1,10 @@
 //! The index on the disk: opening sled, and making what it wrote survive the machine going down.
 //!
-//! sled's flush hands its buffer to the log file and waits for these pages, by `sync_file_range`: that flushes neither the
-//! drive's cache nor what the filesystem has to know to find the pages again, and not the files at all into which sled puts
-//! what is larger than 128 KiB. Here both are synced as well.
+//! sled hands its buffers to the log file and waits for these pages, by `sync_file_range`: that flushes neither the drive's
+//! cache nor what the filesystem has to know to find the pages again, and not the files at all into which sled puts what is
+//! larger than 128 KiB. It takes what was handed over so for durable, and writes over what stood elsewhere until then: by the
+//! next real sync a machine that goes down may have lost either, whatever was synced before. So this program has a
+//! `sync_file_range` of its own, in place of the C library's, which syncs the log and those files ([`sync_file_range`]).
 //!
 //! sled doesn't survive a full disk: once it could not write it never writes again, and whoever waits for it may wait for ever.
 //! So room is set aside behind the end of its log (`fallocate`, which leaves the length alone): that is what it grows into. What
@@ -17,9 +19,15 @@ use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::MetadataExt,
+    os::{
+        fd::{BorrowedFd, RawFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -56,9 +64,7 @@ pub(super) struct IndexFiles {
     /// A descriptor of our own: an error of the disk is told to each one once.
     pub(super) log: File,
     log_path: PathBuf,
-    blobs_dir: PathBuf,
-    /// Names of large values that are on disk. sled never changes one.
-    pub(super) blobs: Mutex<HashSet<OsString>>,
+    pub(super) blobs: Arc<Blobs>,
     /// Syncing failed: the next time it would succeed without proving anything.
     broken: AtomicBool,
     /// The filesystem can't set room aside.
@@ -72,19 +78,113 @@ pub(super) struct IndexFiles {
     pub(super) refuses: AtomicBool,
 }
 
+/// The files of large values, which sled writes before the log names them.
+pub(super) struct Blobs {
+    dir: PathBuf,
+    /// Device and inode of the log.
+    log: (u64, u64),
+    /// Names of those that are on disk. sled never changes one.
+    pub(super) synced: Mutex<HashSet<OsString>>,
+    /// How often sled had its log synced.
+    #[cfg(test)]
+    syncs: std::sync::atomic::AtomicU64,
+}
+
+/// Of the indexes that are open.
+static BLOBS: Mutex<Vec<Arc<Blobs>>> = Mutex::new(Vec::new());
+
+/// Takes the place of the C library's function of this name, which only sled calls: what it was to hand to the disk is on the
+/// disk when this returns, with all that is needed to find it there.
+///
+/// # Safety
+/// `log` is an open file descriptor.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sync_file_range(
+    log: RawFd,
+    _offset: libc::off64_t,
+    _length: libc::off64_t,
+    _flags: libc::c_uint,
+) -> libc::c_int {
+    // SAFETY: whoever calls this has it open meanwhile.
+    let log = unsafe { BorrowedFd::borrow_raw(log) };
+    match sync_log(log) {
+        Ok(()) => 0,
+        Err(errno) => {
+            // SAFETY: the thread's own.
+            unsafe { *libc::__errno_location() = errno.raw_os_error() };
+            -1
+        }
+    }
+}
+
+fn sync_log(log: BorrowedFd<'_>) -> Result<(), Errno> {
+    let about = rustix::fs::fstat(log)?;
+    let is_of = |blobs: &&Arc<Blobs>| blobs.log == (about.st_dev, about.st_ino);
+    let blobs = BLOBS.lock().iter().find(is_of).cloned();
+    if let Some(blobs) = blobs {
+        #[cfg(test)]
+        blobs.syncs.fetch_add(1, Ordering::Relaxed);
+        blobs.sync().map_err(|error| match error {
+            StoreError::Full => Errno::NOSPC,
+            _ => Errno::IO,
+        })?;
+    }
+    rustix::fs::fdatasync(log)
+}
+
+impl Blobs {
+    fn sync(&self) -> Result<(), StoreError> {
+        let dir = &self.dir;
+        let mut present = HashSet::new();
+        for entry in fs::read_dir(dir).map_err(failed("listing", dir))? {
+            present.insert(entry.map_err(failed("listing", dir))?.file_name());
+        }
+        let mut synced = self.synced.lock();
+        let mut is_any = false;
+        for name in present.difference(&synced) {
+            let path = dir.join(name);
+            match File::open(&path).and_then(|file| file.sync_data()) {
+                Ok(()) => is_any = true,
+                // Replaced by a newer value meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed("syncing", &path)(error)),
+            }
+        }
+        if is_any {
+            sync_dir(dir)?;
+        }
+        *synced = present;
+        Ok(())
+    }
+}
+
+impl Drop for IndexFiles {
+    fn drop(&mut self) {
+        BLOBS
+            .lock()
+            .retain(|blobs| !Arc::ptr_eq(blobs, &self.blobs));
+    }
+}
+
 impl IndexFiles {
     /// Of an index that is open.
     pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
         let log_path = dir.join("db");
+        let opened = OpenOptions::new().read(true).write(true).open(&log_path);
+        let log = opened.map_err(failed("opening", &log_path))?;
+        let about = log.metadata().map_err(failed("looking at", &log_path))?;
+        let blobs = Arc::new(Blobs {
+            dir: dir.join("blobs"),
+            log: (about.dev(), about.ino()),
+            synced: Mutex::default(),
+            #[cfg(test)]
+            syncs: Default::default(),
+        });
+        BLOBS.lock().push(blobs.clone());
         let files = Self {
-            log: OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(&log_path)
-                .map_err(failed("opening", &log_path))?,
+            log,
             log_path,
-            blobs_dir: dir.join("blobs"),
-            blobs: Mutex::default(),
+            blobs,
             broken: AtomicBool::new(false),
             without: AtomicBool::new(false),
             had_none: Mutex::new(None),
@@ -96,7 +196,11 @@ impl IndexFiles {
         let length = files.log.metadata().map_or(0, |file| file.len()).max(1);
         let _ = rustix::fs::fallocate(&files.log, FallocateFlags::KEEP_SIZE, 0, length);
         files.set_aside(0)?;
-        // The names of the files above, which sled may just have made.
+        // sled may just have made them, and its settings.
+        let settings = dir.join("conf");
+        File::open(&settings)
+            .and_then(|file| file.sync_all())
+            .map_err(failed("syncing", &settings))?;
         sync_dir(dir)?;
         Ok(files)
     }
@@ -171,7 +275,7 @@ impl IndexFiles {
 
     /// Large values get files of their own, for which no room can be set aside.
     fn has_room_for_blobs(&self, bytes: u64) -> Result<(), StoreError> {
-        match rustix::fs::statvfs(&self.blobs_dir) {
+        match rustix::fs::statvfs(&self.blobs.dir) {
             Ok(disk) if disk.f_bavail.saturating_mul(disk.f_frsize) < bytes => {
                 Err(StoreError::Full)
             }
@@ -185,7 +289,7 @@ impl IndexFiles {
             let broken = failed("syncing (it failed before)", &self.log_path);
             return Err(broken(io::Error::from_raw_os_error(libc::EIO)));
         }
-        let synced = self.sync_blobs().and_then(|()| {
+        let synced = self.blobs.sync().and_then(|()| {
             self.log
                 .sync_data()
                 .map_err(failed("syncing", &self.log_path))
@@ -194,30 +298,6 @@ impl IndexFiles {
             self.broken.store(true, Ordering::Release);
         }
         synced
-    }
-
-    fn sync_blobs(&self) -> Result<(), StoreError> {
-        let dir = &self.blobs_dir;
-        let mut present = HashSet::new();
-        for entry in fs::read_dir(dir).map_err(failed("listing", dir))? {
-            present.insert(entry.map_err(failed("listing", dir))?.file_name());
-        }
-        let mut synced = self.blobs.lock();
-        let mut is_any = false;
-        for name in present.difference(&synced) {
-            let path = dir.join(name);
-            match File::open(&path).and_then(|file| file.sync_data()) {
-                Ok(()) => is_any = true,
-                // Replaced by a newer value meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed("syncing", &path)(error)),
-            }
-        }
-        if is_any {
-            sync_dir(dir)?;
-        }
-        *synced = present;
-        Ok(())
     }
 }
 
@@ -295,6 +375,31 @@ fn give_back(log: &Path) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whatever_sled_writes_is_synced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("index");
+        let db = open_index(&path).unwrap();
+        let files = IndexFiles::open(&path).unwrap();
+        let syncs = || files.blobs.syncs.load(Ordering::Relaxed);
+        let before = syncs();
+        db.insert("large", vec![7; 1024 * 1024]).unwrap();
+        db.flush().unwrap();
+        assert!(syncs() > before);
+        let blobs = fs::read_dir(path.join("blobs")).unwrap();
+        let names: HashSet<_> = blobs.map(|blob| blob.unwrap().file_name()).collect();
+        assert!(!names.is_empty());
+        assert!(files.blobs.synced.lock().is_superset(&names));
+        // Without anybody's asking, too.
+        let before = syncs();
+        db.insert("small", "value").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while syncs() == before {
+            assert!(Instant::now() < deadline, "sled's own flush is not synced");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
 
     #[test]
     fn what_sled_gives_back_behind_the_end_of_its_log_is_set_aside_before_the_next_write() {

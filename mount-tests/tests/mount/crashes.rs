@@ -224,6 +224,54 @@ fn random_work_on_few_names_keeps_its_promises_when_the_machine_goes_down() {
     random_work_survives(After::PowerLoss, CROWDED, 4);
 }
 
+/// The index moves what it has while it takes more: what is not synced then may stand where something was that is.
+#[test]
+fn what_comes_in_masses_takes_nothing_along_that_was_on_disk_when_the_machine_goes_down() {
+    const FILES: usize = 6000;
+    const OWN: usize = 300;
+    let mut machine = Machine::new(After::PowerLoss);
+    let other = machine.lab.host("b");
+    let other = other.mount(
+        &machine.id,
+        &format!("--peer {}", machine.mount.multiaddr()),
+    );
+    for cut in 0..turns(3).count() {
+        let masses = other.path(&format!("masses{cut}"));
+        fs::create_dir(&masses).unwrap();
+        for file in 0..FILES {
+            fs::write(masses.join(file.to_string()), format!("{cut} {file}")).unwrap();
+        }
+        other.publishes_within(LONG);
+        let own = machine.mount.path(&format!("own{cut}"));
+        fs::create_dir(&own).unwrap();
+        for file in 0..OWN {
+            fs::write(own.join(file.to_string()), format!("own {cut} {file}")).unwrap();
+        }
+        machine.host.sh("sync mnt");
+        let read = |file: usize| machine.mount.read(&format!("masses{cut}/{file}"));
+        until(LONG, "the first of the masses is here", || read(0).is_ok());
+        for file in 0..FILES {
+            assert_eq!(read(file).unwrap(), format!("{cut} {file}").as_bytes());
+        }
+        machine.crash();
+        machine.restart();
+        for before in 0..=cut {
+            for file in 0..OWN {
+                let path = format!("own{before}/{file}");
+                let read = machine.mount.read(&path).unwrap();
+                assert_eq!(read, format!("own {before} {file}").as_bytes(), "{path}");
+            }
+        }
+        let logs = machine.host.logs();
+        let logs = logs.iter().map(|log| fs::read_to_string(log).unwrap());
+        let damaged: Vec<_> = logs
+            .flat_map(|log| log.lines().map(str::to_owned).collect::<Vec<_>>())
+            .filter(|line| line.contains("damaged:") || line.contains("damaged;"))
+            .collect();
+        assert!(damaged.is_empty(), "cut {cut}: {damaged:#?}");
+    }
+}
+
 /// What the sequences are made of. There are a file `a` of three cells, a small one `b`, a folder `d` with a file `a`.
 const OPS: &[&[Op]] = &[
     &[Op::Write("a", 0, 1)],

@@ -478,7 +478,7 @@ fn large_values_of_the_index_are_synced() {
     let blobs = fs::read_dir(store.dir().join("index/blobs")).unwrap();
     let names: BTreeSet<_> = blobs.map(|blob| blob.unwrap().file_name()).collect();
     assert!(!names.is_empty());
-    let synced = store.inner.core.index_files.blobs.lock().clone();
+    let synced = store.inner.core.index_files.blobs.synced.lock().clone();
     assert!(names.iter().all(|name| synced.contains(name)));
 }
 
