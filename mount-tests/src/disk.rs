@@ -1,6 +1,11 @@
 //! A small filesystem of its own for a host's state folders, which can be filled and whose power can be cut.
 
-use std::{fs::File, io::Write, os::fd::AsRawFd, path::PathBuf};
+use std::{
+    fs::File,
+    io::Write,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+};
 
 use rustix::mount::{UnmountFlags, unmount};
 
@@ -50,17 +55,9 @@ impl Disk {
         path
     }
 
-    /// What happens when the machine goes down: nothing that is not on the disk yet gets there any more, the filesystem's own
-    /// journal included. Who uses it gets errors.
+    /// See [`cut_power`].
     pub fn cut_power(&self) {
-        /// `EXT4_IOC_SHUTDOWN`, and its argument for not even writing the journal.
-        const SHUTDOWN: libc::Ioctl = 0x8004_587d_u32 as libc::Ioctl;
-        const NO_LOG_FLUSH: u32 = 2;
-        let folder = File::open(&self.dir).expect("it is mounted");
-        let how = NO_LOG_FLUSH;
-        // SAFETY: the kernel reads one number.
-        let cut = unsafe { libc::ioctl(folder.as_raw_fd(), SHUTDOWN, std::ptr::from_ref(&how)) };
-        assert_eq!(cut, 0, "{}", std::io::Error::last_os_error());
+        cut_power(&self.dir);
     }
 
     /// Mounts it again, as a machine does that comes up. Nobody may use it any more.
@@ -71,6 +68,19 @@ impl Disk {
         });
         self.attach();
     }
+}
+
+/// What happens to the disk that a folder is on when the machine goes down: nothing that is not on the disk yet gets there any
+/// more, the filesystem's own journal included. Who uses it gets errors.
+pub fn cut_power(folder: &Path) {
+    /// `EXT4_IOC_SHUTDOWN`, and its argument for not even writing the journal.
+    const SHUTDOWN: libc::Ioctl = 0x8004_587d_u32 as libc::Ioctl;
+    const NO_LOG_FLUSH: u32 = 2;
+    let folder = File::open(folder).expect("it is mounted");
+    let how = NO_LOG_FLUSH;
+    // SAFETY: the kernel reads one number.
+    let cut = unsafe { libc::ioctl(folder.as_raw_fd(), SHUTDOWN, std::ptr::from_ref(&how)) };
+    assert_eq!(cut, 0, "{}", std::io::Error::last_os_error());
 }
 
 impl Drop for Disk {

@@ -24,7 +24,7 @@ mod tree;
 mod wait;
 
 pub use binary::p2pfs;
-pub use disk::Disk;
+pub use disk::{Disk, cut_power};
 pub use failing::{FailingDisk, Fault, Plan};
 pub use host::{Host, Process};
 pub use lab::Lab;

@@ -6,6 +6,9 @@
 
 use std::{
     fs,
+    os::unix::process::ExitStatusExt,
+    path::Path,
+    process::{Command, Stdio},
     sync::{
         Barrier,
         atomic::{AtomicBool, Ordering},
@@ -14,9 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use p2pfs::{manifest::NodeHash, store::Store};
 use p2pfs_mount_tests::{
-    After, Disk, FailingDisk, Host, LONG, Lab, Mount, Name, Op, Promises, Work, ends, look, seed,
-    turns, until,
+    After, Disk, FailingDisk, Host, LONG, Lab, Mount, Name, Op, Promises, Work, cut_power, ends,
+    look, noise, seed, turns, until,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rustix::process::{Pid, Signal, kill_process};
@@ -224,51 +228,65 @@ fn random_work_on_few_names_keeps_its_promises_when_the_machine_goes_down() {
     random_work_survives(After::PowerLoss, CROWDED, 4);
 }
 
-/// The index moves what it has while it takes more: what is not synced then may stand where something was that is.
+const INDEX_VARIABLE: &str = "P2PFS_TEST_INDEX";
+/// Records that are on disk, each among so many others that change.
+const KEPT: u64 = 600;
+const OTHERS_EACH: u64 = 20;
+const OTHERS: u64 = 4000;
+
+fn kept(number: u64) -> ([u8; 32], Vec<u8>) {
+    let bytes = noise(number, 200);
+    (*blake3::hash(&bytes).as_bytes(), bytes)
+}
+
+/// Not a test by itself: fills an index, and has the machine go down when more has come than was there.
 #[test]
-fn what_comes_in_masses_takes_nothing_along_that_was_on_disk_when_the_machine_goes_down() {
-    const FILES: usize = 6000;
-    const OWN: usize = 300;
-    let mut machine = Machine::new(After::PowerLoss);
-    let other = machine.lab.host("b");
-    let other = other.mount(
-        &machine.id,
-        &format!("--peer {}", machine.mount.multiaddr()),
-    );
-    for cut in 0..turns(3).count() {
-        let masses = other.path(&format!("masses{cut}"));
-        fs::create_dir(&masses).unwrap();
-        for file in 0..FILES {
-            fs::write(masses.join(file.to_string()), format!("{cut} {file}")).unwrap();
+fn process_that_fills_an_index() {
+    let Ok(state) = std::env::var(INDEX_VARIABLE) else {
+        return;
+    };
+    let (state, more) = state.split_once('*').unwrap();
+    let store = Store::open(Path::new(state)).unwrap();
+    let other = |number: u64| {
+        let name = *blake3::hash(&(number * number % OTHERS).to_le_bytes()).as_bytes();
+        let bytes = noise(number, 300 + number as usize % 700);
+        store.put_nodes(&[(NodeHash(name), bytes)]).unwrap();
+    };
+    for number in 0..KEPT {
+        let (name, bytes) = kept(number);
+        store.put_nodes(&[(NodeHash(name), bytes)]).unwrap();
+        (0..OTHERS_EACH).for_each(|at| other(number * OTHERS_EACH + at));
+        if number % 100 == 99 {
+            store.flush().unwrap();
         }
-        other.publishes_within(LONG);
-        let own = machine.mount.path(&format!("own{cut}"));
-        fs::create_dir(&own).unwrap();
-        for file in 0..OWN {
-            fs::write(own.join(file.to_string()), format!("own {cut} {file}")).unwrap();
-        }
-        machine.host.sh("sync mnt");
-        let read = |file: usize| machine.mount.read(&format!("masses{cut}/{file}"));
-        until(LONG, "the first of the masses is here", || read(0).is_ok());
-        for file in 0..FILES {
-            assert_eq!(read(file).unwrap(), format!("{cut} {file}").as_bytes());
-        }
-        machine.crash();
-        machine.restart();
-        for before in 0..=cut {
-            for file in 0..OWN {
-                let path = format!("own{before}/{file}");
-                let read = machine.mount.read(&path).unwrap();
-                assert_eq!(read, format!("own {before} {file}").as_bytes(), "{path}");
-            }
-        }
-        let logs = machine.host.logs();
-        let logs = logs.iter().map(|log| fs::read_to_string(log).unwrap());
-        let damaged: Vec<_> = logs
-            .flat_map(|log| log.lines().map(str::to_owned).collect::<Vec<_>>())
-            .filter(|line| line.contains("damaged:") || line.contains("damaged;"))
-            .collect();
-        assert!(damaged.is_empty(), "cut {cut}: {damaged:#?}");
+    }
+    (0..more.parse().unwrap()).for_each(other);
+    cut_power(Path::new(state));
+    std::process::abort();
+}
+
+/// The index moves what it has while it takes more: what is not synced then may not stand where something was that is.
+#[test]
+fn what_the_index_takes_takes_nothing_along_that_was_on_disk_when_the_machine_goes_down() {
+    let lab = Lab::new();
+    let host = lab.host("a");
+    let disk = Disk::mount(&host, "1G");
+    for more in [1000, 5000, 10_000, 20_000, 40_000] {
+        let state = host.state().join(more.to_string());
+        let ended = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "crashes::process_that_fills_an_index"])
+            .env(INDEX_VARIABLE, format!("{}*{more}", state.display()))
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert_eq!(ended.signal(), Some(libc::SIGABRT));
+        disk.restart();
+        let store = Store::open(&state).unwrap();
+        let lost = (0..KEPT).filter(|number| {
+            let (name, bytes) = kept(*number);
+            store.node(&NodeHash(name)).unwrap().as_deref() != Some(&bytes[..])
+        });
+        assert_eq!(lost.count(), 0, "of {KEPT}, with {more} more");
     }
 }
 
