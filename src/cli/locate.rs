@@ -141,11 +141,20 @@ pub(crate) fn resolve(common: &Common, named: &str) -> Result<PathBuf, Failure> 
     }
 }
 
-/// What nobody but another user may look at is no reason to say that nothing is there.
+/// What is another user's is no reason to say that nothing is there.
 ///
 /// # Errors
-/// Where it may not be looked at.
+/// Where it may not be looked at, and in a mount to which only another user may give commands.
 pub(crate) fn is_allowed(path: &Path) -> Result<(), Failure> {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let nearest = absolute.ancestors().find_map(state_dir);
+    if nearest.is_some_and(|dir| !is_own(&dir)) {
+        let named = path.display();
+        return Err(
+            Failure::new(format_args!("{named} is in a mount of another user"))
+                .hint("only who made a mount can give it commands: try it as that user"),
+        );
+    }
     match rustix::fs::stat(path) {
         Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => Err(Failure::new(
             format_args!(
@@ -245,13 +254,18 @@ fn is_same(one: &Path, other: &Path) -> bool {
 
 /// The state folder that an ancestor's attribute names, and that ancestor.
 fn named_by_ancestor(path: &Path) -> Option<(PathBuf, PathBuf)> {
-    let mut value = vec![0; 4096];
     path.ancestors().find_map(|ancestor| {
-        let length = rustix::fs::getxattr(ancestor, STATE_DIR_ATTRIBUTE, &mut value[..]).ok()?;
-        let text = std::str::from_utf8(value.get(..length)?).ok()?;
-        let dir = Some(PathBuf::from(text)).filter(|dir| is_own(dir))?;
+        let dir = state_dir(ancestor).filter(|dir| is_own(dir))?;
         Some((dir, ancestor.to_path_buf()))
     })
+}
+
+/// The state folder that a folder's attribute names, whosever that is.
+fn state_dir(folder: &Path) -> Option<PathBuf> {
+    let mut value = vec![0; 4096];
+    let length = rustix::fs::getxattr(folder, STATE_DIR_ATTRIBUTE, &mut value[..]).ok()?;
+    let text = std::str::from_utf8(value.get(..length)?).ok()?;
+    Some(PathBuf::from(text))
 }
 
 /// A mount whose process was killed answers nothing that the kernel has to ask it.

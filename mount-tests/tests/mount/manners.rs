@@ -405,6 +405,22 @@ fn no_permission_is_said_with_what_to_do() {
 }
 
 #[test]
+fn a_mount_of_another_user_is_told_from_none() {
+    let lab = Lab::new();
+    let (host, _) = alone(&lab);
+    let mount = host.mount("c", "--allow-other");
+    mount.write("a", "x");
+    host.sh("cp $P2PFS p2pfs && chmod 755 p2pfs");
+    let as_other = "HOME=/ setpriv --reuid 65534 --regid 65534 --clear-groups";
+    host.sh(&format!("{as_other} cat mnt/a"));
+    for words in ["status -C mnt", "evict mnt/a", "why mnt/a", "unmount mnt"] {
+        let asked = host.try_sh(&format!("{as_other} ./p2pfs {words}"));
+        let said = asked.fails(1);
+        assert!(said.contains("is in a mount of another user"), "{said}");
+    }
+}
+
+#[test]
 fn unmounting_what_is_no_mount_is_an_error() {
     let lab = Lab::new();
     let (host, _) = alone(&lab);

@@ -364,7 +364,7 @@ impl Core {
     }
 
     /// A folder that is there only because something is below it must not vanish with the last of that: an edit that gives
-    /// it an entry of its own.
+    /// it an entry of its own, with the time of now, as something in it goes now.
     pub(super) fn keep_folder(&self, below: &TreePath) -> Result<Vec<Edit>, Fail> {
         let Some((folder, _)) = below.split() else {
             return Err(FsError::Invalid.into());
@@ -376,9 +376,11 @@ impl Core {
         if !shown.seen.is_empty() || shown.entry.kind != Kind::Directory {
             return Ok(Vec::new());
         }
+        let mut entry = shown.entry;
+        entry.modified = now();
         Ok(vec![Edit {
             path: folder,
-            entry: Some(shown.entry),
+            entry: Some(entry),
             seen: shown.seen,
             held: false,
             written: None,

@@ -8,7 +8,7 @@ use std::sync::{
 use super::*;
 use crate::{
     fs::{
-        core::Need,
+        core::{Need, now},
         notify::Notice,
         ops::{Changes, Found, Replace},
     },
@@ -534,6 +534,30 @@ fn a_time_that_was_set_on_a_folder_survives_the_publication_of_what_was_written_
 }
 
 #[test]
+fn a_folder_that_no_head_has_yet_has_the_time_of_its_last_rename_or_removal() {
+    let fixture = Fixture::new();
+    fixture
+        .act(|core| core.make(CALLER, ROOT, b"d", Kind::Directory, 0o755))
+        .expect("made");
+    let folder = fixture.walk("d").expect("there");
+    let handle = fixture.create("d/a").expect("created");
+    fixture.write_at(handle, 0, b"x").expect("written");
+    fixture.core.release(handle);
+    let before = now().0;
+    fixture
+        .act(move |core| core.rename((folder, b"a"), (folder, b"b"), Replace::Yes))
+        .expect("renamed");
+    assert!(fixture.attr("d").expect("there").modified_ns >= before);
+    let before = now().0;
+    fixture
+        .act(move |core| core.unlink(folder, b"b"))
+        .expect("removed");
+    assert!(fixture.attr("d").expect("there").modified_ns >= before);
+    fixture.settle();
+    assert!(fixture.attr("d").expect("there").modified_ns >= before);
+}
+
+#[test]
 fn extended_attributes_are_kept_and_bounded() {
     let fixture = Fixture::new();
     fixture.put("a", b"x").expect("put");
@@ -983,7 +1007,7 @@ fn what_the_kernel_holds_to_be_absent_is_named_though_it_is_known_here() {
     let path = TreePath::parse(b"d/x").expect("path");
     let folder = TreePath::parse(b"d").expect("path");
     let entry = |kind| {
-        let entry = super::super::live::plain_entry(kind, 0o755, 0, 0, super::super::core::now());
+        let entry = super::super::live::plain_entry(kind, 0o755, 0, 0, now());
         Some(entry)
     };
     let edit = |path: &TreePath, kind| Edit {
