@@ -37,11 +37,11 @@ pub(crate) async fn run(common: &Common, options: ConflictsArgs) -> Outcome {
 async fn list(
     common: &Common,
     which: &Which,
-    under: Option<&Path>,
+    under_path: Option<&Path>,
     json: bool,
     limit: u64,
 ) -> Outcome {
-    let (mount, under) = match under {
+    let (mount, under) = match under_path {
         Some(path) => locate::within(common, which, path).await?,
         None => (locate::find(common, which).await?, Vec::new()),
     };
@@ -65,6 +65,15 @@ async fn list(
         if !listed.more || told >= limit || after.is_none() {
             break;
         }
+    }
+    if told == 0
+        && let Some(path) = under_path.filter(|_| which.mount.is_none())
+        && path.symlink_metadata().is_err()
+    {
+        return Err(Failure::new(format_args!(
+            "{}: no such file or folder",
+            path.display()
+        )));
     }
     if json {
         print_json(&listed)?;

@@ -683,6 +683,9 @@ impl Control for Node {
                 }
             };
             match named.as_slice() {
+                [id] if *id == self.net.local_peer() => {
+                    Err(ControlError::new("that is this member itself"))
+                }
                 [id] => self.trackers.report(*id).await.map_err(ControlError::new),
                 [] => Err(ControlError::new(format_args!(
                     "no peer is known as {peer:?}"

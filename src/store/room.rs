@@ -286,6 +286,12 @@ impl Room {
         taken.files = taken.files.saturating_add(after).saturating_sub(before);
     }
 
+    /// So many bytes are no staging file's any more. Not while staging files are counted.
+    pub(super) fn no_staging(&self, bytes: u64) {
+        let mut taken = self.taken.lock();
+        taken.staging = taken.staging.saturating_sub(bytes);
+    }
+
     /// Something refers to the content from now on.
     pub(super) fn keep(&self, object: &Object) {
         self.pool(Size::of(object)).lock().keep(object);

@@ -488,11 +488,17 @@ impl Core {
         }
         let _uncounted = self.while_uncounted();
         let target = self.data_path(object);
+        let was_staging = match (placing, data.metadata()) {
+            (Placing::Link, Ok(file)) if file.nlink() < 2 => file.blocks() * STAT_BLOCK_BYTES,
+            _ => 0,
+        };
         let data = match placing {
             Placing::Move => fs::rename(path, &target).map(|()| data),
             Placing::Link => link_over(path, &target, data),
         }
         .map_err(failed("placing", &target))?;
+        // From here on it is counted as the object's.
+        self.room.no_staging(was_staging);
         let files = Files {
             data: Arc::new(data),
             tree: TreeFile(tree.map(Arc::new)),

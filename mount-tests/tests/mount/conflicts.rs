@@ -124,6 +124,11 @@ fn both_sides_show_count_list_and_announce_a_conflict_alike_and_one_ends_it_for_
     pair.a.write("docs/report.txt", "before");
     pair.b.shows("docs/report.txt", "before");
     assert_eq!(pair.a.ask("conflicts").ok(), "no conflicts");
+    let missing = pair.a.host().p2pfs("conflicts mnt/missing");
+    assert!(
+        missing.fails(1).contains("no such file or folder"),
+        "{missing}"
+    );
     let (told_a, told_b) = (events(&pair.a), events(&pair.b));
     apart(&pair, |a, b| {
         a.write("docs/report.txt", "of a");

@@ -225,6 +225,8 @@ fn silent_peers_are_left_out_and_taken_up_again_when_they_are_back() {
 fn a_report_of_a_living_peer_takes_nothing_from_it() {
     let pair = pair();
     pair.a.ask("report b").ok();
+    let itself = pair.a.ask(&format!("report {}", pair.a.id()));
+    assert!(itself.fails(1).contains("this member itself"), "{itself}");
     let unknown = pair.a.ask("report nobody");
     assert!(unknown.fails(1).contains("nobody"), "{unknown}");
     // The tracker has dialed back and still hands it out.

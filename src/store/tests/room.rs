@@ -499,3 +499,18 @@ fn what_others_keep_may_go_after_a_restart_and_what_was_written_anew_may_not() {
     let here = [1, 2, 3, 4].map(|number| whole(&store, &samples[number]));
     assert_eq!(here, [true; 4]);
 }
+
+#[test]
+fn a_file_that_becomes_a_content_counts_once() {
+    let (_dir, store) = limited(64 * MIB);
+    let sample = Sample::new(8 * MIB, 1);
+    let (id, file) = store.stage().unwrap();
+    let write = || file.write_all_at(&sample.data, 0);
+    store.grow(&file, 8 * MIB, write).unwrap();
+    let before = store.room();
+    assert!(before.staging_bytes >= 8 * MIB, "{before:?}");
+    store.import(id, 8 * MIB, &Leaves::default()).unwrap();
+    let after = store.room();
+    assert!(after.files_bytes >= 8 * MIB, "{after:?}");
+    assert!(after.staging_bytes < MIB, "{after:?}");
+}
