@@ -15,7 +15,7 @@
 //! failed, sled does not always wake who waits for it; the next one to flush does, who must be let in for that.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io,
@@ -83,8 +83,8 @@ pub(super) struct Blobs {
     dir: PathBuf,
     /// Device and inode of the log.
     log: (u64, u64),
-    /// Names of those that are on disk. sled never changes one.
-    pub(super) synced: Mutex<HashSet<OsString>>,
+    /// Those that are on disk, and how much of each: one may be written just now. sled never changes what it has written.
+    pub(super) synced: Mutex<HashMap<OsString, u64>>,
     /// How often sled had its log synced.
     #[cfg(test)]
     syncs: std::sync::atomic::AtomicU64,
@@ -135,16 +135,24 @@ fn sync_log(log: BorrowedFd<'_>) -> Result<(), Errno> {
 impl Blobs {
     fn sync(&self) -> Result<(), StoreError> {
         let dir = &self.dir;
-        let mut present = HashSet::new();
-        for entry in fs::read_dir(dir).map_err(failed("listing", dir))? {
-            present.insert(entry.map_err(failed("listing", dir))?.file_name());
-        }
         let mut synced = self.synced.lock();
+        let mut present = HashMap::new();
         let mut is_any = false;
-        for name in present.difference(&synced) {
-            let path = dir.join(name);
-            match File::open(&path).and_then(|file| file.sync_data()) {
-                Ok(()) => is_any = true,
+        for entry in fs::read_dir(dir).map_err(failed("listing", dir))? {
+            let name = entry.map_err(failed("listing", dir))?.file_name();
+            let path = dir.join(&name);
+            let mut sync = || {
+                let file = File::open(&path)?;
+                // Looked at first: what is written after that is synced the next time.
+                let bytes = file.metadata()?.len();
+                if synced.get(&name) != Some(&bytes) {
+                    file.sync_data()?;
+                    is_any = true;
+                }
+                io::Result::Ok(bytes)
+            };
+            match sync() {
+                Ok(bytes) => drop(present.insert(name, bytes)),
                 // Replaced by a newer value meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(failed("syncing", &path)(error)),
@@ -388,9 +396,21 @@ mod tests {
         db.flush().unwrap();
         assert!(syncs() > before);
         let blobs = fs::read_dir(path.join("blobs")).unwrap();
-        let names: HashSet<_> = blobs.map(|blob| blob.unwrap().file_name()).collect();
-        assert!(!names.is_empty());
-        assert!(files.blobs.synced.lock().is_superset(&names));
+        let blobs = blobs.map(|blob| {
+            let blob = blob.unwrap();
+            (blob.file_name(), blob.metadata().unwrap().len())
+        });
+        let blobs: HashMap<_, _> = blobs.collect();
+        assert!(!blobs.is_empty());
+        assert_eq!(*files.blobs.synced.lock(), blobs);
+        // One that grows is synced anew.
+        let (name, bytes) = blobs.iter().next().unwrap();
+        let grown = OpenOptions::new()
+            .append(true)
+            .open(path.join("blobs").join(name));
+        io::Write::write_all(&mut grown.unwrap(), b"more").unwrap();
+        files.sync().unwrap();
+        assert_eq!(files.blobs.synced.lock()[name], bytes + 4);
         // Without anybody's asking, too.
         let before = syncs();
         db.insert("small", "value").unwrap();
