@@ -4,6 +4,10 @@
 //! moment, a change of a name never touches the record: it is noted here, with the head that will have the change, and
 //! counts only once that head is on disk. The note goes into the index before that head is begun, and so reaches the disk
 //! with it or before.
+//!
+//! A name that has changed without its note is another file's after a crash. So a note is not refused where the index takes nothing
+//! else (there is room left for what can't be refused), and what makes notes without end, renames, is asked for first
+//! ([`super::Store::takes_notes`]).
 
 use serde::{Deserialize, Serialize};
 
@@ -64,7 +68,15 @@ impl Fate {
     }
 }
 
+/// More than a note takes, but for very long paths.
+const NOTE_BYTES: u64 = 8 * 1024;
+
 impl Core {
+    /// See [`super::Store::takes_notes`].
+    pub(super) fn takes_notes(&self) -> Result<(), StoreError> {
+        self.index_takes(NOTE_BYTES)
+    }
+
     /// Changes what is known of a staging file's name.
     pub(super) fn note_fate(
         &self,
@@ -76,7 +88,10 @@ impl Core {
         let mut fate = staging.fates.get(&id).cloned().unwrap_or_default();
         note(&mut fate);
         let encoded = encode_fate(&fate)?;
-        self.index_takes(encoded.len() as u64)?;
+        match self.index_takes(encoded.len() as u64) {
+            Ok(()) | Err(StoreError::Full) => {}
+            Err(error) => return Err(error),
+        }
         self.fates.insert(id.0.to_be_bytes(), encoded)?;
         staging.fates.insert(id, fate);
         Ok(())

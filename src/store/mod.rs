@@ -826,8 +826,17 @@ impl Store {
 
     /// Notes what becomes of the name of a staging file. To be called in the moment in which the name changes: before the head
     /// is begun that has the change ([`crate::node::namespace::Namespace::hold`]).
+    /// It is taken where the index takes nothing else.
     pub fn note_fate(&self, id: StagingId, note: impl FnOnce(&mut Fate)) -> Result<(), StoreError> {
         self.inner.core.note_fate(id, note)
+    }
+
+    /// Whether there is room for another note, before a name is changed that can as well stay.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`], where there is none.
+    pub fn takes_notes(&self) -> Result<(), StoreError> {
+        self.inner.core.takes_notes()
     }
 
     /// What is noted of the name of a staging file, by an earlier process too.

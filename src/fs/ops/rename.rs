@@ -110,6 +110,9 @@ impl Core {
         if replace == Replace::Exchange || !others.is_empty() {
             self.published_first(&[&from_path, &to_path])?;
         }
+        if !self.lives_at(&[&from_path, &to_path]).is_empty() {
+            self.store.takes_notes()?;
+        }
         let is_new = self.held(&[&from_path]).contains(&from_path);
         let last = last.filter(|_| !is_new);
         let mut edits = self.keep_folder(&from_path)?;

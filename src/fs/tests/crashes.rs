@@ -302,6 +302,38 @@ fn what_stands_on_a_small_content_that_was_just_published_survives_a_kill() {
 }
 
 #[test]
+fn what_becomes_of_names_while_the_index_takes_nothing_is_known_after_a_crash() {
+    for is_down in [false, true] {
+        let fixture = Fixture::new();
+        for path in ["a", "b"] {
+            fixture.put(path, path.as_bytes()).unwrap();
+        }
+        let linked = fixture.walk("b").unwrap();
+        fixture
+            .act(move |core| core.link(linked, ROOT, b"b too"))
+            .unwrap();
+        fixture.settle();
+        let mut open = BTreeMap::new();
+        for path in ["a", "b", "new"] {
+            fixture.does(Op::Sync(path, b"S"), &mut open);
+        }
+        let flush = || fixture.runtime.block_on(fixture.namespace.flush()).unwrap();
+        flush();
+        fixture.store.refuse(true);
+        let renamed = fixture.act(|core| core.rename((ROOT, b"a"), (ROOT, b"c"), Replace::Yes));
+        // What takes something away is not refused.
+        for path in ["b", "new"] {
+            fixture.does(Op::Unlink(path), &mut open);
+        }
+        fixture.store.refuse(false);
+        flush();
+        assert_eq!(renamed, Err(libc::ENOSPC));
+        let expected = seen(&[("a", b"S"), ("b too", b"S")]);
+        assert_eq!(fixture.after_crash(is_down), expected, "down: {is_down}");
+    }
+}
+
+#[test]
 fn what_is_written_on_after_it_was_almost_published_changes_no_other_file() {
     let fixture = Fixture::new();
     let content = vec![7; 200_000];
