@@ -90,15 +90,25 @@ impl Core {
     /// Sorts out what the last process has left in the journal. To be called before anything is changed, whether it is taken
     /// up or not: what was noted of heads holds for those of the last process.
     pub(super) fn aftermath(&self) -> Result<Vec<Unfinished>, StoreError> {
-        let left = self.store.journaled()?.into_iter();
-        let left = left.map(|(id, record)| (id, record, self.store.fate(id)));
-        let left = left.inspect(|(id, record, fate)| {
+        let is_kept = |by| self.tree.was_committed(by);
+        let mut left = Vec::new();
+        for (id, record) in self.store.journaled()? {
+            let fate = self.store.fate(id);
             let path = String::from_utf8_lossy(&record.path);
-            let is_kept = |by| self.tree.was_committed(by);
-            let (place, is_ended) = (fate.place(is_kept).map(|place| place.by), fate.ended.is_some_and(is_kept));
-            tracing::debug!(file = id.0, %path, record.size, ?fate, ?place, is_ended, "left by the last process");
-        });
-        let aftermath = sort_out(left.collect(), |by| self.tree.was_committed(by));
+            let place = fate.place(is_kept).map(|place| place.by);
+            let is_ended = fate.ended.is_some_and(is_kept);
+            tracing::debug!(
+                file = id.0,
+                %path,
+                record.size,
+                ?fate,
+                ?place,
+                is_ended,
+                "left by the last process"
+            );
+            left.push((id, record, fate));
+        }
+        let aftermath = sort_out(left, is_kept);
         for id in aftermath.ended {
             if let Err(error) = self.store.unstage(id) {
                 tracing::warn!(%error, "a staging file could not be removed");

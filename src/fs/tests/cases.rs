@@ -534,11 +534,20 @@ fn a_time_that_was_set_on_a_folder_survives_the_publication_of_what_was_written_
 }
 
 #[test]
-fn a_folder_that_no_head_has_yet_has_the_time_of_its_last_rename_or_removal() {
+fn a_folder_has_the_time_of_its_last_rename_or_removal_also_of_what_no_head_ever_had() {
+    for has_head in [false, true] {
+        a_folder_has_the_time_of_its_last_change(has_head);
+    }
+}
+
+fn a_folder_has_the_time_of_its_last_change(has_head: bool) {
     let fixture = Fixture::new();
     fixture
         .act(|core| core.make(CALLER, ROOT, b"d", Kind::Directory, 0o755))
         .expect("made");
+    if has_head {
+        fixture.settle();
+    }
     let folder = fixture.walk("d").expect("there");
     let handle = fixture.create("d/a").expect("created");
     fixture.write_at(handle, 0, b"x").expect("written");

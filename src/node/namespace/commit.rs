@@ -60,28 +60,6 @@ pub(super) enum Extent {
     Here,
 }
 
-/// What belongs to a head beside the changes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Extras {
-    /// Hints of renames, and the end of old ones. Without, what others do under the old name at the same time stays there.
-    hints: bool,
-    /// This node's row in the table of writers; it can come with a later head.
-    row: bool,
-}
-
-/// What is tried where nodes that they take may be missing, one after the other.
-const EXTRAS: [Extras; 4] = {
-    const fn extras(hints: bool, row: bool) -> Extras {
-        Extras { hints, row }
-    }
-    [
-        extras(true, true),
-        extras(false, true),
-        extras(true, false),
-        extras(false, false),
-    ]
-};
-
 /// What a new head says.
 pub(super) struct Signing {
     pub(super) applied: Applied,
@@ -168,7 +146,7 @@ impl<D: Disk> Replica<D> {
             let applied = manifest::apply(&self.nodes, base, &edits)?;
             Ok((edits, applied))
         };
-        let (edits, mut attempted) = match attempt(&pending) {
+        let (mut planned, mut attempted) = match attempt(&pending) {
             Ok((edits, applied)) => (edits, Some(applied)),
             Err(TreeError::Missing(nodes)) if extent == Extent::All => {
                 return Ok(Step::Missing(nodes));
@@ -188,44 +166,26 @@ impl<D: Disk> Replica<D> {
         };
         let is_left = |rename: &Rename| left.iter().any(|(path, _)| rename.is_of(path));
         let (left_renames, renames): (Vec<_>, Vec<_>) = renames.into_iter().partition(is_left);
-        let ways: &[Extras] = match renames.is_empty() && self.has_row(base)? {
-            true => &EXTRAS[..1],
-            false => &EXTRAS,
-        };
-        let mut ways = ways.iter().peekable();
-        let mut planned = edits;
         let mut copied = plan::copied_records(&self.nodes, base, &planned, dot)?;
-        let (edits, applied) = loop {
-            // There is one at least, and the last one ends it.
-            let extras = ways.next().copied().unwrap_or_default();
-            let is_last = ways.peek().is_none();
-            let mut edits = match is_last {
-                true => std::mem::take(&mut planned),
-                false => planned.clone(),
-            };
-            let told: &[Rename] = if extras.hints { &renames } else { &[] };
-            let was_planned = edits.len();
-            let built = (|| {
-                if !edits.is_empty() {
-                    self.add_extras(base, &mut edits, extras, (told, &covers), dot, now)?;
-                }
-                // What was added has keys of its own, but for hints.
-                let is_as_planned = told.is_empty() && edits.len() == was_planned;
-                match attempted.take().filter(|_| is_as_planned) {
-                    Some(applied) => Ok(applied),
-                    None => Ok(manifest::apply(&self.nodes, base, &edits)?),
-                }
-            })();
-            match built {
-                Ok(applied) => break (edits, applied),
-                Err(NamespaceError::Missing(nodes)) if !is_last => {
+        let has_extras = !planned.is_empty() && (!renames.is_empty() || !self.has_row(base)?);
+        let whole = match has_extras {
+            true => planned.clone(),
+            false => std::mem::take(&mut planned),
+        };
+        let (edits, applied) =
+            match self.with_extras(base, whole, &mut attempted, (&renames, &covers), dot, now) {
+                Err(NamespaceError::Missing(nodes)) if has_extras => {
                     if extent == Extent::All {
                         return Ok(Step::MissingExtras(nodes));
                     }
+                    let applied = match attempted {
+                        Some(applied) => applied,
+                        None => manifest::apply(&self.nodes, base, &planned)?,
+                    };
+                    (planned, applied)
                 }
-                Err(error) => return Err(error),
-            }
-        };
+                built => built?,
+            };
         copied.retain(|copied| {
             let place = pending.binary_search_by(|(path, _)| path.cmp(&copied.record));
             let there = place.ok().and_then(|place| pending.get(place));
@@ -275,24 +235,33 @@ impl<D: Disk> Replica<D> {
         Ok(step)
     }
 
-    /// Adds what belongs to a head beside the changes.
-    fn add_extras(
+    /// Adds what belongs to a head beside the changes, and applies all of it. Nodes that it takes may be missing, and then it can
+    /// be done without: this node's row in the table of writers comes with a later head, and where no hint tells of a rename,
+    /// what others do under the old name at the same time stays there.
+    ///
+    /// `attempted` is what comes of the changes alone, if that is known; it is taken where nothing is added.
+    fn with_extras(
         &self,
         base: NodeHash,
-        edits: &mut Edits,
-        extras: Extras,
-        (told, covers): (&[Rename], &CausalContext),
+        mut edits: Edits,
+        attempted: &mut Option<Applied>,
+        (renames, covers): (&[Rename], &CausalContext),
         dot: Dot,
         now: Moment,
-    ) -> Result<(), NamespaceError> {
-        if extras.hints {
-            plan::add_hints(&self.nodes, base, edits, told, covers, dot)?;
-            self.drop_old_hints(base, edits, now)?;
+    ) -> Result<(Edits, Applied), NamespaceError> {
+        let planned = edits.len();
+        if !edits.is_empty() {
+            plan::add_hints(&self.nodes, base, &mut edits, renames, covers, dot)?;
+            self.drop_old_hints(base, &mut edits, now)?;
+            self.add_row(base, &mut edits, dot, now)?;
         }
-        if extras.row {
-            self.add_row(base, edits, dot, now)?;
-        }
-        Ok(())
+        // What was added has keys of its own, but for hints.
+        let is_as_planned = renames.is_empty() && edits.len() == planned;
+        let applied = match is_as_planned.then(|| attempted.take()).flatten() {
+            Some(applied) => applied,
+            None => manifest::apply(&self.nodes, base, &edits)?,
+        };
+        Ok((edits, applied))
     }
 
     /// Has old hints of renames removed with this commit, if that was not looked after for a while.

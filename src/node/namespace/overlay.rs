@@ -21,6 +21,8 @@ use crate::manifest::{Dot, Entry, FileId, HybridTime, Kind, Moved, Name, Shown, 
 const LINEAGE_MAX: usize = 65_536;
 /// Versions that the memory of one path goes back.
 const ANCESTORS_MAX: usize = 16;
+/// Folders of which it is remembered when something went that no head ever had; up to twice as many.
+const GONE_MAX: usize = 4096;
 
 /// Changes that are worked out, or forgotten, while nobody else can look.
 pub(super) const PORTION_MAX: usize = 1024;
@@ -87,6 +89,8 @@ pub(super) struct Overlay {
     generation: u64,
     lineage: Recent<Arc<TreePath>, Lineage>,
     renames: Vec<Rename>,
+    /// When a name that no head ever had last went from a folder, so that no record of the folder tells of it.
+    gone: Recent<TreePath, HybridTime>,
     /// Paths that were changed, a few at a time, since the last commit was begun, or that hold something back behind it.
     later: BTreeSet<Arc<TreePath>>,
     /// Number of the latest change when the last commit was begun, and the dot as which its changes show in the tree, once
@@ -102,6 +106,7 @@ impl Overlay {
             generation: 0,
             lineage: Recent::new(LINEAGE_MAX),
             renames: Vec::new(),
+            gone: Recent::new(GONE_MAX),
             later: BTreeSet::new(),
             begun: 0,
             shows_as: None,
@@ -418,6 +423,12 @@ impl Overlay {
             }
             if done.entry.is_none() {
                 self.lineage.remove(path);
+                if done.seen.is_empty()
+                    && let Some((folder, _)) = path.split()
+                {
+                    let earlier = self.gone.get(&folder).unwrap_or_default();
+                    self.gone.put(folder, earlier.max(done.time));
+                }
                 continue;
             }
             if is_put {
@@ -473,9 +484,9 @@ impl Overlay {
         self.edits.contains_key(path) || self.below(path).next().is_some()
     }
 
-    /// When a name directly in the folder last came, went or was renamed by a pending change.
+    /// When a name directly in the folder last came, went or was renamed by a pending change, or went without a head of it.
     pub(super) fn folder_newest(&self, folder: &TreePath) -> Option<HybridTime> {
-        let mut newest = None;
+        let mut newest = self.gone.peek(folder).copied();
         let mut changes = self.behind(folder);
         while let Some((path, pending)) = changes.next() {
             if !path.is_within(folder) {
@@ -781,6 +792,26 @@ mod tests {
         assert_eq!(newest("d/d"), None);
         assert_eq!(newest("x"), None);
         assert_eq!(newest(""), Some(8));
+    }
+
+    #[test]
+    fn a_folders_time_stays_when_what_no_head_had_is_gone() {
+        let mut overlay = Overlay::new();
+        change(&mut overlay, "d/a", true, &[]);
+        change(&mut overlay, "d/a", false, &[]);
+        change(&mut overlay, "d/b", false, &[1]);
+        let newest = |overlay: &Overlay| overlay.folder_newest(&at("d"));
+        let before = newest(&overlay);
+        assert!(before.is_some());
+        let (gone, removed): (Vec<_>, Vec<_>) = overlay
+            .ready()
+            .into_iter()
+            .partition(|(path, _)| **path == at("d/a"));
+        overlay.committed(&removed, dot(2));
+        overlay.committed(&gone, dot(2));
+        assert_eq!(overlay.len(), 0);
+        assert!(newest(&overlay).is_some_and(|newest| newest <= before.unwrap()));
+        assert_eq!(overlay.folder_newest(&at("")), None);
     }
 
     #[test]

@@ -35,6 +35,16 @@ impl<K: Eq + Hash + Clone, V: Clone> Recent<K, V> {
         Some(value)
     }
 
+    /// As [`Recent::get`], but it does not count as a use.
+    pub(super) fn peek<Q>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+        Q: Eq + Hash + ?Sized,
+    {
+        let found = self.young.get(key).or_else(|| self.old.get(key));
+        found.map(|(value, _)| value)
+    }
+
     pub(super) fn put(&mut self, key: K, value: V) {
         self.put_weighing(key, value, 1);
     }
@@ -81,11 +91,13 @@ mod tests {
         for number in 0..100 {
             recent.put(number, number);
             assert_eq!(recent.get(&0), Some(0), "used all the time");
+            assert_eq!(recent.peek(&0), Some(&0));
         }
         for number in 96..100 {
             assert_eq!(recent.get(&number), Some(number));
         }
         assert_eq!(recent.get(&50), None);
+        assert_eq!(recent.peek(&50), None);
         assert!(recent.young.len() + recent.old.len() <= 8);
         recent.remove(&99);
         assert_eq!(recent.get(&99), None);
