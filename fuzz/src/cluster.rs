@@ -36,7 +36,10 @@ fn context(bytes: &[u8]) {
         let mut joined = context.clone();
         joined.join(&context);
         assert_eq!(joined, context);
-        assert!(context.iter().all(|dot| context.covers(dot)));
+        for (writer, first, last) in context.ranges() {
+            let covers = |sequence| context.covers(Dot { writer, sequence });
+            assert!(covers(first) && covers(last));
+        }
         crate::messages::survives(&context);
     }
 }
@@ -80,6 +83,8 @@ fn some_context() -> CausalContext {
         let writer = WriterNumber(writer);
         context.add(Dot { writer, sequence });
     }
+    let (writer, sequence) = (WriterNumber(500), 90_000);
+    context.add_apart(Dot { writer, sequence }, 80_000);
     context
 }
 

@@ -170,8 +170,8 @@ impl Head {
     fn message(&self, keys: &ClusterKeys) -> Vec<u8> {
         let covers: Vec<u8> = self
             .covers
-            .iter()
-            .flat_map(|dot| [dot.writer.0.to_le_bytes(), dot.sequence.to_le_bytes()])
+            .numbers()
+            .flat_map(|(writer, number)| [writer.0.to_le_bytes(), number.to_le_bytes()])
             .flatten()
             .collect();
         Message::new(CONTEXT)

@@ -179,6 +179,10 @@ impl<'a> Reader<'a> {
     pub(super) fn array(&mut self, max: usize) -> Result<usize, Malformed> {
         self.length(ARRAY, max)
     }
+    /// Whether an array comes next.
+    pub(super) fn is_array(&self) -> bool {
+        self.0.first().is_some_and(|first| first >> 5 == ARRAY)
+    }
     pub(super) fn map(&mut self, max: usize) -> Result<usize, Malformed> {
         self.length(MAP, max)
     }

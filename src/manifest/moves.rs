@@ -35,7 +35,8 @@ const CHAIN_MAX: usize = 8;
 /// What a rename of a path, with all that is below it, leaves under an internal key: `seen` is the context of the state
 /// that it was made on. `None` where there can be no hint: for the root, or after more than 4096 writers.
 pub fn move_hint(from: &TreePath, to: &TreePath, seen: &CausalContext) -> Option<(Key, Entry)> {
-    let fits = !from.names().is_empty() && !to.names().is_empty() && seen.len() <= MOVE_WRITERS_MAX;
+    let is_root = from.names().is_empty() || to.names().is_empty();
+    let fits = !is_root && seen.ranges().count() <= MOVE_WRITERS_MAX;
     fits.then(|| {
         let kind = Kind::Move {
             to: to.clone(),

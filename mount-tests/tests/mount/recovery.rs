@@ -145,6 +145,55 @@ fn a_state_folder_restored_from_an_older_copy_loses_nothing_on_either_side() {
     assert_eq!(a.status()["manifest"]["conflicts"], 0);
 }
 
+/// As a virtual machine's snapshot is gone back to, or `rsync` restores a backup: the marker by which a copy is told stays.
+#[test]
+fn a_machine_that_is_set_back_unseen_and_works_on_before_it_hears_from_others_loses_nothing() {
+    let pair = pair();
+    let host = pair.a.host().clone();
+    pair.a.write("old", "in the copy");
+    for turn in 0..4 {
+        pair.a.write(&format!("edited{turn}"), "first");
+    }
+    pair.b.shows("edited3", "first");
+    // By this the first one knows that all of that has reached somebody.
+    pair.b.write("seen", "by the other");
+    pair.a.shows("seen", "by the other");
+    pair.a.unmount();
+    host.sh("cp -a state copy");
+
+    let a = host.mount("c", "");
+    a.meets(1);
+    for turn in 0..4 {
+        a.write(&format!("after{turn}"), "after the copy");
+        a.write(&format!("edited{turn}"), "second");
+        a.ask("wait --published").ok();
+    }
+    pair.b.shows("after3", "after the copy");
+    pair.b.shows("edited3", "second");
+    a.unmount();
+
+    host.sh("find state -type f ! -name origin -delete && cp -an copy/. state/");
+    host.cut_off();
+    let a = host.mount("c", "");
+    assert_eq!(a.read("edited0").unwrap(), b"first");
+    assert!(!a.has("after0"));
+    // As many heads as were signed since the copy, and more.
+    for turn in 0..20 {
+        a.write("offline", format!("written on the restored state, {turn}"));
+        host.sh("sync mnt/");
+    }
+    host.reconnect();
+    for mount in [&a, &pair.b] {
+        for turn in 0..4 {
+            mount.shows_within(LONG, &format!("after{turn}"), "after the copy");
+            mount.shows_within(LONG, &format!("edited{turn}"), "second");
+        }
+        mount.shows_within(LONG, "old", "in the copy");
+        mount.shows_within(LONG, "offline", "written on the restored state, 19");
+    }
+    assert_eq!(a.status()["manifest"]["conflicts"], 0);
+}
+
 #[test]
 fn files_left_open_by_a_kill_do_not_disturb_others() {
     let pair = pair();

@@ -41,7 +41,10 @@ impl<D: Disk> Replica<D> {
         let mut refused = Ok(());
         for bytes in heads {
             match self.admit_one(from, bytes, now) {
-                Ok(new) => news |= new,
+                Ok(new) => {
+                    news |= new;
+                    self.state.write().has_heard = true;
+                }
                 Err(reason) if refused.is_ok() => refused = Err(reason),
                 Err(_) => {}
             }
@@ -134,7 +137,7 @@ impl<D: Disk> Replica<D> {
         }
         let head = Head::decode(bytes)?;
         head.verify(&self.keys, now.wall_ns)?;
-        if head.covers.len() > HEAD_WRITERS_MAX {
+        if head.covers.ranges().count() > HEAD_WRITERS_MAX {
             let reason = "it names more writers than a head that follows it could";
             return Err(HeadError::Malformed(reason.into()));
         }

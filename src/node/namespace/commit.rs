@@ -11,6 +11,7 @@ use serde_bytes::ByteBuf;
 
 use super::{
     NamespaceError, Published,
+    admit::HEAD_WRITERS_MAX,
     disk::Disk,
     heads::{KnownHead, Offered},
     overlay::{Changes, PORTION_MAX, Rename},
@@ -213,7 +214,7 @@ impl<D: Disk> Replica<D> {
         }
         let mut covers = covers;
         if applied.root != base || contradicted {
-            covers.add(dot);
+            self.state.read().note_own(&mut covers, dot);
         }
         let published = self.sign(
             Signing {
@@ -396,7 +397,7 @@ impl<D: Disk> Replica<D> {
     ) -> Result<Published, NamespaceError> {
         let Signing {
             applied,
-            covers,
+            mut covers,
             sequence,
             base,
             edits,
@@ -417,6 +418,9 @@ impl<D: Disk> Replica<D> {
             writer.last = sequence;
             (identity, writer.number, writer.certificate.clone(), time)
         };
+        if covers.ranges().count() > HEAD_WRITERS_MAX {
+            covers.close_gaps();
+        }
         let head = Head::sign(
             &self.keys,
             &identity,

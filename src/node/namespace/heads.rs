@@ -353,8 +353,8 @@ impl HeadSet {
             Way::InState
         } else if !held.clashes.is_empty() {
             Way::Union(
-                lowered(covers, &held.clashes),
-                lowered(&head.covers, &held.clashes),
+                covers.before(&held.clashes),
+                head.covers.before(&held.clashes),
             )
         } else if head.covers == *covers {
             Way::Union(CausalContext::default(), CausalContext::default())
@@ -413,20 +413,6 @@ impl HeadSet {
             .iter()
             .any(|held| held.head.root != root && held.head.covers == *covers)
     }
-}
-
-/// The context as it was before the given writes of each writer.
-pub(super) fn lowered(covers: &CausalContext, before: &[Dot]) -> CausalContext {
-    let mut result = CausalContext::default();
-    for mut dot in covers.iter() {
-        for limit in before.iter().filter(|limit| limit.writer == dot.writer) {
-            dot.sequence = dot.sequence.min(limit.sequence.saturating_sub(1));
-        }
-        if dot.sequence > 0 {
-            result.add(dot);
-        }
-    }
-    result
 }
 
 #[cfg(test)]
@@ -596,17 +582,5 @@ mod tests {
             way(head(3, 1, 8, &[(1, 2), (2, 2)])),
             Way::Union(..)
         ));
-    }
-
-    #[test]
-    fn lowering_forgets_a_writer_whose_first_write_is_contested() {
-        let dot = Dot {
-            writer: WriterNumber(1),
-            sequence: 1,
-        };
-        assert_eq!(
-            lowered(&covers(&[(1, 3), (2, 2)]), &[dot]),
-            covers(&[(2, 2)])
-        );
     }
 }

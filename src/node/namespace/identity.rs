@@ -6,7 +6,6 @@ use super::{
     Arrival, NamespaceError,
     commit::{Signing, Step},
     disk::Disk,
-    heads::lowered,
     plan,
     records::Redo,
     replica::{Event, Moment, Replica},
@@ -122,8 +121,8 @@ impl<D: Disk> Replica<D> {
             writer: redo.writer,
             sequence: redo.above + 1,
         };
-        let mut covers = lowered(&covers, &[first_contested]);
-        covers.add(dot);
+        let mut covers = covers.before(&[first_contested]);
+        self.state.read().note_own(&mut covers, dot);
         let kept = {
             let state = self.state.read();
             state

@@ -407,8 +407,7 @@ impl<D: Disk> Replica<D> {
             let Some(writer) = &state.writer else {
                 return Ok(None);
             };
-            let mut of_others = covers.iter().filter(|dot| dot.writer != writer.number);
-            if !of_others.all(|dot| head.covers.covers(dot)) {
+            if !head.covers.includes(&covers.of_others(writer.number)) {
                 return Ok(None);
             }
             match writer.work_after(head.covers.sequence(writer.number)) {
@@ -514,7 +513,7 @@ impl<D: Disk> Replica<D> {
             },
             applied => applied?,
         };
-        covers.add(dot);
+        self.state.read().note_own(&mut covers, dot);
         let signing = Signing {
             applied,
             covers,

@@ -33,6 +33,8 @@ use crate::{
     net::proto::{HEADS_MAX, NAMED_MAX},
 };
 
+/// How far apart the sequences of two processes are at most: so many that two which go on from the same state hardly sign the same.
+const SEQUENCES_APART_MAX: u64 = 1 << 20;
 /// Most bytes of the heads that others are told of at once: they fit one message.
 const HEADS_BYTES_MAX: usize = 3 * 1024 * 1024;
 
@@ -109,9 +111,14 @@ impl<D: Disk> Replica<D> {
         tell: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, NamespaceError> {
         let records = Records::new(disk.clone());
-        let state = State::load(&records, &keys, identity)?;
+        let mut state = State::load(&records, &keys, identity)?;
+        let mut random = StdRng::from_seed(seed);
+        let found = state.last_commit();
+        if let Some(writer) = state.writer.as_mut().filter(|writer| writer.last > 0) {
+            writer.begin(random.random_range(1..=SEQUENCES_APART_MAX));
+        }
         Ok(Self {
-            found: state.last_commit(),
+            found,
             records,
             nodes: Nodes::new(disk),
             looked: Looked::default(),
@@ -120,7 +127,7 @@ impl<D: Disk> Replica<D> {
             turn: Mutex::new(()),
             choosing: RwLock::new(()),
             state: RwLock::new(state),
-            random: Mutex::new(StdRng::from_seed(seed)),
+            random: Mutex::new(random),
             eagerness: Eagerness::default(),
             tell: Box::new(tell),
         })

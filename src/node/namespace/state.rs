@@ -34,6 +34,8 @@ pub(super) struct Writer {
     pub(super) certificate: Certificate,
     /// The last sequence that was signed, or may have been.
     pub(super) last: u64,
+    /// The first sequence that this process may sign.
+    pub(super) began: u64,
     /// Sequences up to this one may be signed: the store remembers them as used.
     pub(super) reserved: u64,
     /// What the heads of this number stood for: all after `confirmed`, and some thousands before.
@@ -96,6 +98,8 @@ pub(super) struct State {
     pub(super) identity: Keypair,
     /// `None` for a read-only member.
     pub(super) writer: Option<Writer>,
+    /// Whether others have told their heads since the start: what this node has signed and forgotten would have shown.
+    pub(super) has_heard: bool,
     /// Nothing is signed or merged before this is done.
     pub(super) redo: Option<Redo>,
     /// When a head that joins the known ones is to be signed.
@@ -118,6 +122,7 @@ impl Writer {
             number: WriterNumber::of(&peer),
             certificate,
             last: 0,
+            began: 1,
             reserved: 0,
             own: BTreeMap::new(),
             confirmed: 0,
@@ -137,15 +142,19 @@ impl Writer {
                 None => !is_old(head.sequence),
             };
         }
-        let covered = head.covers.sequence(self.number);
-        if covered == 0 {
-            return false;
-        }
-        match self.own.get(&covered) {
+        let mut covered = head.covers.last_of(self.number);
+        covered.any(|covered| match self.own.get(&covered) {
             // A head is later than everything that it has seen.
             Some(own) => head.time <= own.time,
             None => !is_old(covered),
-        }
+        })
+    }
+
+    /// Goes on at a distance from the sequences that were signed before: where the disk was set back unseen, they are others
+    /// than those that were signed and forgotten, and whoever has seen these shows it.
+    pub(super) fn begin(&mut self, distance: u64) {
+        self.last = self.last.saturating_add(distance);
+        self.began = self.last.saturating_add(1);
     }
 
     /// What this node's heads after a sequence stood for; `None` where not all may be remembered.
@@ -185,6 +194,15 @@ impl Writer {
 }
 
 impl State {
+    /// Notes a write of this node's in the context of a state. Before others have told what they know it does not say that
+    /// all that this node wrote earlier was seen: of a machine that was set back unseen, that would have others remove it.
+    pub(super) fn note_own(&self, covers: &mut CausalContext, own: Dot) {
+        match &self.writer {
+            Some(writer) if !self.has_heard => covers.add_apart(own, writer.began),
+            _ => covers.add(own),
+        }
+    }
+
     /// Reads what the store has. `identity` is used unless another took its place.
     pub(super) fn load(
         records: &Records<impl Disk>,
@@ -231,6 +249,7 @@ impl State {
             committing: None,
             identity,
             writer,
+            has_heard: false,
             redo: records.redo()?,
             join_due: None,
         };
