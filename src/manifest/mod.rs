@@ -45,4 +45,6 @@ pub use tree::{
     Applied, Change, MISSING_MAX, NodeSource, TreeError, apply, diff, diff_after, empty_root, get,
     outdated, range_summary, scan, summary,
 };
-pub use view::{Linked, Shown, children, find_copy, lookup, may_be_copy, node_name, shown, utc};
+pub use view::{
+    Linked, Shown, children, find_copy, lookup, may_be_copy, may_be_shown_as, node_name, shown, utc,
+};

@@ -199,6 +199,23 @@ pub fn find_copy(
     Ok(item.and_then(|item| Some((item.copy_of?, item.shown))))
 }
 
+/// Whether a version, which stands under `original`, is shown as the conflict copy of this name where another one is shown
+/// there: as which of so many with equal names is not looked at further than to the 256th.
+pub fn may_be_shown_as(
+    source: &impl NodeSource,
+    view: &View,
+    (original, version): (&TreePath, &Version),
+    copy: &Name,
+) -> Result<bool, TreeError> {
+    let Some((_, name)) = original.split() else {
+        return Ok(false);
+    };
+    let writer = version.author(original);
+    let node = in_a_name(node_name(source, view, writer)?.as_deref(), writer);
+    let mut names = (1..=256).map(|nth| copy_name(name, &node, version.time, nth));
+    Ok(names.any(|name| name.as_ref() == Some(copy)))
+}
+
 /// What stands before the first marker in a copy's name is the start of the original's name, cut or not, and of all names
 /// that could be in this one's way.
 pub(super) fn before_marker(name: &Name) -> Option<&[u8]> {
@@ -373,7 +390,10 @@ pub(super) fn copy_name(original: &Name, node: &str, time: HybridTime, nth: u32)
 pub(super) fn stem_and_extension(name: &Name) -> (&[u8], &[u8]) {
     let bytes = name.as_bytes();
     let dot = bytes.iter().rposition(|&byte| byte == b'.');
-    let dot = dot.filter(|&dot| dot > 0 && bytes.len() - dot <= EXTENSION_BYTES_MAX);
+    // Not the time in the name of what was a copy once.
+    let is_extension =
+        |dot: usize| !bytes.ends_with(b")") && bytes.len() - dot <= EXTENSION_BYTES_MAX;
+    let dot = dot.filter(|&dot| dot > 0 && is_extension(dot));
     bytes
         .split_at_checked(dot.unwrap_or(bytes.len()))
         .unwrap_or((bytes, &[]))

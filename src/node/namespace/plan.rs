@@ -214,7 +214,9 @@ fn put(
     for version in there.iter().flat_map(Versions::as_slice) {
         elsewhere.remove(&version.dot);
     }
-    if !elsewhere.is_empty()
+    // All that one head brought has the same dot. So where the path has something of its own, that is what was seen there.
+    if there.is_none()
+        && !elsewhere.is_empty()
         && let Some(origin) = origin(source, root, path, &elsewhere)?
     {
         let seen: Vec<_> = elsewhere.into_iter().collect();
@@ -267,24 +269,27 @@ fn origin(
     };
     let found = manifest::find_copy(source, &View::of(root), path)?;
     let found = found.filter(|(_, copy)| copy.seen.iter().any(|dot| dots.contains(dot)));
-    let original = match found {
-        Some((original, _)) => Some(original),
-        None => original_name(name),
-    };
-    let key = original
-        .and_then(|original| folder.join(&original).ok())
-        .and_then(|path| Key::of_path(&path));
-    let Some(key) = key else {
+    let is_shown = found.is_some();
+    let original = found.map(|(original, _)| original);
+    let original = original.or_else(|| original_name(name));
+    let original = original.and_then(|original| folder.join(&original).ok());
+    let Some((original, key)) =
+        original.and_then(|path| Some((path.clone(), Key::of_path(&path)?)))
+    else {
         return Ok(None);
     };
     let versions = manifest::get(source, root, &key)?;
-    let mut there = versions.iter().flat_map(Versions::as_slice);
-    Ok(there
-        .any(|version| dots.contains(&version.dot))
-        .then_some(key))
+    let there = versions.iter().flat_map(Versions::as_slice);
+    for version in there.filter(|version| dots.contains(&version.dot)) {
+        let view = View::of(root);
+        if is_shown || manifest::may_be_shown_as(source, &view, (&original, version), name)? {
+            return Ok(Some(key));
+        }
+    }
+    Ok(None)
 }
 
-/// What a conflict copy of this name is a copy of: its original may be gone by now, so that the copy has got the name.
+/// What a conflict copy of this name may be a copy of: its original may be gone by now, so that the copy has got the name.
 fn original_name(copy: &Name) -> Option<Name> {
     let bytes = copy.as_bytes();
     let marker = b" (conflict";

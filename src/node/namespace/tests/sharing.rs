@@ -91,6 +91,49 @@ async fn a_write_to_a_conflict_copy_makes_it_a_file_of_its_own() {
     assert_eq!(b.everything().await.len(), 1);
 }
 
+/// All that one head brought has the same dot, which says nothing of a file without its name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_called_like_a_copy_of_another_one_has_nothing_to_do_with_it() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    let copy = "x (conflict, a, 2026-12-01 05.16.13).txt";
+    let edit = |path: &str, entry, seen: &[Dot]| Edit {
+        path: at(path),
+        entry,
+        seen: seen.to_vec(),
+        held: false,
+        written: None,
+        moved: None,
+    };
+    for removes in [false, true] {
+        let seen = |shown: Option<Shown>| shown.map(|shown| shown.seen).unwrap_or_default();
+        let (of_x, of_copy) = (seen(a.look("x.txt").await), seen(a.look(copy).await));
+        a.ns.change(vec![
+            edit("x.txt", Some(file(1)), &of_x),
+            edit(copy, Some(file(2)), &of_copy),
+        ])
+        .unwrap();
+        a.ns.flush().await.unwrap();
+        agree(&[&a, &b]).await;
+        // One opens it, another changes or removes it, and the first one writes.
+        let opened = a.look(copy).await.unwrap().seen;
+        match removes {
+            true => b.remove(copy).await,
+            false => b.write(copy, 3).await,
+        }
+        a.hears(&b).await;
+        a.merged().await;
+        a.ns.change(vec![edit(copy, Some(file(4)), &opened)])
+            .unwrap();
+        a.ns.flush().await.unwrap();
+        agree(&[&a, &b]).await;
+        assert!(
+            b.shows("x.txt", 1).await && b.shows(copy, 4).await,
+            "{removes}"
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn renaming_a_conflict_copy_moves_it_out_of_the_conflict() {
     let cluster = Cluster::new();
