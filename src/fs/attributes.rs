@@ -98,8 +98,8 @@ impl Core {
         if let Some(entry) = self.with_live(number, |live| live.entry.clone()) {
             return Ok(entry);
         }
-        let path = self.path(number)?;
-        Ok(self.shown(&path)?.ok_or(FsError::Stale)?.entry)
+        let (_, shown, _) = self.stands(number)?.ok_or(FsError::Stale)?;
+        Ok(shown.entry)
     }
 
     fn computed(&self, number: u64, name: &[u8], last: bool) -> Result<Vec<u8>, Fail> {

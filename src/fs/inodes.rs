@@ -108,6 +108,8 @@ struct Inode {
     lookups: u64,
     pins: u32,
     children: u32,
+    /// It lost its last name to something else that is shown there, which the kernel may not have heard yet.
+    is_outdated: bool,
 }
 
 impl Inode {
@@ -156,6 +158,7 @@ impl Inodes {
             lookups: 0,
             pins: 0,
             children: 0,
+            is_outdated: false,
         };
         Self {
             by_number: HashMap::from([(ROOT, Box::new(root))]),
@@ -290,6 +293,28 @@ impl Inodes {
         }
     }
 
+    /// Whether what a name shows, as these facts, is what the kernel takes for it, as far as it was told.
+    pub(crate) fn is_as_told(&self, folder: u64, name: &Name, facts: &Facts) -> bool {
+        let number = self.child(folder, name);
+        let inode = number.and_then(|number| self.by_number.get(&number));
+        inode.is_none_or(|inode| inode.lookups == 0 || inode.stays(facts))
+    }
+
+    /// Whether an inode has no name any more, and the kernel may still take it for what one stands for.
+    pub(crate) fn is_outdated(&self, number: u64) -> bool {
+        let inode = self.by_number.get(&number);
+        inode.is_some_and(|inode| inode.is_outdated && inode.links.is_empty())
+    }
+
+    /// Takes from an inode a name under which something else is shown by now, or nothing.
+    pub(crate) fn outdate(&mut self, folder: u64, name: &Name) {
+        let number = self.child(folder, name);
+        if let Some(inode) = number.and_then(|number| self.by_number.get_mut(&number)) {
+            inode.is_outdated = true;
+        }
+        self.detach(folder, name);
+    }
+
     /// Whether what is shown at the inode's place is still this inode; notes newer facts if so.
     pub(crate) fn refresh(&mut self, number: u64, facts: Facts) -> bool {
         match self.by_number.get_mut(&number) {
@@ -311,7 +336,7 @@ impl Inodes {
             if inode.is_some_and(|inode| inode.facts.is_same_inode(&facts)) {
                 self.pin(folder);
                 self.pin(number);
-                self.detach(folder, name);
+                self.outdate(folder, name);
                 self.attach(number, folder, name.clone());
                 self.set_facts(number, facts);
                 self.unpin(number);
@@ -348,7 +373,7 @@ impl Inodes {
     pub(crate) fn replace(&mut self, folder: u64, name: &Name, facts: Facts) -> u64 {
         // Between the two the folder may have nothing else that keeps it.
         self.pin(folder);
-        self.detach(folder, name);
+        self.outdate(folder, name);
         let number = self.link(folder, name, facts);
         self.unpin(folder);
         number
@@ -358,7 +383,7 @@ impl Inodes {
     pub(crate) fn unname(&mut self, number: u64) {
         self.forget_file(number);
         for (folder, name) in self.links(number) {
-            self.detach(folder, &name);
+            self.outdate(folder, &name);
         }
     }
 
@@ -375,6 +400,7 @@ impl Inodes {
             lookups: 0,
             pins: 0,
             children: 0,
+            is_outdated: false,
         };
         self.by_number.insert(number, Box::new(inode));
         self.note_file(number);
@@ -422,6 +448,7 @@ impl Inodes {
         }
         if let Some(inode) = self.by_number.get_mut(&number) {
             inode.links.push((folder, name));
+            inode.is_outdated = false;
         }
         self.links
             .insert_unique(hash, (number, hash), |(_, hash)| *hash);

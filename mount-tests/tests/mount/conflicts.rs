@@ -1,6 +1,6 @@
 //! Files changed on two sides at once: shown, counted, listed, announced and ended, the same on both.
 
-use std::{fs, time::Duration};
+use std::{fs, io::Write, time::Duration};
 
 use p2pfs_mount_tests::{Finished, LONG, Mount, Process, SOON, eventually, hash, until};
 use serde_json::Value;
@@ -475,6 +475,63 @@ fn events_tell_what_happens_and_end_with_reader_signal_and_mount() {
         last.next().unwrap().contains("\"event\":\"ended\""),
         "{output}"
     );
+}
+
+/// Who goes on writing has not seen it: it must not move, go or be replaced along with the file.
+#[test]
+fn a_change_of_somebody_else_outlives_what_is_done_to_the_name_of_a_file_that_is_being_written() {
+    let pair = pair();
+    let cases: [(&str, &str); 6] = [
+        ("rename", "mv d/b d/c"),
+        ("over", "mv d/b d/o"),
+        ("folder", "mv d e"),
+        ("unlink", "rm d/b"),
+        ("save", "echo new > d/t && mv d/t d/b"),
+        ("none", "true"),
+    ];
+    for (case, _) in cases {
+        fs::create_dir_all(pair.a.path(&format!("{case}/d"))).unwrap();
+        pair.a.write(&format!("{case}/d/b"), "base");
+        pair.a.write(&format!("{case}/d/o"), "other");
+    }
+    pair.b.shows("none/d/o", "other");
+    let open = cases.map(|(case, _)| {
+        pair.b.with(&format!("{case}/d/b"), |path| {
+            let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
+            file.write_all(b", written here").unwrap();
+            file
+        })
+    });
+    for (case, _) in cases {
+        let append = |path: &std::path::Path| {
+            let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
+            file.write_all(b", and there").unwrap();
+        };
+        pair.a.with(&format!("{case}/d/b"), append);
+    }
+    pair.a.publishes();
+    pair.a.write("heard", "of");
+    pair.b.shows("heard", "of");
+    for (case, command) in cases {
+        let at = pair.b.path(case);
+        pair.b
+            .host()
+            .sh(&format!("cd {} && {command}", at.display()));
+    }
+    drop(open);
+    pair.b.publishes();
+    settled(&pair);
+    for mount in [&pair.a, &pair.b] {
+        for (case, _) in cases {
+            let contents = |wanted: &str| {
+                let script = format!("cat {}/*/*", mount.path(case).display());
+                mount.host().sh(&script).contains(wanted)
+            };
+            until(LONG, case, || contents("base, and there"));
+            let is_removed = ["unlink", "save"].contains(&case);
+            assert_eq!(contents("base, written here"), !is_removed, "{case}");
+        }
+    }
 }
 
 #[test]

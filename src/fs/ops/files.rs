@@ -118,6 +118,11 @@ impl Core {
     /// Opens an existing file. How a reader gets at the bytes is decided by [`Core::pass_through`].
     pub(crate) fn open(&self, number: u64, mode: Mode) -> Result<u64, Fail> {
         let _order = self.order.read();
+        let is_outdated = self.inodes.lock().is_outdated(number);
+        if is_outdated && self.live(number).is_none() {
+            // The kernel looks the name up again, and comes back with what it stands for now.
+            return Err(FsError::Stale.into());
+        }
         let object = match self.inodes.lock().facts(number).map(|facts| &facts.kind) {
             Some(Kind::File(object)) => *object,
             Some(Kind::Directory) => return Err(FsError::IsDirectory.into()),
@@ -152,7 +157,12 @@ impl Core {
 
     /// Takes the name from an inode that is passed through.
     fn renew(&self, number: u64) -> Fail {
-        self.inodes.lock().unname(number);
+        let mut inodes = self.inodes.lock();
+        inodes
+            .paths(number)
+            .into_iter()
+            .for_each(|path| self.tell(path));
+        inodes.unname(number);
         FsError::Stale.into()
     }
 

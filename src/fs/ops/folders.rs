@@ -256,7 +256,7 @@ impl Core {
                 _ if !count => inodes.number_for(folder, name, facts),
                 // An old snapshot must not take the name from an inode that is newer than it.
                 Some(number) if !current => number,
-                _ => inodes.resolve(folder, name, facts.clone()),
+                _ => self.resolve(&mut inodes, (folder, name), facts.clone()),
             };
             if facts.file.is_some() && live.is_none() && !is_quiet {
                 // Another name of it may have been known.

@@ -6,9 +6,9 @@ use crate::{
     fs::{
         core::{Attr, Core, Fail},
         errno::FsError,
-        inodes::ROOT,
+        inodes::{Facts, Inodes, ROOT},
     },
-    manifest::{Kind, Name},
+    manifest::{Kind, Name, TreePath},
 };
 
 /// What `statfs` tells.
@@ -63,7 +63,7 @@ impl Core {
             return Ok(self.attr_now(number, &facts, true));
         }
         let Some((_, facts)) = self.look_at(&path)? else {
-            self.inodes.lock().detach(folder, &name);
+            self.inodes.lock().outdate(folder, &name);
             return Err(FsError::NotFound.into());
         };
         if let Kind::File(new) = facts.kind
@@ -72,7 +72,7 @@ impl Core {
             self.bring.replaced(new, old);
         }
         let mut inodes = self.inodes.lock();
-        let number = inodes.resolve(folder, &name, facts.clone());
+        let number = self.resolve(&mut inodes, (folder, &name), facts.clone());
         inodes.look(number);
         drop(inodes);
         // It may be another name of a file that is being written.
@@ -82,6 +82,49 @@ impl Core {
             _ => facts,
         };
         Ok(self.attr_now(number, &facts, true))
+    }
+
+    /// The inode for what a folder shows under a name ([`Inodes::resolve`]). Where another one had the name, or was the file, the
+    /// kernel is to look at what that is still known under: what changed it may not name all of these.
+    pub(super) fn resolve(
+        &self,
+        inodes: &mut Inodes,
+        (folder, name): (u64, &Name),
+        facts: Facts,
+    ) -> u64 {
+        let of_file = facts.file.and_then(|file| inodes.of_file(&file));
+        let before = [inodes.child(folder, name), of_file];
+        let number = inodes.resolve(folder, name, facts);
+        for old in before.into_iter().flatten().filter(|old| *old != number) {
+            inodes
+                .paths(old)
+                .into_iter()
+                .for_each(|path| self.tell(path));
+        }
+        number
+    }
+
+    /// Fails where the kernel takes a name for something else than what is shown there, as another member has changed it a moment
+    /// ago: it moves what it knows along with the name, and would not hear of it any more. It looks the name up again then, and
+    /// comes back.
+    pub(super) fn check_known(
+        &self,
+        folder: u64,
+        name: &Name,
+        path: &TreePath,
+    ) -> Result<(), Fail> {
+        let known = self.inodes.lock().child(folder, name);
+        // What is being written here is what it is.
+        let is_live = known.is_some_and(|number| self.live(number).is_some());
+        if known.is_none() || is_live {
+            return Ok(());
+        }
+        match self.look_at(path)? {
+            Some((_, facts)) if !self.inodes.lock().is_as_told(folder, name, &facts) => {
+                Err(FsError::Stale.into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The kernel has forgotten an inode so many times.

@@ -256,6 +256,7 @@ impl Core {
         if shown.entry.kind == Kind::Directory {
             return Err(FsError::IsDirectory.into());
         }
+        let shown = self.as_written(folder, &name, &path, shown);
         let (others, last) = self.without_name(&path, &shown)?;
         let others = self.others_of_known((folder, &name, &path), Some(&shown), others);
         let mut edits = self.keep_folder(&path)?;

@@ -15,7 +15,7 @@ use crate::{
         live::Live,
         publish::is_whole,
     },
-    manifest::{self, Dot, Entry, Kind, Shown, TreePath},
+    manifest::{self, Dot, Entry, Kind, Name, Shown, TreePath},
     node::namespace::Edit,
     store::StagingId,
 };
@@ -79,7 +79,9 @@ impl Core {
         if from_path == to_path {
             return Ok(());
         }
+        let source = self.as_written(from.0, &from_name, &from_path, source);
         let target = self.shown(&to_path)?;
+        let target = target.map(|target| self.as_written(to.0, &to_name, &to_path, target));
         let nested = to_path.is_within(&from_path)
             || (replace == Replace::Exchange && from_path.is_within(&to_path));
         match (&target, replace) {
@@ -87,8 +89,10 @@ impl Core {
             (Some(_), Replace::No) => return Err(FsError::Exists.into()),
             (None, Replace::Exchange) => return Err(FsError::NotFound.into()),
             (Some(target), Replace::Yes) => self.check_replaceable(&source, target, &to_path)?,
-            (Some(_), Replace::Exchange) | (None, Replace::Yes | Replace::No) => {}
+            (Some(_), Replace::Exchange) => self.check_known(to.0, &to_name, &to_path)?,
+            (None, Replace::Yes | Replace::No) => {}
         }
+        self.check_known(from.0, &from_name, &from_path)?;
         let file_of = |shown: &Shown| shown.link.as_ref().map(|link| link.file);
         if let Some(target) = &target
             && file_of(target).is_some()
@@ -189,6 +193,40 @@ impl Core {
         Ok(())
     }
 
+    /// What a name is given up with, or moved: what is shown there, unless a file is being written here that another member has
+    /// changed meanwhile. Then it is what the writer began with, and what the other made of it stays: whoever goes on writing has
+    /// not seen that, and would replace it.
+    pub(super) fn as_written(
+        &self,
+        folder: u64,
+        name: &Name,
+        path: &TreePath,
+        shown: Shown,
+    ) -> Shown {
+        let known = self.inodes.lock().child(folder, name);
+        let live = known.and_then(|number| self.live(number));
+        self.as_begun(live.as_deref(), path, shown)
+    }
+
+    /// The same, where that file is known.
+    fn as_begun(&self, live: Option<&Live>, path: &TreePath, shown: Shown) -> Shown {
+        let Some(live) = live else { return shown };
+        let state = live.state.lock();
+        let is_file = matches!(shown.entry.kind, Kind::File(_));
+        let is_single = state.link.is_none() && shown.link.is_none();
+        let is_theirs = is_file && shown.entry.kind != Kind::File(state.agreed);
+        let is_here = !state.unlinked && !state.done && !state.fresh;
+        if !(is_single && is_theirs && is_here) {
+            return shown;
+        }
+        self.tell(path.clone());
+        Shown {
+            entry: state.entry_with(state.agreed),
+            seen: state.seen.clone(),
+            ..shown
+        }
+    }
+
     fn start_moving(&self, places: Vec<TreePath>) -> Result<Moving<'_>, Fail> {
         let mut moving = self.moving.lock();
         let meets = |there: &TreePath| {
@@ -274,7 +312,17 @@ impl Core {
             Kind::Directory => self.tree.below(from)?,
             _ => Vec::new(),
         };
+        let mut written = HashMap::new();
+        if !below.is_empty() {
+            let lives = self.lives_at(&[from]).into_iter();
+            written.extend(lives.map(|live| (live.state.lock().path.clone(), live.clone())));
+        }
         let mut gathered = Vec::with_capacity(below.len() + 1);
+        let below = below.into_iter().map(|(path, shown)| {
+            let live = written.get(&path).map(Arc::as_ref);
+            let shown = self.as_begun(live, &path, shown);
+            (path, shown)
+        });
         for (path, mut shown) in std::iter::once((from.clone(), shown)).chain(below) {
             if shown.entry.kind == Kind::Directory {
                 // Put anew, the entry tells the folder's time; as it is seen now.

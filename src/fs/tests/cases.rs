@@ -157,8 +157,8 @@ fn an_open_handle_keeps_what_it_opened_when_the_file_changes_elsewhere() {
         fixture
             .act(move |core| core.open(number, Mode::of(libc::O_RDWR)))
             .map(|_| ()),
-        Ok(()),
-        "an inode that lost its name can still be written, for nobody"
+        Err(libc::ESTALE),
+        "what would be written to an inode that lost its name elsewhere is for nobody"
     );
 }
 
@@ -564,6 +564,33 @@ fn a_folder_has_the_time_of_its_last_change(has_head: bool) {
     assert!(fixture.attr("d").expect("there").modified_ns >= before);
     fixture.settle();
     assert!(fixture.attr("d").expect("there").modified_ns >= before);
+}
+
+#[test]
+fn a_name_is_not_moved_with_another_file_than_the_kernel_takes_it_for() {
+    let fixture = Fixture::new();
+    for name in ["a", "b"] {
+        fixture.put(name, b"first").expect("put");
+    }
+    fixture.settle();
+    let known = fixture.walk("a").expect("there");
+    // The kernel has not heard of it yet.
+    fixture.change_behind("a", b"second");
+    let rename =
+        |replace| fixture.act(move |core| core.rename((ROOT, b"a"), (ROOT, b"b"), replace));
+    assert_eq!(rename(Replace::Exchange), Err(libc::ESTALE));
+    assert_eq!(rename(Replace::Yes), Err(libc::ESTALE));
+    let found = fixture.walk("a").expect("there");
+    assert_ne!(found, known);
+    assert_eq!(rename(Replace::Yes), Ok(()));
+    assert_eq!(fixture.walk("b"), Ok(found));
+    assert_eq!(fixture.content("b"), Ok(b"second".to_vec()));
+    // Nobody finds it by a name any more.
+    let mode = Mode::of(libc::O_RDONLY);
+    assert_eq!(
+        fixture.act(move |core| core.open(known, mode)),
+        Err(libc::ESTALE)
+    );
 }
 
 #[test]

@@ -374,9 +374,22 @@ fn apply(fixture: &Fixture, model: &mut Model, step: Step) {
             };
             let (from_folder, from_name) = place();
             let (to_folder, to_name) = fixture.place(to).expect("the folder is there");
-            let renamed = fixture.act(move |core| {
-                core.rename((from_folder, &from_name), (to_folder, &to_name), replace)
-            });
+            let rename = || {
+                let (from_name, to_name) = (from_name.clone(), to_name.clone());
+                fixture.act(move |core| {
+                    core.rename((from_folder, &from_name), (to_folder, &to_name), replace)
+                })
+            };
+            // As the kernel does.
+            let renamed = match rename() {
+                Err(libc::ESTALE) => {
+                    for path in [first, to] {
+                        let _ = fixture.walk(path);
+                    }
+                    rename()
+                }
+                renamed => renamed,
+            };
             let expected = match replace {
                 Replace::Exchange => model.exchange(first, to),
                 replace => model.rename(first, to, replace == Replace::Yes),
