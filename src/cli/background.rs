@@ -59,7 +59,11 @@ pub(crate) fn spawn(
     command
         .arg("mount")
         .arg(saved.name.to_string())
-        .arg(&options.dir)
+        // Not to be taken for an option.
+        .arg(match options.dir.as_os_str().as_encoded_bytes() {
+            [b'-', ..] => std::path::Path::new(".").join(&options.dir),
+            _ => options.dir.clone(),
+        })
         .arg("--background");
     let mut pass = |option: &str, value: &dyn AsRef<std::ffi::OsStr>| {
         command.arg(option).arg(value);

@@ -49,23 +49,21 @@ pub(crate) async fn create(common: &Common, options: CreateArgs) -> Outcome {
         .await
         .what("the cluster could not be made")?;
     for (tracker, why) in unreached {
-        eprintln!(
-            "p2pfs: warning: the tracker {tracker} did not answer: {why}; mounts tell it later"
-        );
+        err!("p2pfs: warning: the tracker {tracker} did not answer: {why}; mounts tell it later");
     }
     let read_write = saved.word(&saved.id);
     let read_only = saved.word(&saved.id.read_only());
     if options.json {
         let name = saved.name.to_string();
-        println!(
+        out!(
             "{}",
             json!({ "name": name, "read_write": read_write, "read_only": read_only })
         );
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{read_write}\n{read_only}");
+    out!("{read_write}\n{read_only}");
     if !common.quiet {
-        eprintln!(
+        err!(
             "The first id lets its holders read and write, the second read only. Both are secrets: who has one is a member.\n\
              The cluster is saved as {name}. Next:\n    p2pfs mount {name} DIR\n\
              and on another machine, with the id from above:\n    p2pfs mount ID DIR",
@@ -84,11 +82,11 @@ pub(crate) fn id(common: &Common, options: &IdArgs) -> Outcome {
     } else {
         saved.id.clone()
     };
-    println!("{}", saved.word(&id));
+    out!("{}", saved.word(&id));
     if options.read_only || saved.id.role() == Role::ReadWrite || common.quiet {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("This member holds the read-only id alone.");
+    err!("This member holds the read-only id alone.");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -189,13 +187,13 @@ pub(crate) async fn leave(common: &Common, options: LeaveArgs) -> Outcome {
         ))?;
     }
     if options.json {
-        println!(
+        out!(
             "{}",
             serde_json::to_string(&report).what("leaving was not reported")?
         );
     } else {
         for path in &report.only_here {
-            println!("{}", plain(path));
+            out!("{}", plain(path));
         }
     }
     let lost = format!(
@@ -210,9 +208,9 @@ pub(crate) async fn leave(common: &Common, options: LeaveArgs) -> Outcome {
         .hint("wait until others hold them with --hand-over, or go anyway with --force"));
     }
     if !common.quiet {
-        eprintln!("Left the cluster {}; its keys are forgotten.", saved.name);
+        err!("Left the cluster {}; its keys are forgotten.", saved.name);
         if report.totals.files > 0 {
-            eprintln!("{lost}, and nobody can fetch them any more.");
+            err!("{lost}, and nobody can fetch them any more.");
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -241,7 +239,7 @@ async fn leave_running(
             return Ok(report);
         }
         if !common.quiet {
-            eprintln!(
+            err!(
                 "waiting until others hold {} ({})",
                 count(report.totals.files, "content", "contents"),
                 size(report.totals.bytes)

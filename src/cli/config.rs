@@ -108,7 +108,7 @@ pub(crate) fn apply(args: &mut Args) -> Result<(), Failure> {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound && !path.1 => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !path.1 => {
-            eprintln!(
+            err!(
                 "p2pfs: warning: the configuration {} cannot be read and is left out",
                 path.0.display()
             );

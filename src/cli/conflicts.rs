@@ -78,10 +78,10 @@ async fn list(
     if json {
         print_json(&listed)?;
     } else if told == 0 {
-        println!("no conflicts");
+        out!("no conflicts");
     }
     if listed.more && !json && !common.quiet {
-        eprintln!(
+        err!(
             "p2pfs: {} in all are more than --limit; --limit 0 lists all",
             count(listed.total, "conflict", "conflicts")
         );
@@ -101,10 +101,10 @@ async fn page(
 }
 
 fn print(conflict: &ConflictReport) {
-    println!("{}", plain(&conflict.path));
-    println!("    shown  {}", told(&conflict.shown));
+    out!("{}", plain(&conflict.path));
+    out!("    shown  {}", told(&conflict.shown));
     for copy in &conflict.copies {
-        println!("    copy   {}  {}", told(copy), plain(name(copy)));
+        out!("    copy   {}  {}", told(copy), plain(name(copy)));
     }
 }
 
@@ -143,13 +143,13 @@ async fn resolve(common: &Common, which: &Which, json: bool, options: &ResolveAr
     if json {
         print_json(&report)?;
     } else {
-        println!("{}: kept     {}", plain(&report.path), told(&report.kept));
+        out!("{}: kept     {}", plain(&report.path), told(&report.kept));
         for dropped in &report.dropped {
-            println!("{}: dropped  {}", plain(&report.path), told(dropped));
+            out!("{}: dropped  {}", plain(&report.path), told(dropped));
         }
     }
     if !report.published && !common.quiet {
-        eprintln!(
+        err!(
             "p2pfs: this is on disk here, and is published as soon as its manifest nodes can be had"
         );
     }

@@ -199,7 +199,7 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         if let Err(failure) = self.end() {
-            eprintln!("p2pfs: {}", failure.message);
+            err!("p2pfs: {}", failure.message);
         }
     }
 }
@@ -237,7 +237,7 @@ pub(crate) async fn run(common: &Common, options: DemoArgs) -> Outcome {
     };
     let (mut stage, first, second) = done.what("the demo failed")??;
     if !options.check {
-        println!(
+        told!(
             "Two peers share one folder. What is written in one is there in the other:\n    {}\n    {}\nCtrl-C ends the demo.",
             first.display(),
             second.display()
@@ -248,7 +248,7 @@ pub(crate) async fn run(common: &Common, options: DemoArgs) -> Outcome {
         .await
         .what("the demo did not end")??;
     if options.check {
-        println!("demo: all is as it should be; nothing is left mounted or running");
+        told!("demo: all is as it should be; nothing is left mounted or running");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -281,7 +281,7 @@ fn step<T>(
     let (value, files, bytes) = work()?;
     let seconds = begun.elapsed().as_secs_f64();
     if !quiet {
-        println!(
+        told!(
             "{name}: {}, {} in {seconds:.1} s, {}/s",
             count(files as u64, "file", "files"),
             size(bytes),

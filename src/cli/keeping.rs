@@ -38,10 +38,10 @@ pub(crate) async fn transfers(common: &Common, options: ReportArgs) -> Outcome {
     if options.json {
         print_json(&report)?;
     } else if report.transfers.is_empty() {
-        println!("no transfers");
+        out!("no transfers");
     } else {
         for transfer in &report.transfers {
-            println!("{}", plain(&transfer_line(transfer)));
+            out!("{}", plain(&transfer_line(transfer)));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -81,7 +81,7 @@ pub(crate) async fn fetch(common: &Common, options: PathsArgs) -> Outcome {
     if options.json {
         print_json(&report)?;
     } else {
-        println!(
+        out!(
             "{}, {}: {} fetched, {} here already",
             count(report.files, "file", "files"),
             size(report.bytes),
@@ -119,7 +119,7 @@ async fn follow(mut lines: Lines, mut progress: Progress) -> Result<FetchReport,
 
 fn print_failed(failed: &[FailedReport]) {
     for failed in failed {
-        println!("failed  {}: {}", plain(&failed.path), plain(&failed.reason));
+        out!("failed  {}: {}", plain(&failed.path), plain(&failed.reason));
     }
 }
 
@@ -172,12 +172,12 @@ async fn set_pins(
         print_json(&report)?;
     } else if paths.is_empty() {
         for path in &report.pinned {
-            println!("{}", if path.is_empty() { "." } else { path });
+            out!("{}", if path.is_empty() { "." } else { path });
         }
         if report.keep_all {
-            println!("everything, as the mount was made with --keep-all");
+            out!("everything, as the mount was made with --keep-all");
         } else if report.pinned.is_empty() {
-            println!("nothing is pinned");
+            out!("nothing is pinned");
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -194,7 +194,7 @@ pub(crate) async fn evict(common: &Common, options: PathsArgs) -> Outcome {
         print_json(&report)?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!(
+    out!(
         "{}: {} freed in {}, {} kept in {}",
         count(report.files, "file", "files"),
         size(report.freed_bytes),
@@ -203,7 +203,7 @@ pub(crate) async fn evict(common: &Common, options: PathsArgs) -> Outcome {
         count(report.kept_files, "file", "files"),
     );
     for kept in &report.kept {
-        println!("kept  {}: {}", plain(&kept.path), plain(&kept.reason));
+        out!("kept  {}: {}", plain(&kept.path), plain(&kept.reason));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -250,7 +250,7 @@ pub(crate) async fn why(common: &Common, options: WhyArgs) -> Outcome {
         print_json(&report)?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!(
+    out!(
         "{}  {}  {}",
         plain(&report.path),
         size(report.size),
@@ -258,7 +258,7 @@ pub(crate) async fn why(common: &Common, options: WhyArgs) -> Outcome {
     );
     for part in &report.parts {
         let (from, to) = (part.offset, part.offset + part.length);
-        println!(
+        out!(
             "    {} to {}  {}",
             size(from),
             size(to),
@@ -266,19 +266,19 @@ pub(crate) async fn why(common: &Common, options: WhyArgs) -> Outcome {
         );
     }
     if report.more {
-        println!("    and more parts, which --json does not have either");
+        out!("    and more parts, which --json does not have either");
     }
     if report.unpublished {
-        println!("    it has changes that are not published yet");
+        out!("    it has changes that are not published yet");
     }
     for peer in &report.elsewhere {
-        println!("    a tracker names {peer}, which is not connected");
+        out!("    a tracker names {peer}, which is not connected");
     }
     for transfer in &report.transfers {
-        println!("    transfer  {}", plain(&transfer_line(transfer)));
+        out!("    transfer  {}", plain(&transfer_line(transfer)));
     }
     for peer in &report.silent {
-        eprintln!("p2pfs: warning: {} did not answer", plain(peer));
+        err!("p2pfs: warning: {} did not answer", plain(peer));
     }
     Ok(ExitCode::SUCCESS)
 }

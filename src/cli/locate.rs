@@ -46,9 +46,7 @@ impl Found {
             Ok(version) => {
                 let own = env!("CARGO_PKG_VERSION");
                 if version != own {
-                    eprintln!(
-                        "p2pfs: this is version {own}, the running mount is version {version}"
-                    );
+                    err!("p2pfs: this is version {own}, the running mount is version {version}");
                 }
                 Ok(self)
             }
@@ -62,7 +60,31 @@ impl Found {
 }
 
 pub(crate) fn state_base(common: &Common) -> Result<StateBase, Failure> {
-    StateBase::new(common.state_dir.clone()).what("the state folder cannot be found")
+    let base = StateBase::new(common.state_dir.clone()).what("the state folder cannot be found")?;
+    is_outside(base.dir())?;
+    Ok(base)
+}
+
+/// What a state folder holds is not to be told to the members of a cluster.
+///
+/// # Errors
+/// Where it is in a mount.
+pub(crate) fn is_outside(dir: &Path) -> Result<(), Failure> {
+    let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf());
+    let real = absolute
+        .ancestors()
+        .find_map(|folder| folder.canonicalize().ok());
+    let mut folders = absolute
+        .ancestors()
+        .chain(real.iter().flat_map(|real| real.ancestors()));
+    if folders.any(|folder| state_dir(folder).is_some()) {
+        return Err(Failure::new(format_args!(
+            "the state folder {} is in a mount: all of its members would be told what it holds, ids included",
+            dir.display()
+        ))
+        .hint("choose one elsewhere with --state-dir or P2PFS_STATE_DIR"));
+    }
+    Ok(())
 }
 
 /// The mount that `-C` names, else the only one that runs.
@@ -106,7 +128,7 @@ pub(crate) async fn running(common: &Common) -> Result<Vec<Found>, Failure> {
         match found.client.version().await {
             Ok(_) => running.push(found),
             Err(error @ ClientError::TimedOut(_)) => {
-                eprintln!("p2pfs: warning: {}: {error}; {STOPPED}", saved.name);
+                err!("p2pfs: warning: {}: {error}; {STOPPED}", saved.name);
             }
             Err(_) => {}
         }

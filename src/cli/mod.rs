@@ -4,6 +4,9 @@
 //! 2 the command line was wrong. An error is one sentence `p2pfs: what failed: why`, then, where there is one, a line with
 //! what to do.
 
+#[macro_use]
+mod out;
+
 mod args;
 mod background;
 mod cluster;
@@ -64,9 +67,9 @@ impl Failure {
     }
 
     fn print(&self) -> ExitCode {
-        eprintln!("p2pfs: {}", self.message);
+        err!("p2pfs: {}", self.message);
         if let Some(hint) = &self.hint {
-            eprintln!("{hint}");
+            err!("{hint}");
         }
         ExitCode::from(if self.wrong_usage { 2 } else { 1 })
     }
@@ -91,7 +94,8 @@ pub fn run() -> ExitCode {
         Ok(args) => args,
         Err(error) if error.use_stderr() => {
             let text = error.render().to_string();
-            eprint!("p2pfs: {}", text.strip_prefix("error: ").unwrap_or(&text));
+            let text = text.strip_prefix("error: ").unwrap_or(&text);
+            err!("p2pfs: {}", text.trim_end());
             return ExitCode::from(2);
         }
         // Help and version.

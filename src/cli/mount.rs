@@ -88,10 +88,10 @@ fn logging_before_mount(common: &Common, options: &MountArgs) {
 
 fn announce(common: &Common, report: &Report) {
     for warning in &report.warnings {
-        eprintln!("p2pfs: warning: {warning}");
+        err!("p2pfs: warning: {warning}");
     }
     if !common.quiet {
-        println!(
+        told!(
             "{} mounted on {}, {}, {}",
             report.name,
             report.mountpoint,
@@ -332,7 +332,7 @@ pub(crate) async fn unmount(common: &Common, options: UnmountArgs) -> Outcome {
     locate::answers(&options.dir)?;
     if fs::clear_stale(&options.dir).what(&what)? {
         if !common.quiet {
-            eprintln!("The process behind {named} was gone; the dead mount is cleared.");
+            err!("The process behind {named} was gone; the dead mount is cleared.");
         }
         return Ok(ExitCode::SUCCESS);
     }

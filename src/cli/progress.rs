@@ -63,13 +63,13 @@ impl Progress {
             came.saturating_sub(*before) as f64 / now.duration_since(*at).as_secs_f64().max(0.2)
         });
         self.visible = true;
-        eprint!("\r{}\x1b[K", text(&far, rate));
+        draw!("\r{}\x1b[K", text(&far, rate));
     }
 
     /// Takes the line away: what follows has it to itself.
     pub(crate) fn clear(&mut self) {
         if std::mem::take(&mut self.visible) {
-            eprint!("\r\x1b[K");
+            draw!("\r\x1b[K");
         }
     }
 }

@@ -26,7 +26,7 @@ const FIND_WITHIN: Duration = Duration::from_secs(300);
 
 /// Names of others in it cannot steer a terminal.
 pub(super) fn print_json(report: &impl Serialize) -> Result<(), Failure> {
-    println!(
+    out!(
         "{}",
         json_pretty(report).what("the report could not be written")?
     );
@@ -57,7 +57,7 @@ pub(crate) async fn status(common: &Common, options: StatusArgs) -> Outcome {
 }
 
 fn print_status(report: &StatusReport) {
-    let line = |label: &str, text: String| println!("{label:<12}{}", plain(&text));
+    let line = |label: &str, text: String| out!("{label:<12}{}", plain(&text));
     line(
         "cluster",
         format!(
@@ -190,7 +190,7 @@ pub(crate) async fn peers(common: &Common, options: ReportArgs) -> Outcome {
         return Ok(ExitCode::SUCCESS);
     }
     if peers.is_empty() && !common.quiet {
-        eprintln!(
+        err!(
             "No other peer of this cluster is known yet; `p2pfs status` says how its trackers are."
         );
     }
@@ -203,7 +203,7 @@ pub(crate) async fn peers(common: &Common, options: ReportArgs) -> Outcome {
             (true, true) => "direct",
             (true, false) => "relayed",
         };
-        println!(
+        out!(
             "{}  {}  version {}  {}  {how}  rtt {rtt}  load {}  received {}  sent {}",
             if peer.node.is_empty() {
                 "-"
@@ -226,7 +226,7 @@ pub(crate) async fn peers(common: &Common, options: ReportArgs) -> Outcome {
             size(peer.sent_bytes),
         );
         if let Some(blamed) = peer.blamed {
-            println!("    blamed: {}", plain(&blamed.reason));
+            out!("    blamed: {}", plain(&blamed.reason));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -252,7 +252,7 @@ pub(crate) async fn find(common: &Common, options: FindArgs) -> Outcome {
     } else {
         for entry in &found.matches {
             let Some(hash) = &entry.hash else {
-                println!("{}", plain(&entry.path));
+                out!("{}", plain(&entry.path));
                 continue;
             };
             let holders: Vec<&str> = entry
@@ -271,17 +271,17 @@ pub(crate) async fn find(common: &Common, options: FindArgs) -> Outcome {
             } else {
                 holders.join(", ")
             };
-            println!(
+            out!(
                 "{}  {}  {hash}  {holders}",
                 plain(&entry.path),
                 size(entry.size)
             );
         }
         for peer in &found.silent {
-            eprintln!("p2pfs: warning: {peer} did not answer");
+            err!("p2pfs: warning: {peer} did not answer");
         }
         if found.matches.is_empty() && !common.quiet {
-            eprintln!("Nothing in the cluster is called {:?}.", options.pattern);
+            err!("Nothing in the cluster is called {:?}.", options.pattern);
         }
     }
     Ok(if found.matches.is_empty() {
@@ -337,7 +337,7 @@ pub(crate) async fn verify(common: &Common, options: ReportArgs) -> Outcome {
     if options.json {
         print_json(&report)?;
     } else {
-        println!(
+        out!(
             "{} checked, {}: {} damaged, {} fetched again, {} unreachable",
             count(report.objects, "content", "contents"),
             size(report.bytes),
@@ -346,7 +346,7 @@ pub(crate) async fn verify(common: &Common, options: ReportArgs) -> Outcome {
             report.unreachable_ranges
         );
         for damage in &report.unreachable {
-            println!(
+            out!(
                 "{} bytes {} to {}: {}",
                 damage.hash,
                 damage.offset,

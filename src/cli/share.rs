@@ -86,7 +86,7 @@ pub(crate) async fn run(common: &Common, options: ShareArgs) -> Outcome {
     for (path, size) in copier.files {
         let hash = hash_of(&path).await?;
         if !options.json {
-            println!("{hash}  {}", path.display());
+            out!("{hash}  {}", path.display());
         }
         shared.push(Shared {
             path: path.display().to_string(),
@@ -95,7 +95,7 @@ pub(crate) async fn run(common: &Common, options: ShareArgs) -> Outcome {
         });
     }
     if options.json {
-        println!(
+        out!(
             "{}",
             serde_json::to_string(&serde_json::json!({ "files": shared }))
                 .what("the report could not be written")?
@@ -236,7 +236,7 @@ impl Copier {
             self.copy_file(entry.path(), to)?;
         } else {
             self.end_line();
-            eprintln!(
+            err!(
                 "p2pfs: warning: {} is no file, folder or link; it was left out",
                 entry.path().display()
             );
@@ -246,7 +246,7 @@ impl Copier {
 
     fn leave_out(&mut self, message: &std::fmt::Arguments<'_>) {
         self.end_line();
-        eprintln!("p2pfs: {message}");
+        err!("p2pfs: {message}");
         self.failed += 1;
     }
 
@@ -298,7 +298,7 @@ impl Copier {
     fn show(&mut self) {
         self.shown = Instant::now();
         let rate = self.done_bytes as f64 / self.begun.elapsed().as_secs_f64().max(0.001);
-        eprint!(
+        draw!(
             "\r{} files, {}, {}/s \x1b[K",
             self.files.len(),
             size(self.done_bytes),
@@ -310,7 +310,7 @@ impl Copier {
     fn end_line(&mut self) {
         if self.progress {
             self.show();
-            eprintln!();
+            err!("");
         }
     }
 }

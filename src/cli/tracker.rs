@@ -1,6 +1,6 @@
 //! `tracker`.
 
-use std::{io::Write, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use p2pfs_tracker::server::{self, ServerConfig};
 
@@ -26,7 +26,10 @@ pub(crate) fn run(common: &Common, options: TrackerArgs) -> Outcome {
     }
     // A tracker given its own state folder keeps its state right there; by default it stands beside the clusters.
     let state_dir = match &common.state_dir {
-        Some(dir) => dir.clone(),
+        Some(dir) => {
+            super::locate::is_outside(dir)?;
+            dir.clone()
+        }
         None => state_base(common)?.dir().join("tracker"),
     };
     let config = ServerConfig {
@@ -36,10 +39,7 @@ pub(crate) fn run(common: &Common, options: TrackerArgs) -> Outcome {
     };
     let ready = |addresses: Vec<libp2p::Multiaddr>| {
         let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        println!("tracker ready on {}", addresses.join(" "));
-        if std::io::stdout().flush().is_err() {
-            tracing::debug!("nobody reads standard output");
-        }
+        told!("tracker ready on {}", addresses.join(" "));
     };
     super::runtime()?
         .block_on(async { server::run(config, ready, end_signal()).await })

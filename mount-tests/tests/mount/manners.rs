@@ -551,6 +551,62 @@ fn a_command_whose_mount_ends_while_it_asks_says_so_and_is_not_ended_by_a_signal
 }
 
 #[test]
+fn a_report_that_cannot_be_written_is_an_error_and_nothing_worse() {
+    let lab = Lab::new();
+    let (host, _) = alone(&lab);
+    let mount = host.mount("c", "");
+    mount.write("file", "x");
+    for command in [
+        "status -C mnt",
+        "status -C mnt --json",
+        "find file -C mnt",
+        "why mnt/file",
+        "id c",
+        "create --name d",
+    ] {
+        let full = host.try_sh(&format!("$P2PFS {command} > /dev/full"));
+        let said = full.fails(1);
+        assert!(!said.contains("panicked"), "{full}");
+    }
+    // Where nothing can be said, the status still does.
+    for (command, status) in [
+        ("status -C mnt", 1),
+        ("find nosuch -C mnt", 1),
+        ("nosuch", 2),
+    ] {
+        host.sh(&format!(
+            "$P2PFS {command} > /dev/full 2> /dev/full; test $? = {status}"
+        ));
+    }
+    // What was asked for is done.
+    host.sh("$P2PFS mount d other > /dev/full; mountpoint other; $P2PFS unmount other");
+}
+
+#[test]
+fn a_folder_may_have_a_name_like_an_option() {
+    let lab = Lab::new();
+    let (host, _) = alone(&lab);
+    host.sh("$P2PFS mount c -- -dash && echo text > ./-dash/file && $P2PFS unmount -- -dash");
+}
+
+/// The id would be told to everybody in the cluster.
+#[test]
+fn a_state_folder_in_a_mount_is_refused() {
+    let lab = Lab::new();
+    let (host, id) = alone(&lab);
+    let mount = host.mount("c", "");
+    for command in [
+        "create --name d --state-dir mnt/state",
+        &format!("mount {id} other --state-dir mnt/below/state"),
+        "tracker --state-dir mnt/state",
+    ] {
+        let refused = host.try_sh(&format!("$P2PFS {command}"));
+        assert!(refused.fails(1).contains("is in a mount"), "{refused}");
+    }
+    assert!(mount.list("").unwrap().is_empty());
+}
+
+#[test]
 fn a_folder_that_is_not_empty_is_refused_and_left_as_it_is() {
     let lab = Lab::new();
     let (host, _) = alone(&lab);

@@ -170,8 +170,9 @@ impl Core {
         let mut entry = shown.entry.clone();
         // A folder's entry, put anew, tells its time: what is seen now, unless that is what changes.
         entry.modified = facts.modified;
+        let before = entry.clone();
         change(&mut entry);
-        if entry == shown.entry {
+        if entry == before {
             return Ok(());
         }
         self.change(Self::edits_for(&path, &shown, entry.clone()))?;

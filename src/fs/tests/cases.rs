@@ -533,6 +533,33 @@ fn a_time_that_was_set_on_a_folder_survives_the_publication_of_what_was_written_
     assert!(fixture.attr("d").expect("there").modified_ns > 77);
 }
 
+/// As `rsync` does, before and after it has filled a folder.
+#[test]
+fn a_folders_time_is_set_to_what_it_had_been_set_to_before() {
+    let fixture = Fixture::new();
+    let folder = fixture
+        .act(|core| core.make(CALLER, ROOT, b"d", Kind::Directory, 0o755))
+        .expect("made")
+        .number;
+    let time = Changes {
+        modified: Some(Timestamp(1_577_836_800_000_000_000)),
+        ..Changes::default()
+    };
+    for name in ["d/a", "d/b"] {
+        fixture.put(name, b"x").expect("put");
+        fixture
+            .act({
+                let time = time.clone();
+                move |core| core.setattr(folder, &time)
+            })
+            .expect("set");
+        let seen = || fixture.attr("d").expect("there").modified_ns;
+        assert_eq!(Some(Timestamp(seen())), time.modified);
+        fixture.settle();
+        assert_eq!(Some(Timestamp(seen())), time.modified);
+    }
+}
+
 #[test]
 fn a_folder_has_the_time_of_its_last_rename_or_removal_also_of_what_no_head_ever_had() {
     for has_head in [false, true] {

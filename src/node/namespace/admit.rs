@@ -100,6 +100,10 @@ impl<D: Disk> Replica<D> {
     }
 
     fn admit_one(&self, from: Option<PeerId>, bytes: Vec<u8>, now: Moment) -> Result<bool, String> {
+        if from.is_some() {
+            self.hear_of_own(&bytes)
+                .map_err(|error| error.to_string())?;
+        }
         match self
             .check(from, &bytes, now)
             .map_err(|error| error.to_string())?
@@ -166,11 +170,34 @@ impl<D: Disk> Replica<D> {
         if elsewhere {
             return self.yield_identity();
         }
+        let reached = {
+            let state = self.state.read();
+            let number = state.writer.as_ref().map(|writer| writer.number);
+            number.map_or(0, |number| head.covers.sequence(number))
+        };
+        self.note_reached(reached)
+    }
+
+    /// A member that shows this node's own head has its work, though it writes nothing itself.
+    fn hear_of_own(&self, bytes: &[u8]) -> Result<(), NamespaceError> {
+        let shown = {
+            let state = self.state.read();
+            let number = state.writer.as_ref().map(|writer| writer.number);
+            let mut heads = state.heads.iter();
+            heads
+                .find(|head| Some(head.writer) == number && head.bytes == bytes)
+                .map(|head| head.sequence)
+        };
+        shown.map_or(Ok(()), |sequence| self.note_reached(sequence))
+    }
+
+    /// Notes that this node's work up to a sequence has reached somebody.
+    fn note_reached(&self, sequence: u64) -> Result<(), NamespaceError> {
         let mut state = self.state.write();
         let Some(writer) = &mut state.writer else {
             return Ok(());
         };
-        let reached = head.covers.sequence(writer.number).min(writer.last);
+        let reached = sequence.min(writer.last);
         if reached > writer.confirmed {
             self.records.save_confirmed(writer.number, reached)?;
             for dot in writer.confirm(reached) {

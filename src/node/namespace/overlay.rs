@@ -393,6 +393,7 @@ impl Overlay {
     /// Notes that these changes, as [`Overlay::ready`] gave them, are in the tree as `own`. Those that have changed since
     /// stay, and follow on from it.
     pub(super) fn committed(&mut self, edits: &[(Arc<TreePath>, Arc<Pending>)], own: Dot) {
+        self.note_gone(edits);
         // Of what was changed more than once since, and renamed perhaps, the first change may be any from there on.
         let since = self.begun + 1;
         for (path, done) in edits {
@@ -423,17 +424,33 @@ impl Overlay {
             }
             if done.entry.is_none() {
                 self.lineage.remove(path);
-                if done.seen.is_empty()
-                    && let Some((folder, _)) = path.split()
-                {
-                    let earlier = self.gone.get(&folder).unwrap_or_default();
-                    self.gone.put(folder, earlier.max(done.time));
-                }
                 continue;
             }
             if is_put {
                 self.succeed(path, &done.seen, own);
             }
+        }
+    }
+
+    /// Notes when names went that no head ever had, in folders of which these changes tell nothing else.
+    fn note_gone(&mut self, edits: &[(Arc<TreePath>, Arc<Pending>)]) {
+        let is_gone = |pending: &Pending| pending.entry.is_none() && pending.seen.is_empty();
+        let gone = edits.iter().filter(|(_, pending)| is_gone(pending));
+        let gone = gone.filter_map(|(path, pending)| Some((path.split()?.0, pending.time)));
+        let mut gone: BTreeMap<TreePath, HybridTime> = gone.collect();
+        if gone.is_empty() {
+            return;
+        }
+        let told = edits.iter().filter(|(_, pending)| {
+            let is_old = pending.entry.is_some() && !pending.seen.is_empty();
+            !is_gone(pending) && (!is_old || pending.moved.is_some())
+        });
+        for (folder, _) in told.filter_map(|(path, _)| path.split()) {
+            gone.remove(&folder);
+        }
+        for (folder, time) in gone {
+            let earlier = self.gone.get(&folder).unwrap_or_default();
+            self.gone.put(folder, earlier.max(time));
         }
     }
 
@@ -812,6 +829,12 @@ mod tests {
         assert_eq!(overlay.len(), 0);
         assert!(newest(&overlay).is_some_and(|newest| newest <= before.unwrap()));
         assert_eq!(overlay.folder_newest(&at("")), None);
+        // What a head says of the folder is what all say of it.
+        change(&mut overlay, "e/new", false, &[]);
+        change(&mut overlay, "e/old", true, &[]);
+        let saved = overlay.ready();
+        overlay.committed(&saved, dot(3));
+        assert_eq!(overlay.folder_newest(&at("e")), None);
     }
 
     #[test]

@@ -53,6 +53,23 @@ async fn concurrent_writes_are_both_kept_and_everybody_shows_the_same_one() {
     one_head(&[&a, &b, &c]).await;
 }
 
+/// Or it would publish all of it anew once its disk was set back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_writer_learns_that_its_work_has_reached_who_only_reads() {
+    let cluster = Cluster::new();
+    let (a, b) = pair(&cluster).await;
+    a.write("x", 1).await;
+    let reached = || {
+        let state = a.ns.shared.replica.state.read();
+        let writer = state.writer.as_ref().unwrap();
+        (writer.confirmed, writer.last)
+    };
+    assert!(reached().0 < reached().1);
+    b.hears(&a).await;
+    a.hears(&b).await;
+    assert_eq!(reached().0, reached().1);
+}
+
 /// A conflict, and the name of the copy, which holds content 1; `x.txt` shows content 2.
 async fn conflict(a: &Member, b: &Member) -> String {
     a.write("x.txt", 1).await;
