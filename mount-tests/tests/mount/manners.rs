@@ -575,7 +575,7 @@ fn a_report_that_cannot_be_written_is_an_error_and_nothing_worse() {
         ("nosuch", 2),
     ] {
         host.sh(&format!(
-            "$P2PFS {command} > /dev/full 2> /dev/full; test $? = {status}"
+            "said=0; $P2PFS {command} > /dev/full 2> /dev/full || said=$?; test $said = {status}"
         ));
     }
     // What was asked for is done.
