@@ -347,13 +347,16 @@ impl Core {
         if bytes.end > object.size {
             return Err(StoreError::Absent(blocks));
         }
-        // Of whole blocks the hashes come along, from the tree. Others get new ones, which would hide damage.
+        // They become part of a content that nobody else has: damage would be there for good, and in a block that is copied in
+        // part nothing would tell of it any more.
         let whole = bytes.start.div_ceil(BLOCK_BYTES)..bytes.end / BLOCK_BYTES;
-        if whole.is_empty() || self.leaves(object, whole.clone())?.is_none() {
-            self.prove(object, &blocks)?;
-        } else {
-            self.prove(object, &(blocks.start..whole.start))?;
-            self.prove(object, &(whole.end..blocks.end))?;
+        match whole.is_empty() {
+            true => self.prove_anew(object, &blocks)?,
+            false => {
+                self.prove_anew(object, &(blocks.start..whole.start))?;
+                self.prove(object, &whole)?;
+                self.prove_anew(object, &(whole.end..blocks.end))?;
+            }
         }
         let copied = self.with_blocks(object, &blocks, |source| match source {
             Source::Inline(content) => {

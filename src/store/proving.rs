@@ -149,6 +149,18 @@ impl Core {
         Ok(())
     }
 
+    /// As [`Core::prove`], whenever they were proven last.
+    pub(super) fn prove_anew(
+        &self,
+        object: &Object,
+        blocks: &Range<u64>,
+    ) -> Result<(), StoreError> {
+        if let Some(hot) = self.hot(object)? {
+            hot.state.write().proven.forget(blocks.clone());
+        }
+        self.prove(object, blocks)
+    }
+
     /// See [`super::Store::encode`]. What proves the blocks to a peer proves them here as well, so they are read once.
     pub(super) fn encode_proven(
         &self,

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::FileExt,
     time::{Duration, Instant},
 };
 
@@ -90,6 +91,38 @@ fn verify_finds_damage_and_repairs_it_from_another_holder() {
     assert_eq!(verified.code(), Some(1), "{verified}");
     let report: serde_json::Value = serde_json::from_str(&verified.stdout).unwrap();
     assert_eq!(report["unreachable"][0]["hash"], hash(&bytes), "{report}");
+}
+
+#[test]
+fn damage_below_a_change_is_had_anew_before_that_is_published() {
+    let pair = pair();
+    pair.lab.expects_errors();
+    let (mut large, mut small) = (noise(1, 400_000), noise(2, 50_000));
+    pair.a.write("large", &large);
+    pair.a.write("small", &small);
+    for (name, bytes) in [("large", &large), ("small", &small)] {
+        pair.b.shows(name, bytes);
+        pair.b.keeps(name, bytes.len() as u64);
+    }
+    pair.b.unmount();
+    pair.b.corrupt(&hash(&large), 150_000);
+    let b = pair.b.host().mount(&pair.id, "--no-passthrough");
+    b.meets(1);
+    // Of one block, that was looked at a moment ago and is new only in part.
+    assert!(b.read_at("small", 0, 10).is_ok());
+    b.corrupt(&hash(&small), 100);
+    for (name, bytes) in [("large", &mut large), ("small", &mut small)] {
+        let at = bytes.len() - 1_000;
+        bytes[at..at + 10].copy_from_slice(b"new bytes.");
+        b.with(name, |path| {
+            let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+            file.write_all_at(b"new bytes.", at as u64).unwrap();
+        });
+    }
+    for (name, bytes) in [("large", &large), ("small", &small)] {
+        pair.a.shows_within(LONG, name, bytes);
+        b.shows(name, bytes);
+    }
 }
 
 #[test]

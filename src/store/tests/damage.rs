@@ -65,6 +65,22 @@ fn a_start_that_cannot_open_a_file_leaves_it_alone() {
 }
 
 #[test]
+fn what_is_copied_is_proven_and_what_is_copied_in_part_is_so_anew() {
+    let (dir, store) = new_store();
+    let sample = Sample::new(5 * BLOCK_BYTES, 1);
+    written(&store, &sample);
+    let store = reopen(store);
+    let to = fs::File::create(dir.path().join("to")).unwrap();
+    let copy = |bytes: Range<u64>| store.copy_to(&sample.object, bytes, &to);
+    let is_absent = |copied| matches!(copied, Err(StoreError::Absent(_)));
+    spoil(&data_path(&store, &sample.object), 3);
+    copy(0..3 * BLOCK_BYTES).unwrap();
+    assert!(is_absent(copy(2 * BLOCK_BYTES..4 * BLOCK_BYTES)));
+    spoil(&data_path(&store, &sample.object), 0);
+    assert!(is_absent(copy(0..BLOCK_BYTES + 1)) || is_absent(copy(10_000..20_000)));
+}
+
+#[test]
 fn only_blocks_that_prove_to_be_damaged_go() {
     let (_dir, store) = new_store();
     let sample = Sample::new(5 * BLOCK_BYTES, 1);
