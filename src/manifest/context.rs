@@ -90,12 +90,15 @@ impl Seen {
         let mut seen = Self(whole.map(|&last| (1, last)).into_iter().collect());
         seen.0
             .extend(apart.chunks(2).map(|range| (range[0], range[1])));
-        let mut next = 1;
+        let mut next = Some(1);
         for &(first, last) in &seen.0 {
-            if first < next || last < first || (first == 1 && whole.is_none()) {
+            if next.is_none_or(|next| first < next)
+                || last < first
+                || (first == 1 && whole.is_none())
+            {
                 return None;
             }
-            next = last.saturating_add(2);
+            next = last.checked_add(2);
         }
         (1..=RANGES_MAX).contains(&seen.0.len()).then_some(seen)
     }
@@ -364,6 +367,12 @@ mod tests {
             &[0xa1, 1, 0x83, 3, 4, 4],
             &[0xa1, 1, 0x83, 3, 3, 4],
             &[0xa1, 1, 0x89, 1, 3, 3, 5, 5, 7, 7, 9, 9],
+            // Behind the last number.
+            &[
+                0xa1, 1, 0x84, 3, 0x1b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1b, 0xff,
+                0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
+                0xff, 0xff,
+            ],
         ] {
             assert!(decode(refused).is_none(), "{refused:?}");
             assert!(

@@ -369,3 +369,23 @@ fn a_directory_whose_own_entry_is_not_here_yet_is_asked_for() {
     let (found, ..) = memory.fetching(|memory| lookup(memory, &view, &folder));
     assert_eq!(found.unwrap().entry, directory());
 }
+
+#[test]
+fn the_note_of_a_conflict_goes_before_an_extension_and_never_into_the_time_of_another_note() {
+    for (name, stem, extension) in [
+        ("report.txt", "report", ".txt"),
+        ("archive.tar.gz", "archive.tar", ".gz"),
+        (".profile", ".profile", ""),
+        ("plain", "plain", ""),
+        (
+            "a (conflict, b, 2026-01-02 03.04.05)",
+            "a (conflict, b, 2026-01-02 03.04.05)",
+            "",
+        ),
+        ("photo (1.2)", "photo (1.2)", ""),
+    ] {
+        let name = Name::new(name).unwrap();
+        let parts = stem_and_extension(&name);
+        assert_eq!(parts, (stem.as_bytes(), extension.as_bytes()));
+    }
+}
