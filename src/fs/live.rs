@@ -339,6 +339,7 @@ impl LiveState {
             group: self.entry.group,
             modified: self.entry.modified.0,
             attributes: attributes.collect(),
+            changed: Some(self.changed),
             is_new: self.fresh || self.other_than.is_some(),
             bytes: None,
         }

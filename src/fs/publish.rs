@@ -51,6 +51,8 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 /// How many there are for this process: to find out, files are read.
 static PROCESSORS: LazyLock<usize> =
     LazyLock::new(|| std::thread::available_parallelism().map_or(1, usize::from));
+/// How often what turns out damaged, or goes, before it is copied is brought anew.
+const BRINGS_MAX: u32 = 3;
 /// How often committing an entry may need further nodes of the manifest.
 const ROUNDS_MAX: u32 = 256;
 
@@ -338,13 +340,18 @@ impl Core {
         path: &TreePath,
     ) -> Result<(), FsError> {
         let label = path.to_string();
-        self.bring.ensure_kept(base, hole.clone(), &label).await?;
-        let (core, live) = (self.clone(), live.clone());
-        match blocking(move || core.fill(&live, base, hole)).await? {
-            Err(FsError::Store(StoreError::NoRoom { why, bytes })) => {
-                self.provide(Need::Room(why, bytes)).await
+        let mut brings = 0;
+        loop {
+            self.bring.ensure_kept(base, hole.clone(), &label).await?;
+            brings += 1;
+            let (core, live, hole) = (self.clone(), live.clone(), hole.clone());
+            match blocking(move || core.fill(&live, base, hole)).await? {
+                Err(FsError::Store(StoreError::NoRoom { why, bytes })) => {
+                    return self.provide(Need::Room(why, bytes)).await;
+                }
+                Err(FsError::Store(StoreError::Absent(_))) if brings < BRINGS_MAX => {}
+                filled => return filled,
             }
-            filled => filled,
         }
     }
 
@@ -445,12 +452,14 @@ impl Core {
             }
         }
         let entry = state.entry_with(object);
-        // The time that the kernel was told; later than what it replaces, if that is somebody else's.
+        // The time that the kernel was told; later than what it replaces, if that is somebody else's. But what is left from another
+        // process is no later than what others have written since.
+        let is_seen = |current: &Shown| current.seen.iter().all(|dot| state.seen.contains(dot));
         let written = match &current {
-            Some(current) => state
+            Some(current) if state.began.is_some() || is_seen(current) => state
                 .changed
                 .max(HybridTime(current.time.0.saturating_add(1))),
-            None => state.changed,
+            _ => state.changed,
         };
         let mut edits = Vec::new();
         let mut seen = state.seen.clone();
@@ -508,6 +517,9 @@ impl Core {
             // After the file's, so that it is the later of the two.
             edits.extend(self.keep_folder_time(&path, written));
             self.change(edits)?;
+        }
+        if state.began.is_none() {
+            self.outdone.lock().push(path.clone());
         }
         // What it replaced is replaced in the same head.
         let mut done = std::mem::take(&mut state.imported);
@@ -587,10 +599,14 @@ impl Core {
         if ids.is_empty() {
             return Ok(());
         }
+        let outdone = std::mem::take(&mut *self.outdone.lock());
         let settled = async {
             match hurry {
                 true => self.tree.flush().await?,
                 false => self.tree.settled().await?,
+            }
+            for path in &outdone {
+                self.tell(path.clone());
             }
             let core = self.clone();
             blocking(move || core.store.settle()).await??;
@@ -598,6 +614,7 @@ impl Core {
         };
         if let Err(error) = settled.await {
             self.settling.lock().extend(ids);
+            self.outdone.lock().extend(outdone);
             return Err(error);
         }
         let core = self.clone();

@@ -217,6 +217,9 @@ impl Core {
             }
             return Ok(());
         }
+        // What others changed since is the later of the two: this may be the work of long ago, out of a backup.
+        let now = now_hybrid();
+        let changed = record.changed.map_or(now, |changed| changed.min(now));
         let is_listed = current.is_some();
         if !is_listed {
             // Seen by everybody here until it is published, as a file is that was made just now.
@@ -225,7 +228,7 @@ impl Core {
                 entry: Some(entry.clone()),
                 seen: Vec::new(),
                 held: true,
-                written: None,
+                written: Some(changed),
                 moved: None,
             }])?;
         }
@@ -239,13 +242,13 @@ impl Core {
         });
         let facts = match &shared {
             Some(there) => Facts::of(there),
-            None => Facts::of_entry(&entry, now_hybrid()),
+            None => Facts::of_entry(&entry, changed),
         };
         // Somebody may have looked at the name before.
         self.tell(path.clone());
         let number = inodes.replace(folder, leaf, facts);
         inodes.pin(number);
-        let mut live = Live::new(number, base, entry, now_hybrid(), seen, path);
+        let mut live = Live::new(number, base, entry, changed, seen, path);
         let state = live.state.get_mut();
         state.overlay = overlay;
         state.staging = Some(Staging {

@@ -18,7 +18,9 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use positioned_io::ReadAt;
 
 use super::{
-    Origin, Presence, StoreError, Usage, failed,
+    Origin, Presence, StoreError, Usage,
+    check::CLEAN_KEY,
+    failed,
     index::IndexFiles,
     latest::Latest,
     packs::{Packs, Spot},
@@ -257,7 +259,9 @@ impl Core {
         let disk = WholeDisk::open(dir)?;
         let packs = Packs::open(dir)?;
         let (latest, is_damaged) = Latest::open(dir.join("journal"))?;
-        if is_damaged {
+        let meta = db.open_tree("meta")?;
+        // If it was closed in order, the index has all of it.
+        if is_damaged && !meta.contains_key(CLEAN_KEY)? {
             tracing::error!(
                 "the journal of unpublished files was damaged: an older state of some may be taken, or they are put aside in `lost`"
             );
@@ -265,7 +269,7 @@ impl Core {
         // What an earlier process counted may not hold any more.
         db.drop_tree("pinned")?;
         Ok(Self {
-            meta: db.open_tree("meta")?,
+            meta,
             settings: db.open_tree("settings")?,
             nodes: db.open_tree("nodes")?,
             heads: db.open_tree("heads")?,

@@ -95,7 +95,7 @@ impl Core {
         if !clean || !sound {
             self.adopt_orphans(Moment::Opening { rebooted })?;
         }
-        self.recover_staging(rebooted)?;
+        self.recover_staging(rebooted, clean)?;
         self.recover_unsettled()?;
         self.recover_origin()?;
         self.recover_promises()?;
@@ -117,7 +117,9 @@ impl Core {
         self.sync_packs()?;
         self.meta.insert(CLEAN_KEY, &[])?;
         self.flush_index()?;
-        rescue::note_end(&self.dir)
+        rescue::note_end(&self.dir)?;
+        // What is out of date is not to be found should the rest be damaged.
+        self.latest.keep(|_| true)
     }
 
     fn recover_origin(&self) -> Result<(), StoreError> {

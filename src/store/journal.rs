@@ -128,7 +128,13 @@ impl Core {
     ///
     /// `rebooted`: latest records may speak of data that never reached the disk. A file that has nothing else is put aside:
     /// it must neither be published with zeros in it nor be thrown away.
-    pub(super) fn recover_staging(&self, rebooted: bool) -> Result<(), StoreError> {
+    /// `clean`: the store was closed in order, with everything in the durable records. Whatever else is there has come from
+    /// somewhere else, an older copy of the file, say.
+    pub(super) fn recover_staging(&self, rebooted: bool, clean: bool) -> Result<(), StoreError> {
+        if clean {
+            self.keep_durable_alone()?;
+        }
+        let rebooted = rebooted && !clean;
         let mut staged = BTreeMap::new();
         for name in self.staging_names()? {
             match name.id {
@@ -202,6 +208,23 @@ impl Core {
             }
         }
         self.keep_orphans(orphans)
+    }
+
+    /// Takes out of the latest records what is not durable too.
+    fn keep_durable_alone(&self) -> Result<(), StoreError> {
+        let mut same = BTreeSet::new();
+        for (id, encoded) in self.latest.records()? {
+            let durable = self.journal.get(journal_key(id))?;
+            if durable.is_some_and(|durable| *durable == *encoded) {
+                same.insert(id);
+            } else {
+                tracing::warn!(
+                    file = id.0,
+                    "a journal record that is older than the last orderly end is left out"
+                );
+            }
+        }
+        self.latest.keep(|id| same.contains(&id))
     }
 
     /// Makes the file of which a record has all the bytes.

@@ -2,7 +2,7 @@
 //!
 //! What is written here is the kernel's when a call returns, so a killed process leaves it; nothing is synced, so it says
 //! nothing once the machine went down. Each entry is one write, and has a checksum: half of one ends the file. When most of
-//! the file is out of date it is written anew and renamed into place. (A file for each record cost more than all else about a
+//! the file is out of date it is written anew and renamed into place; when all of it is, it is emptied. (A file for each record cost more than all else about a
 //! small file: the disk's filesystem looks long for an inode where many were just freed.)
 //!
 //! ```text
@@ -113,11 +113,27 @@ impl Latest {
         for id in ids.iter().filter(|id| log.known.contains_key(id)) {
             entries.extend(entry(GONE, *id, &[])?);
         }
+        if entries.is_empty() {
+            return Ok(());
+        }
+        if log.known.keys().all(|id| ids.contains(id)) {
+            return self.empty(&mut log);
+        }
         self.add(&mut log, &entries)?;
         for id in ids {
             log.known.remove(id);
         }
         self.rewrite_if_due(&mut log);
+        Ok(())
+    }
+
+    /// Nothing of it is left that damage could bring back.
+    fn empty(&self, log: &mut Log) -> Result<(), StoreError> {
+        log.file
+            .set_len(0)
+            .map_err(failed("emptying", &self.path))?;
+        log.known.clear();
+        (log.end, log.rewrite_at) = (0, REWRITE_BYTES);
         Ok(())
     }
 
@@ -391,6 +407,27 @@ mod tests {
             // A length that leads past the end may be a killed process's.
             assert!(damaged || entry == 3, "bit {bit}");
         }
+    }
+
+    #[test]
+    fn nothing_is_left_of_it_once_nothing_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, _) = open(dir.path());
+        for id in 0..3 {
+            log.put(StagingId(id), b"record").unwrap();
+        }
+        log.forget(&[StagingId(1), StagingId(7)]).unwrap();
+        assert!(log.bytes() > 0);
+        log.forget(&[StagingId(0), StagingId(2)]).unwrap();
+        assert!(fs::read(dir.path().join("journal")).unwrap().is_empty());
+        log.put(StagingId(3), b"another").unwrap();
+        drop(log);
+        let (log, is_damaged) = open(dir.path());
+        assert_eq!(
+            log.records().unwrap(),
+            [(StagingId(3), b"another".to_vec())]
+        );
+        assert!(!is_damaged);
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub use self::{
 use crate::{
     buffers::Buffer,
     content::{BlockSet, ContentId, LeafHash, Leaves, Object, VerifiedRange},
-    manifest::{Dot, NodeHash},
+    manifest::{Dot, HybridTime, NodeHash},
 };
 
 /// Why the store could not do something.
@@ -239,6 +239,9 @@ pub struct JournalRecord {
     /// Extended attributes: names and values.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attributes: Vec<(serde_bytes::ByteBuf, serde_bytes::ByteBuf)>,
+    /// When it was last changed, on this machine's clock; `None` if that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changed: Option<HybridTime>,
     /// No head has ever had it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_new: bool,

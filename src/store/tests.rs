@@ -168,6 +168,7 @@ fn entry(size: u64) -> JournalRecord {
         group: 1000,
         modified: -5,
         attributes: Vec::new(),
+        changed: None,
         is_new: false,
         bytes: None,
     }

@@ -3,13 +3,15 @@
 use std::{
     fs,
     io::Write,
+    path::PathBuf,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
-use p2pfs_mount_tests::{LONG, Mount, hash, noise};
+use p2pfs_mount_tests::{Host, LONG, Mount, hash, noise, until};
 use rand::Rng;
+use rustix::process::{Signal, kill_process};
 
 use super::pair;
 
@@ -192,6 +194,82 @@ fn a_machine_that_is_set_back_unseen_and_works_on_before_it_hears_from_others_lo
         mount.shows_within(LONG, "offline", "written on the restored state, 19");
     }
     assert_eq!(a.status()["manifest"]["conflicts"], 0);
+}
+
+/// The journal of a host's cluster.
+fn journal(host: &Host) -> PathBuf {
+    let folders = fs::read_dir(host.state()).unwrap();
+    let mut journals = folders.map(|folder| folder.unwrap().path().join("journal"));
+    journals.find(|journal| journal.is_file()).unwrap()
+}
+
+/// Writes a file, and returns it open, with a record in the journal.
+fn journaled(mount: &Mount, name: &str, bytes: &[u8]) -> fs::File {
+    mount.with(name, |path| {
+        let mut file = fs::File::create(path).unwrap();
+        file.write_all(bytes).unwrap();
+        file.sync_all().unwrap();
+        file
+    })
+}
+
+#[test]
+fn a_journal_from_before_an_orderly_end_brings_nothing_back() {
+    let pair = pair();
+    let host = pair.a.host().clone();
+    let open = journaled(&pair.a, "file", b"first");
+    let journal = journal(&host);
+    fs::copy(&journal, host.dir().join("copy")).unwrap();
+    drop(open);
+    pair.b.shows("file", "first");
+    pair.a.write("file", "second");
+    pair.b.shows("file", "second");
+    pair.a.unmount();
+    assert_eq!(fs::read(&journal).unwrap(), b"");
+    fs::copy(host.dir().join("copy"), &journal).unwrap();
+    let a = host.mount("c", "");
+    a.meets(1);
+    a.write("later", "of this run");
+    pair.b.shows("later", "of this run");
+    for mount in [&a, &pair.b] {
+        mount.shows("file", "second");
+    }
+    assert_eq!(a.status()["manifest"]["conflicts"], 0);
+}
+
+#[test]
+fn what_was_unpublished_in_a_copy_does_not_take_the_place_of_what_came_later() {
+    let pair = pair();
+    let host = pair.a.host().clone();
+    // Begun before the file is open: what is closed in a new process waits for the mount.
+    let copying = "until test -e go; do sleep 0.02; done; cp -a state copy && touch copied";
+    let _copying = host.start_sh(copying);
+    let pid = pair.a.pid();
+    let open = journaled(&pair.a, "file", b"first");
+    kill_process(pid, Signal::STOP).unwrap();
+    fs::write(host.dir().join("go"), "").unwrap();
+    until(LONG, "the state folder is copied", || {
+        host.dir().join("copied").exists()
+    });
+    kill_process(pid, Signal::CONT).unwrap();
+    drop(open);
+    pair.b.shows("file", "first");
+    pair.a.write("file", "second");
+    pair.b.shows("file", "second");
+    pair.a.unmount();
+    host.sh("rm -rf state && mv copy state");
+    let a = host.mount("c", "");
+    a.meets(1);
+    for mount in [&a, &pair.b] {
+        until(LONG, "what was unpublished in the copy is a copy", || {
+            mount
+                .list("")
+                .unwrap()
+                .iter()
+                .any(|name| name.contains("conflict"))
+        });
+        mount.shows("file", "second");
+    }
 }
 
 #[test]

@@ -25,6 +25,7 @@ fn record(path: &str) -> JournalRecord {
         group: 0,
         modified: 0,
         attributes: Vec::new(),
+        changed: None,
         is_new: false,
         bytes: None,
     }
