@@ -174,9 +174,9 @@ pub(crate) struct Core {
     pub(super) unsettled_names: Mutex<Unsettled>,
     /// Staging files that were published, removed or replaced, which is not on disk yet.
     pub(super) settling: Mutex<Vec<StagingId>>,
-    /// Names of files that another process had left unpublished: others may have written there since, and then these don't
-    /// show once a head has both. The kernel hears of it then.
-    pub(super) outdone: Mutex<Vec<TreePath>>,
+    /// Names at which something else may show than here, once a head has what was changed: a version that was beside it, or
+    /// that others have made since. The kernel hears of it then.
+    pub(super) unsure: Mutex<BTreeSet<TreePath>>,
     pub(super) unsettled: Notify,
     /// Places where a publication here met a change from elsewhere: the kernel has yet to hear.
     pub(super) stirred: Mutex<BTreeSet<TreePath>>,
@@ -241,7 +241,7 @@ impl Core {
             wake: Notify::new(),
             unsettled_names: Mutex::default(),
             settling: Mutex::new(Vec::new()),
-            outdone: Mutex::new(Vec::new()),
+            unsure: Mutex::new(BTreeSet::new()),
             unsettled: Notify::new(),
             stirred: Mutex::new(BTreeSet::new()),
             heirs: Mutex::default(),

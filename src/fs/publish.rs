@@ -519,7 +519,7 @@ impl Core {
             self.change(edits)?;
         }
         if state.began.is_none() {
-            self.outdone.lock().push(path.clone());
+            self.tell_settled(&path);
         }
         // What it replaced is replaced in the same head.
         let mut done = std::mem::take(&mut state.imported);
@@ -584,6 +584,13 @@ impl Core {
         })
     }
 
+    /// Has the kernel look anew at what stands at a place once what was changed there is in a head: that may show something
+    /// else than the change does until then.
+    pub(super) fn tell_settled(&self, path: &TreePath) {
+        self.unsure.lock().insert(path.clone());
+        self.unsettled.notify_one();
+    }
+
     /// Has staging files removed once what was changed so far is on disk.
     pub(super) fn settle_soon(&self, mut ids: Vec<StagingId>) {
         if !ids.is_empty() {
@@ -596,16 +603,16 @@ impl Core {
     /// the heads that are made anyway: a burst of files is no reason for more of them.
     pub(super) async fn settle(self: &Arc<Self>, hurry: bool) -> Result<(), FsError> {
         let ids = std::mem::take(&mut *self.settling.lock());
-        if ids.is_empty() {
+        let unsure = std::mem::take(&mut *self.unsure.lock());
+        if ids.is_empty() && unsure.is_empty() {
             return Ok(());
         }
-        let outdone = std::mem::take(&mut *self.outdone.lock());
         let settled = async {
             match hurry {
                 true => self.tree.flush().await?,
                 false => self.tree.settled().await?,
             }
-            for path in &outdone {
+            for path in &unsure {
                 self.tell(path.clone());
             }
             let core = self.clone();
@@ -614,7 +621,7 @@ impl Core {
         };
         if let Err(error) = settled.await {
             self.settling.lock().extend(ids);
-            self.outdone.lock().extend(outdone);
+            self.unsure.lock().extend(unsure);
             return Err(error);
         }
         let core = self.clone();

@@ -592,3 +592,42 @@ fn a_file_with_several_names_in_conflict_is_counted_listed_announced_and_ended_l
         }
     }
 }
+
+#[test]
+fn whoever_removes_or_renames_the_version_that_is_shown_sees_the_other_one_in_its_place() {
+    let pair = pair();
+    for (name, to) in [
+        ("removed", None),
+        ("looked-at", None),
+        ("renamed", Some("elsewhere")),
+    ] {
+        apart(&pair, |a, b| {
+            a.write(name, "of a");
+            b.write(name, "of b");
+        });
+        let b = &pair.b;
+        let look = || {
+            for name in b.list("").unwrap() {
+                let _ = b.read(&name);
+            }
+        };
+        look();
+        let shown = b.read(name).unwrap();
+        let other = if shown == b"of a" { "of b" } else { "of a" };
+        b.with(name, |path| match to {
+            Some(to) => fs::rename(path, path.with_file_name(to)).unwrap(),
+            None => fs::remove_file(path).unwrap(),
+        });
+        if name != "removed" {
+            look();
+        }
+        settled(&pair);
+        for mount in [&pair.a, b] {
+            mount.shows(name, other);
+            until(SOON, "the copy has its old name no more", || {
+                let names = mount.list("").unwrap();
+                names.iter().all(|name| !name.contains("conflict"))
+            });
+        }
+    }
+}

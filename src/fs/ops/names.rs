@@ -273,7 +273,15 @@ impl Core {
         let number = self.lose(folder, &name, &others);
         self.inodes.lock().detach(folder, &name);
         self.keep_named(number, &others);
+        self.tell_of_copies(folder, &path);
         Ok(())
+    }
+
+    /// A version went from a name of which a folder may list another one, as a conflict copy: that has the name then.
+    pub(super) fn tell_of_copies(&self, folder: u64, path: &TreePath) {
+        if self.inodes.lock().copies(folder).next().is_some() {
+            self.tell_settled(path);
+        }
     }
 
     /// A name goes; the file has these others, or none. Returns its inode, if that is known.

@@ -184,6 +184,7 @@ impl Core {
         }
         drop(inodes);
         self.keep_named(lost, &others);
+        self.tell_of_copies(from.0, &from_path);
         self.move_lives(
             (&from_path, &source_seen),
             (&to_path, &target_seen),
