@@ -438,6 +438,8 @@ fn refused(dir: &Path, config: &Config, error: io::Error) -> MountError {
     } else if error.kind() == io::ErrorKind::PermissionDenied
         || said.contains("EPERM")
         || said.contains("not permitted")
+        // The kernel refused, and fusermount3 was to try next.
+        || (error.kind() == io::ErrorKind::NotFound && !has_fusermount())
     {
         "mount as root, or with fusermount3 installed and access to /dev/fuse (a container needs --device /dev/fuse --cap-add SYS_ADMIN)"
     } else {
